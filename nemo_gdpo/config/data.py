@@ -1,0 +1,85 @@
+"""The `data` section: where pairs come from and how they become tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nemo_gdpo.config.base import Section
+
+Length = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
+Rating = Annotated[float, Field(ge=-4, le=4)]
+
+MOVIE_REVIEW_KEYS = (
+    "source_path",
+    "num_train",
+    "num_validation",
+    "validation_fraction",
+    "chosen_min",
+    "rejected_max",
+    "min_gap",
+)
+"""Keys that only `preset=movie_reviews` reads."""
+
+
+class DataConfig(Section):
+    """Lengths count tokens."""
+
+    name: str = "jsonl"
+    """What the data set is called in messages."""
+    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl"] = "auto"
+    """Columns of the files; auto looks at the first row."""
+    preset: (
+        Literal[
+            "anthropic_hh",
+            "ultrafeedback_binarized",
+            "tldr_comparisons",
+            "odpo_json",
+            "movie_reviews",
+        ]
+        | None
+    ) = None
+    """A public data set in the columns it is published with; takes the place of `format`."""
+    train_path: str | None = None
+    """File (.jsonl, .parquet), data set directory, prepared directory, or hub name."""
+    validation_path: str | None = None
+    """The same for validation; null trains without."""
+    split: str = "train"
+    """Split of a Hugging Face data set to train on; files have none."""
+    validation_split: str = "test"
+    """Split of a Hugging Face data set to validate on."""
+    on_bad_pair: Literal["error", "drop"] = "error"
+    """A pair that cannot be learned from (empty, identical) stops the run, or is counted."""
+    max_prompt_length: Length = 512
+    """Longer prompts are cut as `truncation_mode` says."""
+    max_length: Length = 1024
+    """Prompt and response together; responses are cut at their end and marked incomplete."""
+    truncation_mode: Literal["keep_end", "keep_start", "error"] = "keep_end"
+    """Which part of a long prompt stays; error refuses anything too long."""
+    seed: Annotated[int, Field(ge=0)] = 1234
+    """Of the order of pairs, and of the pairing where a preset makes the pairs."""
+    packing: bool = False
+    """Padding-free micro-batches: all sequences in one row, with the same result."""
+    chat_template: str | None = None
+    """Path to a Jinja file that replaces the tokenizer's own template."""
+    source_path: str | None = None
+    """movie_reviews: the vaderSentiment source package (.tar.gz)."""
+    num_train: Count | None = None
+    """movie_reviews: training pairs; null is all there are."""
+    num_validation: Count | None = None
+    """movie_reviews: validation pairs; null is all there are."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """movie_reviews: share of the snippets that only validation sees."""
+    chosen_min: Rating | None = None
+    """movie_reviews: least mean rating of a chosen snippet, -4 to 4."""
+    rejected_max: Rating | None = None
+    """movie_reviews: greatest mean rating of a rejected snippet, -4 to 4."""
+    min_gap: Annotated[float, Field(ge=0, le=8)] | None = None
+    """movie_reviews: least difference of the two mean ratings."""
+
+    @property
+    def reader_format(self) -> str:
+        """The format to read files with: the preset's, or `format`."""
+        return self.preset or self.format

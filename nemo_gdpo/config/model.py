@@ -1,0 +1,38 @@
+"""The `model` section: weights, mesh, batch sizes, memory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nemo_gdpo.config.base import Section
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(Section):
+    """Names follow NeMo's. Sizes of the mesh count ranks; batch sizes count pairs."""
+
+    restore_from_path: str | None = None
+    """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`."""
+    tensor_model_parallel_size: Size = 1
+    """Ranks that share each layer; must divide the attention heads and the KV groups."""
+    pipeline_model_parallel_size: Size = 1
+    """Ranks that share the layers in order; must divide their number."""
+    virtual_pipeline_model_parallel_size: Annotated[int, Field(ge=2)] | None = None
+    """Model chunks on each pipeline rank; null is one."""
+    context_parallel_size: Size = 1
+    """Ranks that share each sequence."""
+    sequence_parallel: bool = False
+    """Split norms and dropout along the sequence over the tensor-parallel ranks."""
+    micro_batch_size: Size = 1
+    """Pairs in one forward pass of one data-parallel rank."""
+    global_batch_size: Size = 8
+    """Pairs in one update, over all ranks and accumulation."""
+    activations_checkpoint_granularity: Literal["selective", "full"] | None = None
+    """Recompute core attention (selective) or whole layers (full) in backward to save memory."""
+    make_vocab_size_divisible_by: Size = 128
+    """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
+    logprob_chunk_tokens: Size = 1024
+    """Tokens whose logits are held at once when log-probabilities are computed."""

@@ -1,0 +1,117 @@
+"""What lies at `model.restore_from_path`: its kind, its weights, its architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.errors import UserError
+
+KEY = "model.restore_from_path"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_CONVERT = "save it again with save_pretrained(..., safe_serialization=True)"
+_MEGATRON_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "num_query_groups": "num_key_value_heads",
+    "ffn_hidden_size": "intermediate_size",
+}
+"""Fields of a Megatron checkpoint's model_config.json -> config.json of Hugging Face."""
+
+
+def _megatron_config_file(path: Path) -> Path | None:
+    """model_config.json of a Megatron checkpoint: inside, or beside a bare weights directory."""
+    for candidate in (path / "model_config.json", path.parent / "model_config.json"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _is_megatron(path: Path) -> bool:
+    has_shards = any(path.glob("*.distcp")) or any(path.glob("*/*.distcp"))
+    return has_shards or (path / "model_config.json").is_file()
+
+
+def read_model_config(path: str | Path) -> dict[str, Any] | None:
+    """The architecture under Hugging Face's names; None when nothing readable without weights is there.
+
+    Args:
+        path: a Hugging Face directory, or a Megatron checkpoint with its `model_config.json`.
+
+    Raises:
+        UserError: the file is there but is not a JSON object.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return None
+    own = _megatron_config_file(directory) if _is_megatron(directory) else None
+    file = own or directory / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error}); restore the file") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: holds no JSON object; restore the file")
+    return {_MEGATRON_NAMES.get(name, name): value for name, value in found.items()}
+
+
+def model_file_problems(configured: str | None) -> list[Problem]:
+    """Everything wrong with the files of the starting model, without opening the weights."""
+    if configured is None:
+        remedy = f"set {KEY}=DIRECTORY, or export NEMO_GDPO_MODEL"
+        return [Problem(KEY, "is not set", remedy)]
+    path = Path(configured)
+    if path.is_file():
+        if path.suffix == ".nemo":
+            return []
+        reason = f"{path} is a file, but not a .nemo archive"
+        return [Problem(KEY, reason, "give the directory that holds the checkpoint")]
+    if not path.is_dir():
+        return [Problem(KEY, f"{path} does not exist", "correct the path")]
+    if _is_megatron(path):
+        if _megatron_config_file(path) is None:
+            reason = f"{path} is a Megatron checkpoint without its model_config.json"
+            return [Problem(KEY, reason, "convert the model again with `nemo-gdpo convert`")]
+        return []
+    return _hugging_face_problems(path)
+
+
+def _hugging_face_problems(path: Path) -> list[Problem]:
+    found: list[Problem] = []
+    if not (path / "config.json").is_file():
+        reason = f"{path} has no config.json"
+        found.append(Problem(KEY, reason, "give a complete Hugging Face directory"))
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return found + _index_problems(path, index)
+    if any(path.glob("*.safetensors")):
+        return found
+    pickled = sorted(f.name for f in path.iterdir() if f.suffix in _PICKLED)
+    if pickled:
+        reason = (
+            f"{path} has pickled weights only ({', '.join(pickled[:3])}), which can run code when "
+            "they are loaded; safetensors are needed"
+        )
+        found.append(Problem(KEY, reason, _CONVERT))
+    elif any(path.glob("*.gguf")):
+        found.append(Problem(KEY, f"{path} has GGUF weights only; safetensors are needed", _CONVERT))
+    else:
+        reason = f"{path} has no weights (no *.safetensors)"
+        found.append(Problem(KEY, reason, "download the model completely"))
+    return found
+
+
+def _index_problems(path: Path, index: Path) -> list[Problem]:
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [Problem(KEY, f"{index} cannot be read", "download the model again")]
+    missing = sorted(name for name in shards if not (path / str(name)).is_file())
+    if not missing:
+        return []
+    some = f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}"
+    reason = f"{path} lacks {len(missing)} of {len(shards)} weight files ({some})"
+    return [Problem(KEY, reason, "download the model completely")]

@@ -1,0 +1,49 @@
+"""Preference data: readers, chat templates, tokenised pairs, batches and a resumable order."""
+
+from __future__ import annotations
+
+from .collate import (
+    PackedBatch,
+    PaddedBatch,
+    pack_batch,
+    packed_length,
+    pad_batch,
+    padded_length,
+    responses_from_flat,
+)
+from .dataset import PreferenceDataset, build_dataset
+from .prepared import is_prepared, load_prepared, save_prepared
+from .readers import FORMAT_NAMES, read_pairs
+from .sampler import SENTINEL, PreferenceSampler
+from .templates import PairEncoder
+from .tokenize import Limits, TokenizeStats, tokenize_pairs
+from .types import Message, Messages, RawPair, ReadStats, TokenizedPair, TokenizedResponse
+
+__all__ = [
+    "FORMAT_NAMES",
+    "SENTINEL",
+    "Limits",
+    "Message",
+    "Messages",
+    "PackedBatch",
+    "PaddedBatch",
+    "PairEncoder",
+    "PreferenceDataset",
+    "PreferenceSampler",
+    "RawPair",
+    "ReadStats",
+    "TokenizeStats",
+    "TokenizedPair",
+    "TokenizedResponse",
+    "build_dataset",
+    "is_prepared",
+    "load_prepared",
+    "pack_batch",
+    "packed_length",
+    "pad_batch",
+    "padded_length",
+    "read_pairs",
+    "responses_from_flat",
+    "save_prepared",
+    "tokenize_pairs",
+]

@@ -1,0 +1,231 @@
+"""Pairs to tensors: padded rows, or one packed row; and flat response values back to [N, T].
+
+B pairs give N = 2B sequences, all chosen first: row i is pair i's chosen response, row B + i its
+rejected one. The label at position s is token s + 1 when that token belongs to the response, else
+-100: prompts, padding and the last position of a sequence have no label. A sequence of P prompt and
+T response tokens therefore has T labels, at positions P - 1 to P + T - 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .types import TokenizedPair, TokenizedResponse
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """What padded and packed batches have in common, row by row and pair by pair."""
+
+    response_lengths_N: Tensor
+    """int64: labels of each row, the end token included when there is one."""
+    sequence_lengths_N: Tensor
+    """int64: prompt plus response tokens of each row."""
+    complete_N: Tensor
+    """bool: the row's last label is the end token."""
+    chosen_score_B: Tensor | None
+    """float32, or None when any pair of the batch has no scores."""
+    rejected_score_B: Tensor | None
+    weight_B: Tensor
+    """float32: 1, or 0 for a sentinel that fills up the last validation batch."""
+    pair_ids: tuple[str, ...]
+    indices: tuple[int, ...]
+    """Positions in the data set; -1 for a sentinel."""
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.pair_ids)
+
+
+@dataclass(frozen=True)
+class PaddedBatch(BatchRows):
+    """N rows of S positions, padded on the right."""
+
+    tokens_NS: Tensor
+    labels_NS: Tensor
+    position_ids_NS: Tensor
+
+    def to(self, device: torch.device | str) -> PaddedBatch:
+        return PaddedBatch(**_moved(self, device))
+
+
+@dataclass(frozen=True)
+class PackedBatch(BatchRows):
+    """N sequences one after the other in one row.
+
+    `cu_seqlens` (int32) holds the N + 1 boundaries of the sequences, and one more at S when the row
+    is filled up: the filling is a sequence of its own, so that every position attends to something.
+    """
+
+    tokens_1S: Tensor
+    labels_1S: Tensor
+    position_ids_1S: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        return PackedBatch(**_moved(self, device))
+
+
+def _moved(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in vars(batch).items()
+    }
+
+
+def padded_length(pairs: Sequence[TokenizedPair], multiple_of: int = 1) -> int:
+    """The least S, a multiple of `multiple_of`, that every row of these pairs fits in."""
+    longest = max(len(pair.prompt_ids) + len(said.ids) for pair, said in _sequences(pairs))
+    return -(-longest // multiple_of) * multiple_of
+
+
+def packed_length(pairs: Sequence[TokenizedPair], multiple_of: int = 1) -> int:
+    """The least length of one packed row of these pairs, a multiple of `multiple_of`."""
+    total = sum(len(pair.prompt_ids) + len(said.ids) for pair, said in _sequences(pairs))
+    return -(-total // multiple_of) * multiple_of
+
+
+def pad_batch(
+    pairs: Sequence[TokenizedPair],
+    seq_length: int,
+    pad_id: int,
+    *,
+    indices: Sequence[int] | None = None,
+) -> PaddedBatch:
+    """Lay pairs out as N = 2B rows of `seq_length` positions.
+
+    Args:
+        indices: positions in the data set; -1 marks a sentinel, whose weight is 0. Default 0..B-1.
+
+    Raises:
+        UserError: a sequence is longer than `seq_length`.
+    """
+    sequences = _sequences(pairs)
+    tokens_NS = torch.full((len(sequences), seq_length), pad_id, dtype=torch.int64)
+    labels_NS = torch.full((len(sequences), seq_length), IGNORE, dtype=torch.int64)
+    for row, (pair, said) in enumerate(sequences):
+        ids, labels = _ids_and_labels(pair, said)
+        if len(ids) > seq_length:
+            raise UserError(
+                f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}: lower "
+                "data.max_length"
+            )
+        tokens_NS[row, : len(ids)] = torch.tensor(ids)
+        labels_NS[row, : len(ids)] = torch.tensor(labels)
+    position_ids_NS = torch.arange(seq_length).expand(len(sequences), -1).contiguous()
+    return PaddedBatch(
+        **_rows(pairs, indices),
+        tokens_NS=tokens_NS,
+        labels_NS=labels_NS,
+        position_ids_NS=position_ids_NS,
+    )
+
+
+def pack_batch(
+    pairs: Sequence[TokenizedPair],
+    total_length: int | None,
+    pad_id: int,
+    *,
+    indices: Sequence[int] | None = None,
+) -> PackedBatch:
+    """Lay pairs out as one row; None for `total_length` is exactly as long as needed.
+
+    Raises:
+        UserError: the sequences do not fit.
+    """
+    tokens: list[int] = []
+    labels: list[int] = []
+    positions: list[int] = []
+    bounds = [0]
+    for pair, said in _sequences(pairs):
+        row_ids, row_labels = _ids_and_labels(pair, said)
+        tokens += row_ids
+        labels += row_labels
+        positions += range(len(row_ids))
+        bounds.append(len(tokens))
+    fill = 0 if total_length is None else total_length - len(tokens)
+    if fill < 0:
+        raise UserError(
+            f"{len(pairs)} pairs need {len(tokens)} packed positions, there are {total_length}: "
+            "lower model.micro_batch_size or data.max_length"
+        )
+    if fill:
+        tokens += [pad_id] * fill
+        labels += [IGNORE] * fill
+        positions += range(fill)
+        bounds.append(len(tokens))
+    return PackedBatch(
+        **_rows(pairs, indices),
+        tokens_1S=torch.tensor([tokens]),
+        labels_1S=torch.tensor([labels]),
+        position_ids_1S=torch.tensor([positions]),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        max_seqlen=max(end - start for start, end in pairwise(bounds)),
+    )
+
+
+def responses_from_flat(values_T: Tensor, lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay values of all response positions, row after row, out as right-padded [N, T].
+
+    The order is that of the labels that are not -100, read row by row, in a padded batch as in a
+    packed one. Padding is 0; gradients flow to `values_T`.
+
+    Returns:
+        (values_NT, mask_NT), T the longest response.
+
+    Raises:
+        ValueError: the lengths do not add up to the number of values.
+    """
+    lengths_N = lengths_N.to(values_T.device)
+    if int(lengths_N.sum()) != values_T.numel():
+        raise ValueError(
+            f"{values_T.numel()} values for responses of {int(lengths_N.sum())} positions"
+        )
+    longest = int(lengths_N.max())
+    mask_NT = torch.arange(longest, device=values_T.device) < lengths_N[:, None]
+    values_NT = values_T.new_zeros(mask_NT.shape).masked_scatter(mask_NT, values_T)
+    return values_NT, mask_NT
+
+
+def _sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[TokenizedPair, TokenizedResponse]]:
+    if not pairs:
+        raise ValueError("a batch needs at least one pair")
+    return [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+
+
+def _ids_and_labels(pair: TokenizedPair, said: TokenizedResponse) -> tuple[list[int], list[int]]:
+    ids = [*pair.prompt_ids, *said.ids]
+    labels = [IGNORE] * (len(pair.prompt_ids) - 1) + [*said.ids, IGNORE]
+    return ids, labels
+
+
+def _rows(pairs: Sequence[TokenizedPair], indices: Sequence[int] | None) -> dict[str, Any]:
+    order = tuple(range(len(pairs))) if indices is None else tuple(indices)
+    if len(order) != len(pairs):
+        raise ValueError(f"{len(order)} indices for {len(pairs)} pairs")
+    sequences = _sequences(pairs)
+    high = [pair.chosen_score for pair in pairs]
+    low = [pair.rejected_score for pair in pairs]
+    scored = None not in high and None not in low
+    return {
+        "response_lengths_N": torch.tensor([len(said.ids) for _, said in sequences]),
+        "sequence_lengths_N": torch.tensor(
+            [len(pair.prompt_ids) + len(said.ids) for pair, said in sequences]
+        ),
+        "complete_N": torch.tensor([said.complete for _, said in sequences]),
+        "chosen_score_B": torch.tensor(high, dtype=torch.float32) if scored else None,
+        "rejected_score_B": torch.tensor(low, dtype=torch.float32) if scored else None,
+        "weight_B": torch.tensor([float(index >= 0) for index in order]),
+        "pair_ids": tuple(pair.id for pair in pairs),
+        "indices": order,
+    }

@@ -1,0 +1,121 @@
+"""The JSON files of the ODPO paper's repository (Amini et al. 2024), in both shapes.
+
+Sentiment and toxicity: JSON lines `{prompt, text, reward}`; rows with one prompt form a group, the
+group's first two responses make the pair, the higher reward wins.
+TL;DR: one JSON object `{post: {responses, rewards}}`; every unordered pair of a post with different
+rewards, each exactly once; the prompt is the post followed by "\\n\\nTL;DR:".
+
+Neither file separates prompt and response by a space, so that joining them would fuse two words: a
+response that does not start with white space gets one space in front.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .checks import score, text_field
+from .types import RawPair, ReadStats, Row
+
+
+def read_odpo_json(path: str | Path, stats: ReadStats) -> Iterator[RawPair]:
+    """Yield the pairs of one file; ties have no winner and are dropped and counted in `stats`."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: no such file: check data.train_path and data.validation_path")
+    raw = file.read_bytes()
+    if not raw.strip():
+        raise UserError(f"{file}: the file is empty: give a file with preference pairs")
+    posts = _whole_object(raw)
+    if posts is None:
+        yield from _grouped_rows(file, stats)
+    else:
+        yield from _posts(posts, file, stats)
+
+
+def _whole_object(raw: bytes) -> dict[str, Any] | None:
+    """The file as one object of posts, or None if it is lines."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except ValueError:
+        return None
+    if isinstance(value, dict) and not {"prompt", "text", "reward"} <= set(value):
+        return value
+    return None
+
+
+def _grouped_rows(file: Path, stats: ReadStats) -> Iterator[RawPair]:
+    from .readers import read_rows
+
+    groups: dict[str, list[tuple[str, float, Row]]] = {}
+    for row in read_rows(file):
+        prompt, text, reward = (
+            text_field(row, "prompt"),
+            text_field(row, "text"),
+            score(row, "reward"),
+        )
+        if reward is None:
+            raise UserError(f"{row.where}: no value for 'reward': add the number")
+        groups.setdefault(prompt, []).append((text, reward, row))
+    for prompt, group in groups.items():
+        if len(group) < 2:
+            raise UserError(
+                f"{group[0][2].where}: the prompt has only this response: a pair needs two, add "
+                "one or remove the row"
+            )
+        (text_a, reward_a, row_a), (text_b, reward_b, _) = group[:2]
+        if reward_a == reward_b:
+            stats.ties_dropped += 1
+            continue
+        yield _pair(str(row_a.number), prompt, (text_a, text_b), (reward_a, reward_b), row_a.where)
+
+
+def _posts(posts: dict[str, Any], file: Path, stats: ReadStats) -> Iterator[RawPair]:
+    for number, (post, value) in enumerate(posts.items(), start=1):
+        where = f"{file}, post {number}"
+        responses = value.get("responses") if isinstance(value, dict) else None
+        rewards = value.get("rewards") if isinstance(value, dict) else None
+        if not isinstance(responses, list) or not isinstance(rewards, list):
+            raise UserError(f"{where}: needs lists of responses and rewards: add them")
+        if len(responses) != len(rewards):
+            raise UserError(
+                f"{where}: {len(responses)} responses but {len(rewards)} rewards: give one reward "
+                "each"
+            )
+        scored = []
+        for text, reward in zip(responses, rewards, strict=True):
+            row = Row({"responses": text, "rewards": reward}, where, number)
+            number_reward = score(row, "rewards")
+            if number_reward is None:
+                raise UserError(f"{where}: a reward is null: give every response a number")
+            scored.append((text_field(row, "responses"), number_reward))
+        for i, j in combinations(range(len(scored)), 2):
+            (text_a, reward_a), (text_b, reward_b) = scored[i], scored[j]
+            if reward_a == reward_b:
+                stats.ties_dropped += 1
+                continue
+            yield _pair(
+                f"{number}-{i}-{j}",
+                f"{post}\n\nTL;DR:",
+                (text_a, text_b),
+                (reward_a, reward_b),
+                where,
+            )
+
+
+def _pair(
+    name: str, prompt: str, texts: tuple[str, str], rewards: tuple[float, float], where: str
+) -> RawPair:
+    win = 0 if rewards[0] > rewards[1] else 1
+    texts = (_spaced(texts[0]), _spaced(texts[1]))
+    return RawPair(
+        name, prompt, texts[win], texts[1 - win], rewards[win], rewards[1 - win], {}, where
+    )
+
+
+def _spaced(text: str) -> str:
+    return text if not text or text[0].isspace() else f" {text}"

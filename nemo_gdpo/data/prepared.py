@@ -1,0 +1,154 @@
+"""The prepared form of a data set: token arrays in safetensors and a JSON manifest.
+
+A directory with `pairs.safetensors`, `pairs.jsonl` (id and meta of each pair) and `manifest.json`,
+which is written last: a directory without it is unfinished and refused. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ..errors import UserError
+from .dataset import PairArrays, PreferenceDataset
+from .tokenize import TokenizeStats
+
+KIND = "nemo_gdpo prepared pairs"
+VERSION = 1
+
+
+def is_prepared(path: str | Path) -> bool:
+    return (Path(path) / "manifest.json").is_file() and (Path(path) / "pairs.safetensors").is_file()
+
+
+def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
+    """Write the directory beside its place and rename it there.
+
+    Raises:
+        UserError: something that is not a prepared data set is in the way, or writing fails.
+    """
+    target = Path(directory)
+    if (
+        target.exists()
+        and not is_prepared(target)
+        and not (target.is_dir() and not any(target.iterdir()))
+    ):
+        raise UserError(f"{target}: exists and is no prepared data set: choose another directory")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        _write(dataset, temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror or error
+        raise UserError(
+            f"{target}: cannot be written ({reason}): free space or choose another place"
+        ) from None
+    return target
+
+
+def _write(dataset: PreferenceDataset, directory: Path) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = dataset.arrays
+    columns: dict[str, npt.NDArray[Any]] = {
+        "tokens": arrays.tokens,
+        "offsets": arrays.offsets,
+        "complete": arrays.complete,
+        "scores": arrays.scores,
+    }
+    save_file(columns, directory / "pairs.safetensors")
+    with (directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for name, meta in zip(arrays.ids, arrays.metas, strict=True):
+            file.write(json.dumps({"id": name, "meta": meta}) + "\n")
+    manifest = {
+        "kind": KIND,
+        "version": VERSION,
+        "fingerprint": dataset.fingerprint,
+        "pairs": len(dataset),
+        "end_token_id": dataset.end_token_id,
+        "pad_token_id": dataset.pad_token_id,
+        "stats": dataset.stats.to_dict(),
+        "settings": dataset.settings,
+    }
+    (directory / "manifest.json").write_text(
+        json.dumps(manifest, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def load_prepared(
+    directory: str | Path, *, expected_settings: dict[str, Any] | None = None
+) -> PreferenceDataset:
+    """Load and verify a prepared data set.
+
+    Raises:
+        UserError: not a prepared directory, another version, damaged, or made with other settings
+            than `expected_settings` (every differing key is named).
+    """
+    path = Path(directory)
+    if not is_prepared(path):
+        raise UserError(f"{path}: not a prepared data set: make one with `nemo-gdpo prepare`")
+    again = "run `nemo-gdpo prepare` again"
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}/manifest.json: not valid JSON: {again}") from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise UserError(f"{path}/manifest.json: not of a prepared data set: {again}")
+    if manifest.get("version") != VERSION:
+        raise UserError(
+            f"{path}: version {manifest.get('version')}, this program reads {VERSION}: {again}"
+        )
+    if expected_settings is not None:
+        _compare_settings(path, manifest["settings"], expected_settings)
+    try:
+        dataset = PreferenceDataset(
+            _read_arrays(path),
+            end_token_id=manifest["end_token_id"],
+            pad_token_id=manifest["pad_token_id"],
+            stats=TokenizeStats(**manifest["stats"]),
+            settings=manifest["settings"],
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}): {again}") from None
+    if dataset.fingerprint != manifest["fingerprint"]:
+        raise UserError(f"{path}: its content does not match its fingerprint: {again}")
+    return dataset
+
+
+def _read_arrays(path: Path) -> PairArrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        columns = load_file(path / "pairs.safetensors")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    with (path / "pairs.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    if len(columns["offsets"]) != 3 * len(rows) + 1 or len(columns["scores"]) != len(rows):
+        raise ValueError("pairs.jsonl and pairs.safetensors differ in length")
+    return PairArrays(
+        ids=[row["id"] for row in rows], metas=[row["meta"] for row in rows], **columns
+    )
+
+
+def _compare_settings(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    differing = [
+        key for key in sorted({*stored, *expected}) if stored.get(key) != expected.get(key)
+    ]
+    if differing:
+        details = ", ".join(
+            f"{key} {stored.get(key)!r} instead of {expected.get(key)!r}" for key in differing
+        )
+        raise UserError(
+            f"{path}: prepared with other settings ({details}): run `nemo-gdpo prepare` again"
+        )

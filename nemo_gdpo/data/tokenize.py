@@ -1,0 +1,174 @@
+"""Raw pairs to tokenised pairs: the template, then truncation.
+
+The prompt is cut to `max_prompt_length` first, then each response to what `max_length` leaves it.
+A cut response loses its end token and is marked incomplete; it keeps at least one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import UserError
+from .checks import BadPairError
+from .templates import PairEncoder
+from .types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
+
+TRUNCATION_MODES = ("keep_end", "keep_start", "error")
+
+
+@dataclass
+class TokenizeStats:
+    """What became of the pairs; printed after preparing and stored with the data."""
+
+    pairs: int = 0
+    """Pairs kept."""
+    ties_dropped: int = 0
+    bad_dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> pairs dropped, with `on_bad_pair="drop"`."""
+    identical_after_cut: int = 0
+    """Dropped: the limit cut the responses before they differ."""
+    prompts_cut: int = 0
+    responses_cut: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    end_token_id: int | None = None
+    """The token that complete responses end in."""
+
+    def add_reading(self, stats: ReadStats) -> None:
+        self.ties_dropped += stats.ties_dropped
+        for reason, count in stats.bad_dropped.items():
+            self.bad_dropped[reason] = self.bad_dropped.get(reason, 0) + count
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Lengths in tokens; None is no limit. `mode`: which end of a long prompt stays, or "error"."""
+
+    max_prompt_length: int | None = None
+    max_length: int | None = None
+    mode: str = "keep_end"
+
+    def __post_init__(self) -> None:
+        if self.mode not in TRUNCATION_MODES:
+            raise UserError(
+                f"data.truncation_mode={self.mode!r} is unknown: use one of "
+                f"{', '.join(TRUNCATION_MODES)}"
+            )
+        # A BOS and one token of text are the least that a prompt cut to size can be.
+        if self.max_prompt_length is not None and self.max_prompt_length < 2:
+            raise UserError(
+                f"data.max_prompt_length={self.max_prompt_length}: it must be at least 2"
+            )
+        if self.max_length is not None and self.max_length < 3:
+            raise UserError(f"data.max_length={self.max_length}: it must be at least 3")
+        if None not in (self.max_prompt_length, self.max_length) and (
+            (self.max_prompt_length or 0) >= (self.max_length or 0)
+        ):
+            raise UserError(
+                f"data.max_prompt_length={self.max_prompt_length} leaves no room for a response in "
+                f"data.max_length={self.max_length}: raise max_length or lower max_prompt_length"
+            )
+
+
+def tokenize_pairs(
+    pairs: Iterable[RawPair],
+    encoder: PairEncoder,
+    limits: Limits,
+    *,
+    on_bad_pair: str = "error",
+    stats: TokenizeStats | None = None,
+) -> Iterator[TokenizedPair]:
+    """Yield tokenised pairs; `stats` fills up while they are consumed.
+
+    Raises:
+        UserError: a pair that cannot be encoded, two different end tokens in one data set, or
+            anything too long with `mode="error"`.
+    """
+    stats = TokenizeStats() if stats is None else stats
+    for pair in pairs:
+        where = f"{pair.where}, pair {pair.id!r}" if pair.where else f"pair {pair.id!r}"
+        try:
+            prompt, chosen, rejected = encoder.encode_pair(pair)
+        except BadPairError as error:
+            if on_bad_pair == "error":
+                raise UserError(
+                    f"{error}: mend or remove it, or set data.on_bad_pair=drop"
+                ) from None
+            stats.bad_dropped[error.reason] = stats.bad_dropped.get(error.reason, 0) + 1
+            continue
+        if stats.end_token_id is None:
+            stats.end_token_id = encoder.end_token_id(pair)
+        elif stats.end_token_id != encoder.end_token_id(pair):
+            raise UserError(
+                f"{where}: text and messages end in different tokens with this tokenizer: "
+                "give all pairs as text or all as messages"
+            )
+        short_prompt = _cut_prompt(
+            prompt, limits, encoder, chat=not isinstance(pair.prompt, str), where=where
+        )
+        room = None if limits.max_length is None else limits.max_length - len(short_prompt)
+        if room is not None and room < 1:
+            raise UserError(
+                f"{where}: its prompt of {len(short_prompt)} tokens fills data.max_length="
+                f"{limits.max_length}: set data.max_prompt_length or raise max_length"
+            )
+        best, worst = (_cut_response(ids, room, limits, where) for ids in (chosen, rejected))
+        if best.ids == worst.ids:
+            stats.identical_after_cut += 1
+            continue
+        stats.pairs += 1
+        stats.prompts_cut += short_prompt != prompt
+        stats.responses_cut += (not best.complete) + (not worst.complete)
+        stats.prompt_tokens += len(short_prompt)
+        stats.response_tokens += len(best.ids) + len(worst.ids)
+        yield TokenizedPair(
+            pair.id,
+            short_prompt,
+            best,
+            worst,
+            pair.chosen_score,
+            pair.rejected_score,
+            dict(pair.meta),
+        )
+
+
+def _cut_prompt(
+    ids: tuple[int, ...], limits: Limits, encoder: PairEncoder, *, chat: bool, where: str
+) -> tuple[int, ...]:
+    limit = limits.max_prompt_length
+    if limit is None or len(ids) <= limit:
+        return ids
+    if limits.mode == "error":
+        raise UserError(
+            f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length={limit}: "
+            "raise the limit or set data.truncation_mode"
+        )
+    if limits.mode == "keep_start":
+        if chat:
+            raise UserError(
+                f"{where}: data.truncation_mode=keep_start would cut the assistant's header off "
+                "this "
+                f"conversation of {len(ids)} tokens: use keep_end or raise data.max_prompt_length"
+            )
+        return ids[:limit]
+    if ids[0] == encoder.tokenizer.bos_token_id:
+        return (ids[0], *ids[len(ids) - limit + 1 :])
+    return ids[-limit:]
+
+
+def _cut_response(
+    ids: tuple[int, ...], room: int | None, limits: Limits, where: str
+) -> TokenizedResponse:
+    if room is None or len(ids) <= room:
+        return TokenizedResponse(ids, complete=True)
+    if limits.mode == "error":
+        raise UserError(
+            f"{where}: prompt and response need {len(ids) - room} tokens more than data.max_length="
+            f"{limits.max_length}: raise the limit or set data.truncation_mode"
+        )
+    return TokenizedResponse(ids[:room], complete=False)

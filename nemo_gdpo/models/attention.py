@@ -1,0 +1,186 @@
+"""Core attention for the local layer spec: GQA, causal, sliding window, packed, context parallel.
+
+megatron-core's own local attention materialises [heads, S, S] scores, refuses packed sequences and
+context parallelism. This one hands each dense block to torch's scaled-dot-product attention.
+
+Shapes: S sequence, B batch, T packed tokens, N query heads, G key/value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor, nn
+
+
+class _GatherSequence(torch.autograd.Function):
+    """All-gather along dim 0; in backward every rank gets the sum of its own part's gradients."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group  # type: ignore[attr-defined]
+        parts = [torch.empty_like(x) for _ in range(group.size())]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+        group: dist.ProcessGroup = ctx.group  # type: ignore[attr-defined]
+        total = grads[0].contiguous()
+        # All-reduce and slice: gloo has no reduce-scatter for every type.
+        dist.all_reduce(total, group=group)
+        return total.chunk(group.size())[group.rank()].contiguous(), None
+
+
+def zigzag_positions(length: int, rank: int, world: int, device: torch.device) -> Tensor:
+    """Global positions [length / world] that context-parallel rank `rank` holds.
+
+    Megatron cuts a sequence into 2 * world chunks and gives rank r chunks r and 2 * world - 1 - r,
+    so that causal work is balanced.
+    """
+    chunks = torch.arange(length, device=device).chunk(2 * world)
+    return torch.cat([chunks[rank], chunks[2 * world - 1 - rank]])
+
+
+def window_mask(query_S: Tensor, key_S: Tensor, window: int | None) -> Tensor:
+    """Which keys each query may see, bool [len(query), len(key)], from their positions.
+
+    Args:
+        query_S: positions of the queries.
+        key_S: positions of the keys.
+        window: how many positions back a query sees besides itself; None is no limit.
+    """
+    distance = query_S[:, None] - key_S[None, :]
+    seen = distance >= 0
+    return seen if window is None else seen & (distance <= window)
+
+
+class CoreAttention(nn.Module):
+    """softmax(QK^T / sqrt(D)) V under a causal, optionally windowed, optionally packed mask."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        """Signature of megatron's core attention.
+
+        Raises:
+            ValueError: dropout, a mask that is not causal, or cross-attention is asked for.
+        """
+        super().__init__()
+        del cp_comm_type
+        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if dropout:
+            raise ValueError("attention dropout would make policy and reference differ: set it to 0")
+        if attn_mask_type not in {AttnMaskType.causal, AttnMaskType.padding_causal}:
+            raise ValueError(f"only causal attention is built, not {attn_mask_type}")
+        if attention_type != "self":
+            raise ValueError(f"only self-attention is built, not {attention_type}")
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        # megatron: (left, right) positions besides the query's own; None is unlimited.
+        self.window = None if config.window_size is None else config.window_size[0]
+        cp_group = (
+            parallel_state.get_context_parallel_group() if pg_collection is None
+            else pg_collection.cp
+        )
+        self.cp_group: dist.ProcessGroup | None = cp_group if cp_group.size() > 1 else None
+
+    def _attend(self, q_BNSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q_BNSD,
+            k_BGSD,
+            v_BGSD,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.softmax_scale,
+            enable_gqa=q_BNSD.shape[1] != k_BGSD.shape[1],
+        )
+
+    def _dense_mask(self, length: int, device: torch.device) -> Tensor | None:
+        if self.window is None or length <= self.window:
+            return None
+        positions = torch.arange(length, device=device)
+        return window_mask(positions, positions, self.window)
+
+    def _packed(self, q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor) -> Tensor:
+        if self.cp_group is not None:
+            raise ValueError("packed sequences under context parallelism need Transformer Engine")
+        outputs = []
+        bounds = cu_seqlens.tolist()
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_TND, k_TGD, v_TGD))
+            mask = self._dense_mask(stop - start, q_TND.device)
+            outputs.append(self._attend(q, k, v, mask)[0].transpose(0, 1))
+        return torch.cat(outputs)
+
+    def _context_parallel(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
+        """Queries stay; keys and values of the whole sequence are gathered on every rank."""
+        group = self.cp_group
+        assert group is not None
+        world, length = group.size(), q_SBND.shape[0] * group.size()
+        k_all = _GatherSequence.apply(k_SBGD, group)
+        v_all = _GatherSequence.apply(v_SBGD, group)
+        device = q_SBND.device
+        key_positions = torch.cat([zigzag_positions(length, r, world, device) for r in range(world)])
+        mask = window_mask(
+            zigzag_positions(length, group.rank(), world, device), key_positions, self.window
+        )
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (q_SBND, k_all, v_all))
+        return self._attend(q, k, v, mask).permute(2, 0, 1, 3)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [S, B, N, D], or [T, N, D] when packed.
+            key: [S, B, G, D] or [T, G, D].
+            value: as key.
+            attention_mask: None; rows are padded on the right, where causality hides the padding.
+            attn_mask_type: as at construction.
+            attention_bias: None.
+            packed_seq_params: bounds of the packed sequences, covering all T tokens.
+
+        Returns:
+            [S, B, N * D], or [T, N * D] when packed.
+
+        Raises:
+            ValueError: a mask or bias is given that this module would otherwise ignore.
+        """
+        del attn_mask_type
+        if attention_mask is not None or attention_bias is not None:
+            raise ValueError("core attention takes no explicit mask or bias: rows are right-padded")
+        if packed_seq_params is not None:
+            out_TND = self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
+            return out_TND.reshape(out_TND.shape[0], -1)
+        if self.cp_group is not None:
+            out_SBND = self._context_parallel(query, key, value)
+        else:
+            q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            mask = self._dense_mask(query.shape[0], query.device)
+            out_SBND = self._attend(q, k, v, mask).permute(2, 0, 1, 3)
+        return out_SBND.reshape(*out_SBND.shape[:2], -1)

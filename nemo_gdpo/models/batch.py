@@ -1,0 +1,78 @@
+"""What one micro-batch carries through the pipeline, and how its log-probs become objective inputs.
+
+Shapes: B pairs, N = 2B rows (all chosen, then all rejected), T response tokens of all rows in order,
+C columns (label; EOS; tempered EOS).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_gdpo.data.collate import PackedBatch, PaddedBatch, responses_from_flat
+from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps
+
+
+@dataclass(frozen=True)
+class PreferenceMicroBatch:
+    """B pairs on their way through megatron's schedule."""
+
+    rows: PaddedBatch | PackedBatch
+    slot_B: Tensor
+    """Position of each pair in the global batch, int64; -1 marks a sentinel of weight zero."""
+    reference_TC: Tensor | None = None
+    """Reference log-probs in the layout of the policy's, float32; None while computing them."""
+
+    @property
+    def weight_B(self) -> Tensor:
+        """1 for a pair that counts, 0 for a sentinel that only fills the batch; float32."""
+        return (self.slot_B >= 0).float()
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(tokens, labels, positions), int64 [N, S], or [1, S] when packed."""
+        rows = self.rows
+        if isinstance(rows, PackedBatch):
+            return rows.tokens_1S, rows.labels_1S, rows.position_ids_1S
+        return rows.tokens_NS, rows.labels_NS, rows.position_ids_NS
+
+    @property
+    def targets(self) -> PairTargets:
+        """Graded scores, where the data has them."""
+        return PairTargets(self.rows.chosen_score_B, self.rows.rejected_score_B)
+
+
+def pair_logps(values_TC: Tensor, rows: PaddedBatch | PackedBatch) -> PairLogps:
+    """Lay flat token log-probs out as a `PairLogps`.
+
+    Args:
+        values_TC: float32; column 0 label, 1 EOS (optional), 2 tempered EOS (optional).
+        rows: the micro-batch they were computed from.
+    """
+    columns = []
+    mask_NT: Tensor | None = None
+    for column in values_TC.unbind(dim=1):
+        laid_out_NT, mask_NT = responses_from_flat(column, rows.response_lengths_N)
+        columns.append(laid_out_NT)
+    assert mask_NT is not None
+    pairs = mask_NT.shape[0] // 2
+
+    def half(start: int) -> TokenLogps:
+        rows_of_half = slice(start, start + pairs)
+        picked = [c[rows_of_half] for c in columns]
+        return TokenLogps(
+            label_NT=picked[0],
+            mask_NT=mask_NT[rows_of_half],
+            eos_NT=picked[1] if len(picked) > 1 else None,
+            tempered_eos_NT=picked[2] if len(picked) > 2 else None,
+            complete_N=rows.complete_N[rows_of_half],
+        )
+
+    return PairLogps(chosen=half(0), rejected=half(pairs))
+
+
+def finite_or_flag(values: Tensor) -> Tensor:
+    """Per-row flag, float32: 1 where a row of [N, ...] holds a value that is not finite."""
+    return (~torch.isfinite(values)).reshape(values.shape[0], -1).any(dim=1).float()

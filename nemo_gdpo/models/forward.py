@@ -1,0 +1,145 @@
+"""One forward pass of the Megatron GPT: from a micro-batch to log-probs of its response tokens.
+
+The language-model head is not megatron's: the model's `output_processor` hook hands over the last
+stage's hidden states, response positions are picked out, and only those meet the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from nemo_gdpo.data.collate import PackedBatch
+from nemo_gdpo.logprobs import selected_logprobs
+from nemo_gdpo.models.attention import zigzag_positions
+from nemo_gdpo.models.batch import PreferenceMicroBatch
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What the head computes besides the label's log-prob."""
+
+    vocab_size: int
+    """True vocabulary; the rows that pad it are masked out."""
+    eos_id: int | None = None
+    eos_temperature: float = 1.0
+    chunk_tokens: int = 1024
+
+
+class _GatherTokens(torch.autograd.Function):
+    """All-gather tokens [T_r, C] of unequal counts along dim 0; each rank's backward keeps its own.
+
+    Every context-parallel rank computes the same loss from the gathered values, so the gradient of
+    a rank's own part is already whole: summing over ranks would count it once per rank.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TC: Tensor, counts: list[int], group: dist.ProcessGroup) -> Tensor:
+        rank = group.rank()
+        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
+        longest = max(counts)
+        padded = x_TC.new_zeros(longest, x_TC.shape[1])
+        padded[: x_TC.shape[0]] = x_TC
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][ctx.start : ctx.start + ctx.count].contiguous(), None, None
+
+
+def _head(
+    *, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, labels: Tensor,
+    context: HeadOptions, config: Any, **_: Any,
+) -> Tensor:
+    """Megatron's `output_processor`: hidden [S, B, H] and labels [B, S] -> float32 [T, C].
+
+    T runs over the labelled positions of row 0, then row 1, ...; C is the label's column, then EOS
+    and tempered EOS when asked for.
+    """
+    if config.sequence_parallel:
+        # The head's backward sums hidden gradients over the tensor-parallel ranks itself.
+        hidden_states = gather_from_sequence_parallel_region(
+            hidden_states, tensor_parallel_output_grad=False
+        )
+    hidden_BSH = hidden_states.transpose(0, 1)
+    chosen_BS = labels >= 0
+    weight = output_layer.weight if output_weight is None else output_weight
+    tp_group = parallel_state.get_tensor_model_parallel_group()
+    result = selected_logprobs(
+        hidden_BSH[chosen_BS],
+        weight,
+        labels[chosen_BS],
+        eos_id=context.eos_id,
+        eos_temperature=context.eos_temperature,
+        tp_group=tp_group if tp_group.size() > 1 else None,
+        chunk_tokens=context.chunk_tokens,
+        vocab_size=context.vocab_size,
+    )
+    columns = [result.label_T, result.eos_T, result.tempered_eos_T]
+    return torch.stack([column for column in columns if column is not None], dim=1)
+
+
+def _context_slice(x_NS: Tensor) -> Tensor:
+    """This context-parallel rank's columns of [N, S]."""
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return x_NS
+    return x_NS[:, zigzag_positions(x_NS.shape[1], group.rank(), group.size(), x_NS.device)]
+
+
+def _gather_context(values_TC: Tensor, labels_NS: Tensor) -> Tensor:
+    """Put the context-parallel ranks' tokens back into the order of the whole rows."""
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return values_TC
+    length, device = labels_NS.shape[1], labels_NS.device
+    order, counts = [], []
+    flat_index_NS = torch.arange(labels_NS.numel(), device=device).view_as(labels_NS)
+    for rank in range(group.size()):
+        columns = zigzag_positions(length, rank, group.size(), device)
+        mine = flat_index_NS[:, columns][labels_NS[:, columns] >= 0]
+        order.append(mine)
+        counts.append(mine.numel())
+    gathered = _GatherTokens.apply(values_TC, counts, group)
+    return gathered[torch.cat(order).argsort()]
+
+
+def forward_logprobs(
+    model: Any, batch: PreferenceMicroBatch, options: HeadOptions, *, is_last_stage: bool
+) -> Tensor:
+    """Run `model` (a chunk, as megatron's schedule hands it over) on one micro-batch.
+
+    Returns:
+        On the last stage float32 [T, C]: T response tokens of the whole micro-batch in row order,
+        C = label, EOS, tempered EOS. On other stages the hidden states for the next stage.
+    """
+    packed: PackedSeqParams | None = None
+    rows = batch.rows
+    if isinstance(rows, PackedBatch):
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=rows.cu_seqlens,
+            cu_seqlens_kv=rows.cu_seqlens,
+            max_seqlen_q=rows.max_seqlen,
+            max_seqlen_kv=rows.max_seqlen,
+        )
+    tokens, labels, position_ids = batch.inputs
+    output: Tensor = model(
+        input_ids=_context_slice(tokens),
+        position_ids=_context_slice(position_ids),
+        attention_mask=None,
+        labels=_context_slice(labels),
+        packed_seq_params=packed,
+        output_processor=_head,
+        output_processor_context=options,
+    )
+    return _gather_context(output, labels) if is_last_stage else output

@@ -1,0 +1,315 @@
+"""The model class that every objective shares, in NeMo-Aligner's manner, over megatron-core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import finalize_model_grads as megatron_finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from megatron.core.utils import get_model_config
+from nemo.core.classes import ModelPT
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.models.batch import PreferenceMicroBatch, finite_or_flag, pair_logps
+from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
+from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
+from nemo_gdpo.objectives import Objective
+from nemo_gdpo.platform import Platform, current_platform
+
+NOT_FINITE = "not_finite"
+LOSS = "loss"
+ForwardStep = Callable[[Iterator[PreferenceMicroBatch], Any], tuple[Tensor, Callable[..., Any]]]
+
+
+class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
+    """A policy on the mesh, its reference, and one preference objective.
+
+    The trainer drives it through `prepare_for_training`, `get_loss_and_metrics`,
+    `finish_training_step` and `get_reference_logprobs`; everything runs through megatron's own
+    forward-backward functions, so that TP, PP, SP, CP and DP are megatron's.
+    """
+
+    objective_names: ClassVar[frozenset[str]] = frozenset()
+    """Values of the `objective` key that the class trains; a subclass names its own."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        *,
+        objective: Objective,
+        model_config: MegatronModelConfig,
+        layout: ParallelLayout,
+        end_token_id: int,
+        trainer: Any = None,
+    ) -> None:
+        """Build the policy's chunks on this rank, with megatron's initial weights.
+
+        Args:
+            cfg: the resolved configuration of the run, kept in `.nemo` archives.
+            objective: what to minimise.
+            model_config: the architecture.
+            layout: how it is cut over ranks.
+            end_token_id: the token that generation stops on; EOS of the objectives.
+            trainer: a Lightning trainer, for NeMo's loggers only.
+        """
+        name = cfg.objective.name
+        if name not in self.objective_names:
+            raise ValueError(f"{type(self).__name__} does not train objective {name}")
+        super().__init__(OmegaConf.create({"run": OmegaConf.to_container(cfg)}), trainer=trainer)
+        self.run_cfg = cfg
+        self.objective = objective
+        self.model_config = model_config
+        self.layout = layout
+        self.platform: Platform = current_platform()
+        self.precision: str = cfg.precision
+        self.end_token_id = end_token_id
+        self.megatron_config = transformer_config(
+            model_config, layout, self.precision, self.platform
+        )
+        self.gpt_chunks: list[GPTModel] = self._build_chunks()
+        self.policy_chunks: list[Any] = list(self.gpt_chunks)
+        self.reference_chunks: list[Any] | None = None
+
+    # NeMo's abstract methods: data loading belongs to the trainer's own resumable sampler.
+    def setup_training_data(self, train_data_config: Any) -> None:
+        """Not used: pairs come from the run's `PreferenceDataset`."""
+        raise NotImplementedError("pairs come from nemo_gdpo.data, not from a NeMo data loader")
+
+    def setup_validation_data(self, val_data_config: Any) -> None:
+        """Not used: pairs come from the run's `PreferenceDataset`."""
+        raise NotImplementedError("pairs come from nemo_gdpo.data, not from a NeMo data loader")
+
+    @classmethod
+    def list_available_models(cls) -> list[Any]:
+        """No pretrained models are published under this class."""
+        return []
+
+    def _build_chunks(self) -> list[GPTModel]:
+        return build_gpt_chunks(
+            self.model_config,
+            self.megatron_config,
+            self.layout,
+            self.platform,
+            max_sequence_length=self.run_cfg.data.max_length,
+        )
+
+    def _in_precision(self, chunks: list[GPTModel]) -> list[Any]:
+        if self.precision == "fp32":
+            return list(chunks)
+        return [Float16Module(self.megatron_config, chunk) for chunk in chunks]
+
+    def prepare_for_inference(self) -> None:
+        """Ready the policy for forward passes alone. Call after the weights are loaded."""
+        self.policy_chunks = self._in_precision(self.gpt_chunks)
+        self._set_training(False)
+
+    def prepare_for_training(self) -> None:
+        """Wrap the policy for data parallelism. Call after the weights are loaded."""
+        optim = self.run_cfg.optim
+        ddp_config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=optim.overlap_grad_reduce,
+            use_distributed_optimizer=optim.use_distributed_optimizer,
+        )
+        self.policy_chunks = [
+            DistributedDataParallel(
+                config=self.megatron_config,
+                ddp_config=ddp_config,
+                module=chunk,
+                # Buckets of later chunks would wait for gradients that come first in backward.
+                disable_bucketing=index > 0,
+            )
+            for index, chunk in enumerate(self._in_precision(self.gpt_chunks))
+        ]
+        config = get_model_config(self.policy_chunks[0])
+        config.finalize_model_grads_func = megatron_finalize_model_grads
+        if optim.overlap_grad_reduce:
+            syncs = [chunk.no_sync for chunk in self.policy_chunks]
+            config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
+            if len(self.policy_chunks) > 1:
+                config.grad_sync_func = [c.start_grad_sync for c in self.policy_chunks]
+
+    def attach_resident_reference(self) -> None:
+        """Keep a frozen second copy of the policy's present weights as the reference."""
+        copies = self._build_chunks()
+        for copy, chunk in zip(copies, self.gpt_chunks, strict=True):
+            with torch.no_grad():
+                for own, other in zip(copy.parameters(), chunk.parameters(), strict=True):
+                    own.copy_(other)
+                    own.requires_grad_(False)
+        self.reference_chunks = self._in_precision(copies)
+        for copy in self.reference_chunks:
+            copy.eval()
+
+    def _set_training(self, training: bool) -> None:
+        for chunk in self.policy_chunks:
+            chunk.train(training)
+
+    @property
+    def holds_loss(self) -> bool:
+        """True on the one rank of a model-parallel group whose results count."""
+        return bool(
+            parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+            and parallel_state.get_tensor_model_parallel_rank() == 0
+            and parallel_state.get_context_parallel_rank() == 0
+        )
+
+    def _head_options(self, *, reference: bool) -> HeadOptions:
+        needs_eos = self.objective.needs_eos
+        temperature = self.reference_eos_temperature if reference else 1.0
+        return HeadOptions(
+            vocab_size=self.model_config.vocab_size,
+            eos_id=self.end_token_id if needs_eos else None,
+            eos_temperature=temperature if needs_eos else 1.0,
+            chunk_tokens=self.run_cfg.model.logprob_chunk_tokens,
+        )
+
+    @property
+    def reference_eos_temperature(self) -> float:
+        """Temperature of the reference's EOS column; 1 where the objective has none."""
+        return float(self.run_cfg.objective.get("eos_temperature", 1.0))
+
+    def get_forward_output_and_loss_func(
+        self, *, logprobs_only: bool, reference: bool = False
+    ) -> ForwardStep:
+        """The forward step that megatron's schedule calls for every micro-batch.
+
+        Args:
+            logprobs_only: return token log-probs [T, C] instead of a loss.
+            reference: compute the reference's columns (tempered EOS) instead of the policy's.
+        """
+        options = self._head_options(reference=reference)
+
+        def step(
+            iterator: Iterator[PreferenceMicroBatch], model: Any
+        ) -> tuple[Tensor, Callable[..., Any]]:
+            batch = next(iterator)
+            vp_stage = _vp_stage(model)
+            last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+            output = forward_logprobs(model, batch, options, is_last_stage=last)
+
+            def collect(values_TC: Tensor, non_loss_data: bool = True) -> Tensor:
+                del non_loss_data
+                return values_TC.detach()
+
+            def loss(values_TC: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+                return self._loss(values_TC, batch)
+
+            return output, collect if logprobs_only else loss
+
+        return step
+
+    def _loss(
+        self, values_TC: Tensor, batch: PreferenceMicroBatch
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """(sum of losses over pairs, number of pairs, per-pair values) of one micro-batch."""
+        assert batch.reference_TC is not None
+        policy = pair_logps(values_TC, batch.rows)
+        reference = pair_logps(batch.reference_TC, batch.rows)
+        result = self.objective(policy, reference, batch.targets)
+        weight_B = batch.weight_B
+        # `where`, not a product: a sentinel repeats a real pair, but must not spread a NaN.
+        total = torch.where(weight_B > 0, result.loss_N, result.loss_N.new_zeros(())).sum()
+        count = weight_B.sum().to(torch.int)
+        if parallel_state.get_context_parallel_rank() != 0:
+            # Megatron sums the number over data- and context-parallel ranks, and every
+            # context-parallel rank has the same pairs.
+            count = torch.zeros_like(count)
+        flag = finite_or_flag(result.loss_N.detach())
+        for half in (policy.chosen, policy.rejected, reference.chosen, reference.rejected):
+            # Padding is not looked at: only what the objective reads has to be finite.
+            flag = flag.maximum(finite_or_flag(half.label_NT.detach().where(half.mask_NT, 0.0)))
+        per_pair = {LOSS: result.loss_N.detach().clone(), **result.metrics, NOT_FINITE: flag}
+        return total, count, {"slot_B": batch.slot_B, "per_pair": per_pair}
+
+    def _run_schedule(
+        self,
+        step: ForwardStep,
+        chunks: list[Any],
+        micro_batches: list[PreferenceMicroBatch],
+        *,
+        forward_only: bool,
+        collect: bool,
+    ) -> list[Any]:
+        rows, length = micro_batches[0].inputs[0].shape
+        iterators = [iter(micro_batches) for _ in chunks]
+        results: list[Any] = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+            collect_non_loss_data=collect,
+        )
+        return results
+
+    def prepare_for_training_step(self) -> None:
+        """Zero the gradient buffers."""
+        for chunk in self.policy_chunks:
+            chunk.zero_grad_buffer()
+
+    def get_loss_and_metrics(
+        self, micro_batches: list[PreferenceMicroBatch], *, forward_only: bool
+    ) -> list[dict[str, Any]]:
+        """Forward, and backward unless `forward_only`, over one global batch's share of this rank.
+
+        Args:
+            micro_batches: equal in rows and length.
+            forward_only: validation.
+
+        Returns:
+            On the last stage one dict a micro-batch: `slot_B`, and `per_pair` values [B] by name.
+            Elsewhere an empty list.
+        """
+        self._set_training(not forward_only)
+        with torch.set_grad_enabled(not forward_only):
+            return self._run_schedule(
+                self.get_forward_output_and_loss_func(logprobs_only=False),
+                self.policy_chunks,
+                micro_batches,
+                forward_only=forward_only,
+                collect=False,
+            )
+
+    @torch.no_grad()
+    def get_reference_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:
+        """Token log-probs [T, C] of the reference for each micro-batch, on the last stage.
+
+        The reference is the resident copy if one is attached, otherwise the policy itself, which is
+        right before the first step only: that is how the cache is made.
+        """
+        chunks = self.reference_chunks
+        if chunks is None:
+            chunks = self.policy_chunks
+            self._set_training(False)
+        return self._run_schedule(
+            self.get_forward_output_and_loss_func(logprobs_only=True, reference=True),
+            chunks,
+            micro_batches,
+            forward_only=True,
+            collect=True,
+        )
+
+    def named_policy_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        """Local parameters of all chunks of this rank."""
+        for index, chunk in enumerate(self.gpt_chunks):
+            for name, parameter in chunk.named_parameters():
+                yield f"chunk{index}.{name}", parameter
+
+
+def _vp_stage(model: Any) -> int | None:
+    """The virtual stage of a chunk under megatron's wrappers (each keeps the inner as `.module`)."""
+    while not isinstance(model, GPTModel):
+        model = model.module
+    stage: int | None = model.vp_stage
+    return stage

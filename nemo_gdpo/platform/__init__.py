@@ -1,0 +1,11 @@
+"""What this machine can do: chosen once, at start; asked, never guessed.
+
+Import this package before any other megatron import: the CPU platform has to be installed first.
+"""
+
+from __future__ import annotations
+
+from nemo_gdpo.platform.base import Capabilities, Platform
+from nemo_gdpo.platform.select import current_platform, detect_capabilities
+
+__all__ = ["Capabilities", "Platform", "current_platform", "detect_capabilities"]

@@ -1,0 +1,261 @@
+"""Checkpoints: megatron's distributed format, written aside, verified, moved into place.
+
+Layout of `output_dir/checkpoints/step_00000040/`:
+
+    dist/               weights and optimizer, loadable under any TP and PP
+    model_config.json   the architecture, and hf_assets/ (tokenizer and configs): all that an
+    hf_assets/          export needs
+    trainer_state.json  step, scheduler, data position, query ledger bits, random-number layout
+    rng/                generator states, one file a rank
+    manifest.json       sizes and SHA-256 of all of the above; written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from safetensors.torch import load_file, save_file
+
+from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.training.manifest import describe, fsync_path, list_files, why_invalid, write_manifest
+from nemo_gdpo.training.mesh import Mesh
+
+LATEST = "latest"
+SHARDING_METADATA = {
+    # Keys name each layer, so that a file can be read without building the model.
+    "non_homogeneous_layers": True,
+    # The one optimizer layout that loads under another TP and PP.
+    "distrib_optim_sharding_type": "fully_reshardable",
+}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the previous one is untouched."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look at the checkpoint directory showed."""
+
+    path: Path | None
+    skipped: tuple[str, ...]
+    """One line for every newer checkpoint that is not whole: which, and why."""
+
+
+def step_directory(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return root / f"step_{step:08d}"
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _candidates(root: Path) -> list[Path]:
+    found = [p for p in root.glob("step_*") if p.is_dir() and p.name[5:].isdigit()]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def find_newest_valid(root: Path) -> Found:
+    """The newest whole checkpoint below `root`."""
+    skipped = []
+    for path in _candidates(root):
+        reason = why_invalid(path)
+        if reason is None:
+            return Found(path, tuple(skipped))
+        skipped.append(f"checkpoint {path.name} skipped: {reason}")
+    return Found(None, tuple(skipped))
+
+
+def _sharded_model(model: MegatronGPTPreferenceModel) -> dict[str, Any]:
+    sharded: dict[str, Any] = {}
+    for chunk in model.gpt_chunks:
+        part = chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
+        # Virtual stages hold different layers; only the shared embedding could meet itself.
+        sharded |= {key: value for key, value in part.items() if key not in sharded}
+    return sharded
+
+
+def _split_step_tensors(optimizer: Any) -> None:
+    """Give every parameter its own Adam `step` again.
+
+    After a load, megatron hands one tensor to all parameters of torch's Adam; each of them then
+    adds 1 to it in every iteration.
+    """
+    for inner in optimizer.chained_optimizers:
+        for state in inner.optimizer.state.values():
+            step = state.get("step")
+            if isinstance(step, torch.Tensor):
+                state["step"] = step.detach().clone()
+
+
+def load_weights(model: MegatronGPTPreferenceModel, checkpoint: Path) -> None:
+    """Load the policy's weights from a training checkpoint or a converted model."""
+    sharded = _sharded_model(model)
+    loaded = dist_checkpointing.load(
+        {"model": sharded}, str(checkpoint / "dist"), strict=StrictHandling.RAISE_UNEXPECTED
+        if not _has_optimizer(checkpoint) else StrictHandling.ASSUME_OK_UNEXPECTED,
+    )  # fmt: skip
+    _fill_model(model, loaded["model"])
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    return (checkpoint / "trainer_state.json").is_file()
+
+
+def _fill_model(model: MegatronGPTPreferenceModel, state: dict[str, Any]) -> None:
+    for chunk in model.gpt_chunks:
+        own = chunk.state_dict()
+        chunk.load_state_dict({key: state[key] for key in own if key in state}, strict=True)
+
+
+class Checkpointer:
+    """Saves and restores one run."""
+
+    def __init__(
+        self,
+        root: Path,
+        model: MegatronGPTPreferenceModel,
+        optimizer: Any,
+        mesh: Mesh,
+        *,
+        write_assets: Callable[[Path], None],
+        keep: int,
+    ) -> None:
+        """Bind the run's parts.
+
+        Args:
+            root: `output_dir/checkpoints`.
+            model: the policy.
+            optimizer: megatron's.
+            mesh: this rank's place.
+            write_assets: writes model_config.json and hf_assets/ into a checkpoint directory.
+            keep: how many checkpoints to keep; older ones go once a newer one is whole.
+        """
+        self.root = root
+        self._model = model
+        self._optimizer = optimizer
+        self._mesh = mesh
+        self._write_assets = write_assets
+        self._keep = keep
+
+    def save(self, step: int, trainer_state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`. Collective.
+
+        Raises:
+            CheckpointError: on every rank when any rank could not write; `latest` still names the
+                previous checkpoint, which is whole.
+        """
+        final = step_directory(self.root, step)
+        temporary = self.root / f".{final.name}.tmp"
+        self._all_or_none(lambda: self._prepare(temporary, trainer_state), "start")
+        self._all_or_none(lambda: self._write_dist(temporary), "write")
+        self._all_or_none(lambda: self._write_rng(temporary), "write")
+        described = self._describe(temporary)
+        self._all_or_none(lambda: self._publish(temporary, final, described), "finish")
+        return final
+
+    def _all_or_none(self, action: Callable[[], None], what: str) -> None:
+        """Run `action` here; raise everywhere if it failed anywhere, before anyone goes on."""
+        reason = ""
+        try:
+            action()
+        except (OSError, RuntimeError, ValueError) as error:
+            # torch.save on a full disk raises RuntimeError, safetensors its own subclass.
+            reason = f"rank {self._mesh.rank}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        except Exception as error:  # noqa: BLE001 - megatron wraps writers' errors in its own types
+            reason = f"rank {self._mesh.rank}: {type(error).__name__}: {error}"
+        reasons: list[str] = [""] * self._mesh.world_size
+        dist.all_gather_object(reasons, reason)
+        failed = [r for r in reasons if r]
+        if failed:
+            raise CheckpointError(
+                f"could not {what} a checkpoint in {self.root} ({failed[0]}); the previous "
+                "checkpoint is untouched; free space or mend the permissions, then start again"
+            )
+
+    def _prepare(self, temporary: Path, trainer_state: dict[str, Any]) -> None:
+        if not self._mesh.is_main:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "dist").mkdir(parents=True)
+        (temporary / "rng").mkdir()
+        self._write_assets(temporary)
+        (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
+
+    def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
+        model_state = _sharded_model(self._model)
+        optimizer_state = self._optimizer.sharded_state_dict(
+            model_state, is_loading=is_loading, metadata=dict(SHARDING_METADATA)
+        )
+        return {"model": model_state, "optimizer": optimizer_state}
+
+    def _write_dist(self, temporary: Path) -> None:
+        dist_checkpointing.save(
+            self._sharded_state(is_loading=False),
+            str(temporary / "dist"),
+            content_metadata=dict(SHARDING_METADATA),
+        )
+
+    def _write_rng(self, temporary: Path) -> None:
+        state = {k: v.clone() for k, v in self._model.platform.rng_state().items()}
+        save_file(state, temporary / "rng" / f"rank_{self._mesh.rank:05d}.safetensors")
+
+    def _describe(self, temporary: Path) -> dict[str, dict[str, object]]:
+        """Hash all files, shared out over the ranks."""
+        dist.barrier()
+        names = list_files(temporary)
+        mine = describe(temporary, names[self._mesh.rank :: self._mesh.world_size])
+        parts: list[Any] = [None] * self._mesh.world_size
+        dist.all_gather_object(parts, mine)
+        return {name: entry for part in parts for name, entry in part.items()}
+
+    def _publish(
+        self, temporary: Path, final: Path, described: dict[str, dict[str, object]]
+    ) -> None:
+        if not self._mesh.is_main:
+            return
+        write_manifest(temporary, described)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        fsync_path(self.root)
+        pointer = self.root / f".{LATEST}.tmp"
+        pointer.write_text(final.name + "\n")
+        fsync_path(pointer)
+        os.replace(pointer, self.root / LATEST)
+        fsync_path(self.root)
+        for old in _candidates(self.root)[self._keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self, step: int) -> Path:
+        """Where the checkpoint of `step` is."""
+        return step_directory(self.root, step)
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Restore weights, optimizer and generators from a whole checkpoint; return trainer state.
+
+        Generator states are restored when the world has the same size; a resharded run draws from
+        its seed again (training itself draws nothing: there is no dropout).
+        """
+        loaded = dist_checkpointing.load(
+            self._sharded_state(is_loading=True), str(checkpoint / "dist")
+        )
+        _fill_model(self._model, loaded["model"])
+        self._optimizer.load_state_dict(loaded["optimizer"])
+        _split_step_tensors(self._optimizer)
+        state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+        if state["world_size"] == self._mesh.world_size:
+            path = checkpoint / "rng" / f"rank_{self._mesh.rank:05d}.safetensors"
+            self._model.platform.set_rng_state(load_file(path))
+        return state

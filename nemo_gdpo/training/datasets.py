@@ -1,0 +1,76 @@
+"""The run's pairs: tokenised once by the main rank, read by all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch.distributed as dist
+from omegaconf import DictConfig
+
+from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
+from nemo_gdpo.data.prepared import load_prepared, save_prepared
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.model_source import ModelSource
+
+
+def stop_token_ids(assets: Path) -> list[int] | None:
+    """The ids that generation stops on, from generation_config.json; None when it does not say."""
+    path = assets / "generation_config.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text()).get("eos_token_id")
+    if found is None:
+        return None
+    return [found] if isinstance(found, int) else list(found)
+
+
+def _chat_template(cfg: DictConfig) -> str | None:
+    if cfg.data.chat_template is None:
+        return None
+    path = Path(cfg.data.chat_template)
+    if not path.is_file():
+        raise UserError(f"data.chat_template={path}: there is no such file")
+    return path.read_text()
+
+
+def _tokenise(cfg: DictConfig, path: Path, source: ModelSource) -> PreferenceDataset:
+    return build_dataset(
+        path,
+        source.tokenizer(),
+        format=cfg.data.preset or cfg.data.format,
+        max_prompt_length=cfg.data.max_prompt_length,
+        max_length=cfg.data.max_length,
+        truncation_mode=cfg.data.truncation_mode,
+        require_scores=cfg.objective.name == "odpo",
+        stop_token_ids=stop_token_ids(source.assets),
+        chat_template=_chat_template(cfg),
+    )
+
+
+def load_split(
+    cfg: DictConfig, name: str, source: ModelSource, output_dir: Path, mesh: Mesh
+) -> PreferenceDataset | None:
+    """The pairs of `train` or `validation`; None when no path is configured. Collective.
+
+    Raises:
+        UserError: on every rank, when the main rank finds something wrong with the input.
+    """
+    configured = cfg.data[f"{name}_path"]
+    if configured is None:
+        return None
+    prepared = output_dir / "data" / name
+    problem: list[str | None] = [None]
+    if mesh.is_main:
+        try:
+            data = _tokenise(cfg, Path(configured), source)
+            save_prepared(data, prepared)
+            print(f"{name}: {data.stats.summary()}", flush=True)
+        except UserError as error:
+            problem = [str(error)]
+    # All ranks learn of a bad file at once, instead of waiting for a rank that has left.
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise UserError(problem[0])
+    return load_prepared(prepared)

@@ -1,0 +1,97 @@
+"""Join the world of ranks and cut it into tensor, pipeline, context and data parallel groups."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.models.builder import ParallelLayout
+from nemo_gdpo.platform import Platform
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's place. Sizes and ranks count processes."""
+
+    layout: ParallelLayout
+    rank: int
+    world_size: int
+    data_rank: int
+    data_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """The rank that prints, logs and writes the small files."""
+        return self.rank == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
+    """Initialise torch.distributed from torchrun's variables, or alone as a world of one."""
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    device = platform.device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(
+        platform.distributed_backend,
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh:
+    """Cut the joined world into groups and seed every generator.
+
+    Raises:
+        UserError: the world cannot be divided by TP x PP x CP.
+    """
+    from megatron.core import parallel_state
+
+    world = dist.get_world_size()
+    if world % layout.model_parallel_size:
+        raise UserError(
+            f"{world} ranks cannot be cut into copies of TP{layout.tensor} x PP{layout.pipeline} x "
+            f"CP{layout.context} = {layout.model_parallel_size} ranks; start a multiple of "
+            f"{layout.model_parallel_size}, or change the sizes"
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
+        context_parallel_size=layout.context,
+        # The optimizer gathers its state for checkpoints over gloo on every platform.
+        create_gloo_process_groups=True,
+    )
+    platform.manual_seed(seed)
+    return Mesh(
+        layout=layout,
+        rank=dist.get_rank(),
+        world_size=world,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        device=platform.device(int(os.environ["LOCAL_RANK"])),
+    )
+
+
+def leave_world() -> None:
+    """Destroy all groups, so that the process can exit, or join another mesh."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

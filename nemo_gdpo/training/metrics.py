@@ -1,0 +1,81 @@
+"""Per-pair values from all ranks, reduced once, alike everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE
+
+
+class NotFiniteError(RuntimeError):
+    """A loss, a log-prob or the gradient norm is not finite; the update was not made."""
+
+
+def gather_per_pair(
+    results: list[dict[str, Any]],
+    names: list[str],
+    global_batch_size: int,
+    *,
+    contributes: bool,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Put every pair's values into its slot of the global batch, on every rank.
+
+    Args:
+        results: of `get_loss_and_metrics` on this rank.
+        names: the values to gather, the same list on all ranks.
+        global_batch_size: slots.
+        contributes: this rank's results count (one rank a model-parallel group).
+        device: of the collective.
+
+    Returns:
+        name -> float32 [global_batch_size] on the CPU.
+    """
+    table = torch.zeros(len(names), global_batch_size, dtype=torch.float32, device=device)
+    if contributes:
+        for result in results:
+            slots = result["slot_B"]
+            real = slots >= 0
+            for row, name in enumerate(names):
+                table[row, slots[real]] = result["per_pair"][name][real].float()
+    dist.all_reduce(table)
+    host = table.cpu()
+    return {name: host[row] for row, name in enumerate(names)}
+
+
+def refuse_not_finite(per_pair: dict[str, Tensor], pair_ids: list[str], step: int) -> None:
+    """Stop, naming the pairs, when any loss or log-prob is not finite.
+
+    Raises:
+        NotFiniteError: with the ids of the pairs.
+    """
+    bad = (per_pair[NOT_FINITE] > 0) | ~torch.isfinite(per_pair[LOSS])
+    if bool(bad.any()):
+        named = [pair_ids[i] for i in bad.nonzero().flatten().tolist()]
+        raise NotFiniteError(
+            f"step {step}: loss or log-probs are not finite for pairs {', '.join(named[:8])}"
+            f"{' and more' if len(named) > 8 else ''}; the weights were not changed"
+        )
+
+
+def reduce_metrics(per_pair: dict[str, Tensor], count: int) -> dict[str, float]:
+    """Means over the first `count` slots; ADPO's counts stay sums.
+
+    `queried` becomes `adpo/query_rate`, and agreement is averaged over the pairs that were not
+    asked about.
+    """
+    reduced: dict[str, float] = {}
+    for name, values in per_pair.items():
+        if name in {NOT_FINITE, "queried", "pseudo_label_agreement"}:
+            continue
+        reduced[name] = float(values[:count].double().mean())
+    if "queried" in per_pair:
+        asked = float(per_pair["queried"][:count].double().sum())
+        reduced["adpo/query_rate"] = asked / count
+        agreed = float(per_pair["pseudo_label_agreement"][:count].double().sum())
+        reduced["adpo/pseudo_label_agreement"] = agreed / (count - asked) if count > asked else 1.0
+    return reduced

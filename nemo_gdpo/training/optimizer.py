@@ -1,0 +1,49 @@
+"""Megatron's optimizer and learning-rate schedule from the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from omegaconf import DictConfig
+
+_DECAY_STYLES = {"CosineAnnealing": "cosine", "constant": "constant"}
+
+
+def build_optimizer(cfg: DictConfig, chunks: list[Any]) -> Any:
+    """AdamW over the wrapped model chunks; clipping happens inside `step`, before the update."""
+    optim = cfg.optim
+    low_precision = cfg.precision != "fp32"
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        adam_eps=optim.eps,
+        bf16=low_precision,
+        params_dtype=torch.bfloat16 if low_precision else torch.float32,
+        use_distributed_optimizer=optim.use_distributed_optimizer,
+        clip_grad=cfg.trainer.gradient_clip_val or 0.0,
+    )
+    return get_megatron_optimizer(config, chunks)
+
+
+def build_scheduler(cfg: DictConfig, optimizer: Any, total_steps: int) -> OptimizerParamScheduler:
+    """Linear warm-up, then cosine to `min_lr` or constant. One unit is one optimizer step."""
+    optim, sched = cfg.optim, cfg.optim.sched
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=optim.lr,
+        min_lr=sched.min_lr,
+        lr_warmup_steps=sched.warmup_steps,
+        lr_decay_steps=max(total_steps, sched.warmup_steps + 1),
+        lr_decay_style=_DECAY_STYLES[sched.name],
+        start_wd=optim.weight_decay,
+        end_wd=optim.weight_decay,
+        wd_incr_steps=total_steps,
+        wd_incr_style="constant",
+    )

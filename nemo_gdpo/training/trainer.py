@@ -1,0 +1,321 @@
+"""The loop: global batches through the schedule, checks, update, metrics, checkpoints, signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
+from nemo_gdpo.models.batch import PreferenceMicroBatch
+from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, MegatronGPTPreferenceModel
+from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.training.batches import BatchBuilder
+from nemo_gdpo.training.checkpoint import Checkpointer
+from nemo_gdpo.training.gate import PairFacts, check_initial_step
+from nemo_gdpo.training.loggers import MetricsLog
+from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.metrics import (
+    NotFiniteError,
+    gather_per_pair,
+    reduce_metrics,
+    refuse_not_finite,
+)
+from nemo_gdpo.training.progress import progress_bar
+from nemo_gdpo.training.queries import QueryCount
+from nemo_gdpo.training.reference_store import ReferenceStore
+from nemo_gdpo.training.signals import StopRequest
+
+
+class Outcome(Enum):
+    """How `fit` ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    """By a signal, after a checkpoint: to be requeued."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs with what belongs to them. `store` is None under a resident reference."""
+
+    data: PreferenceDataset
+    builder: BatchBuilder
+    store: ReferenceStore | None
+
+
+@dataclass
+class Progress:
+    """Where the run is; everything in it is the same on every rank."""
+
+    step: int = 0
+    tokens: int = 0
+    queries: QueryCount = field(default_factory=lambda: QueryCount(0))
+
+
+def metric_names(objective: Any) -> list[str]:
+    """The per-pair values that a step yields, found out by calling the objective on one toy pair."""
+    logps = torch.full((1, 2), -1.0)
+    toy = TokenLogps(logps, torch.ones(1, 2, dtype=torch.bool), logps, logps)
+    pair = PairLogps(chosen=toy, rejected=toy)
+    scores = PairTargets(torch.tensor([2.0]), torch.tensor([1.0]))
+    return [LOSS, *objective(pair, pair, scores).metrics, NOT_FINITE]
+
+
+def total_steps(cfg: DictConfig, num_pairs: int) -> int:
+    """Updates of the whole run, from max_steps and max_epochs, whichever ends first."""
+    limits = []
+    if cfg.trainer.max_steps is not None:
+        limits.append(int(cfg.trainer.max_steps))
+    if cfg.trainer.max_epochs is not None:
+        limits.append(
+            math.ceil(cfg.trainer.max_epochs * num_pairs / cfg.model.global_batch_size)
+        )
+    return min(limits)
+
+
+class PreferenceTrainer:
+    """Trains one model with one objective on one mesh."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: MegatronGPTPreferenceModel,
+        mesh: Mesh,
+        train: Split,
+        validation: Split | None,
+        optimizer: Any,
+        scheduler: Any,
+        checkpointer: Checkpointer,
+        stop: StopRequest,
+        identity: dict[str, Any],
+    ) -> None:
+        """Bind the parts; see `nemo_gdpo.training.run` for how they are made.
+
+        Args:
+            identity: what a resumed run must share with the saved one; kept in checkpoints.
+        """
+        self.cfg = cfg
+        self.model = model
+        self.mesh = mesh
+        self.train = train
+        self.validation = validation
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.checkpointer = checkpointer
+        self.stop = stop
+        self.identity = identity
+        self.batch_size: int = cfg.model.global_batch_size
+        self.sampler = PreferenceSampler(
+            num_pairs=len(train.data), seed=cfg.data.seed, fingerprint=train.data.fingerprint
+        )
+        self.names = metric_names(model.objective)
+        self.total_steps = total_steps(cfg, len(train.data))
+        self.progress = Progress(queries=QueryCount(len(train.data)))
+        self._last_saved = -1
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that a resume needs besides tensors; plain JSON."""
+        return {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "queries": self.progress.queries.state(),
+            "scheduler_steps": self.scheduler.num_steps,
+            "sampler": self.sampler.state_dict(),
+            "world_size": self.mesh.world_size,
+            "identity": self.identity,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; the tensors are loaded already."""
+        self.sampler.load_state_dict(state["sampler"])
+        self.progress.step = state["step"]
+        self.progress.tokens = state["tokens"]
+        self.progress.queries.restore(state["queries"])
+        self.scheduler.num_steps = state["scheduler_steps"]
+        self._last_saved = state["step"]
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, unless it is there already."""
+        if self._last_saved != self.progress.step:
+            self.checkpointer.save(self.progress.step, self.state())
+            self._last_saved = self.progress.step
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _with_reference(
+        self, split: Split, micro_batches: list[PreferenceMicroBatch]
+    ) -> list[PreferenceMicroBatch]:
+        if split.store is not None:
+            return micro_batches
+        outputs = self.model.get_reference_logprobs(micro_batches)
+        if not outputs:  # not the last pipeline stage: no loss is computed here
+            return micro_batches
+        return [
+            dataclasses.replace(micro_batch, reference_TC=values)
+            for micro_batch, values in zip(micro_batches, outputs, strict=True)
+        ]
+
+    def _per_pair(
+        self, split: Split, indices: list[int], *, forward_only: bool
+    ) -> dict[str, torch.Tensor]:
+        micro_batches = self._with_reference(split, split.builder.build(indices, split.store))
+        results = self.model.get_loss_and_metrics(micro_batches, forward_only=forward_only)
+        return gather_per_pair(
+            results,
+            self.names,
+            self.batch_size,
+            contributes=self.model.holds_loss,
+            device=self.mesh.device,
+        )
+
+    def _check_gate(self, indices: list[int], per_pair: dict[str, torch.Tensor]) -> None:
+        pairs = [self.train.data[i] for i in indices]
+        scores = [(p.chosen_score, p.rejected_score) for p in pairs]
+        graded = all(c is not None and r is not None for c, r in scores)
+        check_initial_step(
+            self.model.objective,
+            PairFacts(
+                rejected_length_N=torch.tensor([len(p.rejected.ids) for p in pairs]),
+                rejected_complete_N=torch.tensor([p.rejected.complete for p in pairs]),
+                chosen_score_N=torch.tensor([c for c, _ in scores]) if graded else None,
+                rejected_score_N=torch.tensor([r for _, r in scores]) if graded else None,
+            ),
+            per_pair,
+            [p.id for p in pairs],
+            exact=self.cfg.precision == "fp32",
+        )
+
+    def _update(self, step: int, pair_ids: list[str]) -> tuple[float, float]:
+        """Clip and update; returns (gradient norm before clipping, learning rate used).
+
+        Raises:
+            NotFiniteError: before anything is changed.
+        """
+        self.scheduler.step(increment=1)
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise NotFiniteError(
+                f"step {step}: the gradient norm is {grad_norm}; the weights were not changed; "
+                f"pairs of this batch: {', '.join(pair_ids[:8])}"
+                f"{' and more' if len(pair_ids) > 8 else ''}"
+            )
+        self.optimizer.step()
+        return grad_norm, float(self.optimizer.param_groups[0]["lr"])
+
+    def train_step(self) -> dict[str, Any]:
+        """One update. Returns the line for the log."""
+        step, begun = self.progress.step, time.perf_counter()
+        indices = self.sampler.next_global_batch(self.batch_size)
+        pair_ids = [self.train.data[i].id for i in indices]
+        self.model.prepare_for_training_step()
+        self.optimizer.zero_grad()
+        per_pair = self._per_pair(self.train, indices, forward_only=False)
+        refuse_not_finite(per_pair, pair_ids, step)
+        if step == 0 and self.cfg.trainer.check_initial_loss:
+            self._check_gate(indices, per_pair)
+        grad_norm, learning_rate = self._update(step, pair_ids)
+        tokens = self._count_tokens(indices)
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        seconds = time.perf_counter() - begun
+        entry: dict[str, Any] = {
+            "step": step,
+            **reduce_metrics(per_pair, self.batch_size),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "consumed_pairs": self.sampler.consumed_pairs,
+            "epoch": self.sampler.consumed_pairs / len(self.train.data),
+            "num_tokens": self.progress.tokens,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/step_seconds": seconds,
+            "perf/peak_memory_gib": self.model.platform.peak_memory_bytes() / 2**30,
+            "train/padding_fraction": 1.0 - tokens / self._slots_spent,
+        }
+        if "queried" in per_pair:
+            self.progress.queries.record(indices, per_pair["queried"])
+            entry["adpo/queries_total"] = self.progress.queries.total
+        return entry
+
+    def _count_tokens(self, indices: list[int]) -> int:
+        """Real tokens of a global batch; also notes how many token slots they took."""
+        pairs = [self.train.data[i] for i in indices]
+        self._slots_spent = self.train.builder.token_slots(indices)
+        return sum(
+            2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs
+        )
+
+    # -- validation ----------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float] | None:
+        """Mean metrics over the validation pairs, `val/` before their names; None when stopped."""
+        assert self.validation is not None
+        data = self.validation.data
+        batches = list(
+            PreferenceSampler(len(data), 0, data.fingerprint).validation_batches(
+                self.batch_size, self.cfg.trainer.limit_val_batches
+            )
+        )
+        columns: dict[str, list[torch.Tensor]] = {name: [] for name in self.names}
+        with progress_bar(
+            total=len(batches), unit="batch", label="validate", enabled=self.mesh.is_main
+        ) as bar:
+            for indices in batches:
+                if self.stop.agreed():
+                    return None
+                real = sum(index != SENTINEL for index in indices)
+                per_pair = self._per_pair(self.validation, indices, forward_only=True)
+                ids = [data[i].id for i in indices[:real]]
+                per_pair = {name: values[:real] for name, values in per_pair.items()}
+                refuse_not_finite(per_pair, ids, self.progress.step)
+                for name, values in per_pair.items():
+                    columns[name].append(values)
+                bar.update()
+        joined = {name: torch.cat(parts) for name, parts in columns.items()}
+        means = reduce_metrics(joined, len(joined[LOSS]))
+        return {f"val/{name}": value for name, value in means.items()}
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def _due(self, interval: int | None) -> bool:
+        return bool(interval) and self.progress.step % int(interval or 1) == 0
+
+    def fit(self, log: MetricsLog) -> Outcome:
+        """Train to the end, or to the step boundary after a signal."""
+        with progress_bar(
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            label="train",
+            enabled=self.mesh.is_main,
+        ) as bar:
+            while self.progress.step < self.total_steps:
+                if self.stop.agreed():
+                    self.save()
+                    return Outcome.STOPPED
+                entry = self.train_step()
+                last = self.progress.step == self.total_steps
+                if self.validation is not None and (
+                    last or self._due(self.cfg.trainer.val_check_interval)
+                ):
+                    entry |= self.validate() or {}
+                log.write(entry)
+                bar.set_postfix_str(
+                    f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "
+                    f"{entry['perf/tokens_per_second']:.0f} tokens/s",
+                    refresh=False,
+                )
+                bar.update()
+                if last or self._due(self.cfg.trainer.save_interval):
+                    self.save()
+        return Outcome.DONE
