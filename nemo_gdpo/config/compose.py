@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nemo_gdpo.config.problem import refuse
 from nemo_gdpo.config.schema import dotted_keys, unknown_key
 from nemo_gdpo.config.secrets import refuse_secrets
 from nemo_gdpo.config.suggest import closest, hint
@@ -50,7 +51,7 @@ def config_dir() -> Path:
 
 
 def group_options(directory: Path) -> dict[str, list[str]]:
-    """Group name -> option names. Files whose name starts with an underscore are parts of others."""
+    """Group name -> option names. A file named with a leading underscore is a part of others."""
     return {
         group.name: sorted(f.stem for f in group.glob("*.yaml") if not f.stem.startswith("_"))
         for group in sorted(directory.iterdir())
@@ -73,53 +74,54 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
+def _override_problem(override: Override, groups: dict[str, list[str]]) -> str | None:
+    """What is wrong with an override by itself, or None."""
     key = override.key_or_group
     if override.is_delete():
-        raise UserError(
-            f"~{key}: a key cannot be taken away; set it to null where the schema allows that"
-        )
+        return f"~{key}: a key cannot be taken away; set it to null where the schema allows that"
     if override.is_sweep_override():
-        raise UserError(
-            f"{key}: {override.get_value_element_as_str()} asks for several runs; start one "
-            "command for each, and write lists in brackets"
+        return (
+            f"{override.input_line}: asks for several runs; start one command for each, and write "
+            "lists in brackets"
         )
     if key in groups and not override.is_add():
         value = override.value()
+        if isinstance(value, list):
+            return f"{key}: takes one choice, not a list; the choices are {', '.join(groups[key])}"
         chosen = value if isinstance(value, str) else None
         if chosen is not None and chosen not in groups[key]:
-            raise UserError(
+            return (
                 f"{key}={chosen}: there is no such choice{hint(chosen, groups[key])}; the choices "
                 f"are {', '.join(groups[key])}"
             )
         if chosen is not None or value is None:
-            return
+            return None
     keys = dotted_keys()
     if key in keys or any(known.startswith(f"{key}.") for known in keys):
-        return
-    problem = unknown_key(key)
+        return None
     meant_group = closest(key, groups) if "." not in key else None
     if meant_group:
-        raise UserError(
+        return (
             f"{key}: is neither a key nor a group of the configuration (did you mean "
             f"{meant_group}?); correct or remove it"
         )
-    raise UserError(str(problem))
+    return str(unknown_key(key))
 
 
-def _hydra_problem(error: HydraException, overrides: Sequence[Override]) -> UserError:
-    """Which override Hydra could not apply, in words of the schema."""
-    text = str(error)
-    for override in overrides:
-        key = override.key_or_group
-        if f"'{key}'" in text and key.startswith("objective."):
-            chosen = [o.value() for o in overrides if o.key_or_group == "objective"]
-            name = str(chosen[-1]) if chosen else None
-            if name is not None:
-                return UserError(str(unknown_key(key, name)))
-            owners = "the objective that is chosen"
-            return UserError(f"{key}: is not a setting of {owners}; choose another objective=…")
-    return UserError(f"the configuration cannot be composed: {' '.join(text.split())}")
+def _compose(root: Path, overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(root), version_base="1.3"):
+        return hydra_compose(ROOT_CONFIG, overrides=list(overrides))
+
+
+def _foreign_setting(root: Path, overrides: Sequence[Override]) -> str | None:
+    """A setting of another objective than the chosen one, in words clearer than Hydra's."""
+    settings = [o for o in overrides if o.key_or_group.startswith("objective.")]
+    rest = [o.input_line for o in overrides if o not in settings and o.input_line is not None]
+    name = str(_compose(root, rest).objective.name) if settings else None
+    for override in settings:
+        if override.key_or_group not in dotted_keys(name):
+            return str(unknown_key(override.key_or_group, name))
+    return None
 
 
 def compose(overrides: Sequence[str], directory: Path | None = None) -> Composed:
@@ -139,13 +141,13 @@ def compose(overrides: Sequence[str], directory: Path | None = None) -> Composed
     root = config_dir() if directory is None else directory.resolve()
     parsed = _parse(overrides)
     groups = group_options(root)
-    for override in parsed:
-        _check_override(override, groups)
+    found = [_override_problem(override, groups) for override in parsed]
+    refuse([problem for problem in found if problem is not None])
     try:
-        with initialize_config_dir(str(root), version_base="1.3"):
-            config = hydra_compose(ROOT_CONFIG, overrides=list(overrides))
+        config = _compose(root, overrides)
     except HydraException as error:
-        raise _hydra_problem(error, parsed) from None
+        reason = f"the configuration cannot be composed: {' '.join(str(error).split())}"
+        raise UserError(_foreign_setting(root, parsed) or reason) from None
     return Composed(resolve(config), config)
 
 
@@ -158,7 +160,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration cannot be resolved: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"the configuration cannot be resolved: {reason}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section
+from nemo_gdpo.config.base import Section, Text
 
 Length = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -27,7 +27,7 @@ MOVIE_REVIEW_KEYS = (
 class DataConfig(Section):
     """Lengths count tokens."""
 
-    name: str = "jsonl"
+    name: Text = "jsonl"
     """What the data set is called in messages."""
     format: Literal["auto", "trl", "nemo_aligner", "nemo_rl"] = "auto"
     """Columns of the files; auto looks at the first row."""
@@ -42,13 +42,13 @@ class DataConfig(Section):
         | None
     ) = None
     """A public data set in the columns it is published with; takes the place of `format`."""
-    train_path: str | None = None
+    train_path: Text | None = None
     """File (.jsonl, .parquet), data set directory, prepared directory, or hub name."""
-    validation_path: str | None = None
+    validation_path: Text | None = None
     """The same for validation; null trains without."""
-    split: str = "train"
+    split: Text = "train"
     """Split of a Hugging Face data set to train on; files have none."""
-    validation_split: str = "test"
+    validation_split: Text = "test"
     """Split of a Hugging Face data set to validate on."""
     on_bad_pair: Literal["error", "drop"] = "error"
     """A pair that cannot be learned from (empty, identical) stops the run, or is counted."""
@@ -62,9 +62,9 @@ class DataConfig(Section):
     """Of the order of pairs, and of the pairing where a preset makes the pairs."""
     packing: bool = False
     """Padding-free micro-batches: all sequences in one row, with the same result."""
-    chat_template: str | None = None
+    chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
-    source_path: str | None = None
+    source_path: Text | None = None
     """movie_reviews: the vaderSentiment source package (.tar.gz)."""
     num_train: Count | None = None
     """movie_reviews: training pairs; null is all there are."""

@@ -34,7 +34,7 @@ def _is_megatron(path: Path) -> bool:
 
 
 def read_model_config(path: str | Path) -> dict[str, Any] | None:
-    """The architecture under Hugging Face's names; None when nothing readable without weights is there.
+    """The architecture under Hugging Face's names; None when it lies in no JSON file of its own.
 
     Args:
         path: a Hugging Face directory, or a Megatron checkpoint with its `model_config.json`.
@@ -55,7 +55,7 @@ def read_model_config(path: str | Path) -> dict[str, Any] | None:
         raise UserError(f"{file}: cannot be read as JSON ({error}); restore the file") from None
     if not isinstance(found, dict):
         raise UserError(f"{file}: holds no JSON object; restore the file")
-    return {_MEGATRON_NAMES.get(name, name): value for name, value in found.items()}
+    return {_MEGATRON_NAMES.get(str(name), str(name)): value for name, value in found.items()}
 
 
 def model_file_problems(configured: str | None) -> list[Problem]:
@@ -97,7 +97,8 @@ def _hugging_face_problems(path: Path) -> list[Problem]:
         )
         found.append(Problem(KEY, reason, _CONVERT))
     elif any(path.glob("*.gguf")):
-        found.append(Problem(KEY, f"{path} has GGUF weights only; safetensors are needed", _CONVERT))
+        reason = f"{path} has GGUF weights only; safetensors are needed"
+        found.append(Problem(KEY, reason, _CONVERT))
     else:
         reason = f"{path} has no weights (no *.safetensors)"
         found.append(Problem(KEY, reason, "download the model completely"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from nemo_gdpo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -15,3 +18,16 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}; {self.remedy}"
+
+
+def refuse(found: Sequence[Problem | str]) -> None:
+    """Raise all of `found` as one error: one problem on the line itself, several below it.
+
+    Raises:
+        UserError: unless there is none.
+    """
+    if len(found) == 1:
+        raise UserError(str(found[0]))
+    if found:
+        lines = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(found, 1))
+        raise UserError(f"{len(found)} problems:{lines}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import Field, ValidationError
 
-from nemo_gdpo.config.base import Section
+from nemo_gdpo.config.base import Section, Text
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import (
@@ -18,14 +18,11 @@ from nemo_gdpo.config.objective import (
     ObjectiveConfig,
     kwargs_of,
 )
-from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.config.problem import Problem, refuse
 from nemo_gdpo.config.suggest import closest, hint
 from nemo_gdpo.config.training import LoggerConfig, OptimConfig, TrainerConfig
-from nemo_gdpo.errors import UserError
 
-Precision = Literal[
-    "fp32", "bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"
-]
+Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
 
 
 class RunConfig(Section):
@@ -33,15 +30,15 @@ class RunConfig(Section):
 
     seed: Annotated[int, Field(ge=0)] = 1234
     """Of every random generator but the order of pairs, which is `data.seed`."""
-    output_dir: str = "runs/train"
+    output_dir: Text = "runs/train"
     """Gets metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
     precision: Precision = "fp32"
     """Of weights and activations; log-probabilities, losses and gradients are always fp32."""
     reference: Literal["cache", "resident"] = "cache"
     """Compute the reference's log-probabilities before training, or keep a second copy."""
-    reference_cache_dir: str | None = None
+    reference_cache_dir: Text | None = None
     """Where the cache lies; null is output_dir/reference."""
-    export_hf: bool = False
+    export_hf: bool = True
     """Write output_dir/hf (Hugging Face safetensors) at the end."""
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = DPOConfig()
@@ -61,8 +58,10 @@ def _leaves(section: type[Section], prefix: str) -> Iterator[str]:
     for name, annotation in typing.get_type_hints(section).items():
         if name == "model_config":
             continue
-        if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(
-            annotation, Section
+        if (
+            get_origin(annotation) is None
+            and isinstance(annotation, type)
+            and issubclass(annotation, Section)
         ):
             yield from _leaves(annotation, f"{prefix}{name}.")
         elif section is RunConfig and name == "objective":
@@ -71,7 +70,7 @@ def _leaves(section: type[Section], prefix: str) -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def dotted_keys(objective: str | None = None) -> frozenset[str]:
+def dotted_keys(objective: Text | None = None) -> frozenset[str]:
     """Every leaf key, with the fields of one objective, or of all of them for None."""
     keys = set(_leaves(RunConfig, ""))
     for name, section in OBJECTIVE_SECTIONS.items():
@@ -80,7 +79,7 @@ def dotted_keys(objective: str | None = None) -> frozenset[str]:
     return frozenset(keys)
 
 
-def unknown_key(key: str, objective: str | None = None) -> Problem:
+def unknown_key(key: str, objective: Text | None = None) -> Problem:
     """The problem of `key` not being in the schema (or not under this objective)."""
     if objective is not None and key in dotted_keys():
         owners = [n for n in OBJECTIVE_SECTIONS if key in dotted_keys(n)]
@@ -172,16 +171,8 @@ def parse_config(config: Mapping[str, Any]) -> RunConfig:
     """The typed configuration of a plain resolved mapping.
 
     Raises:
-        UserError: an unknown key, a wrong type or a value out of range; all of them in one line.
+        UserError: unknown keys, wrong types, values out of range; all of them at once.
     """
     parsed, found = parse_leniently(config)
-    if found:
-        raise UserError("; ".join(str(problem) for problem in found))
+    refuse(found)
     return parsed
-
-
-def _literals(annotation: Any) -> tuple[str, ...]:
-    return tuple(get_args(annotation))
-
-
-PRECISIONS: tuple[str, ...] = _literals(Precision)

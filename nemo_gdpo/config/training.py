@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section
+from nemo_gdpo.config.base import Section, Text
 
 Interval = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -77,7 +77,7 @@ class LoggerConfig(Section):
     """Write TensorBoard events."""
     wandb: bool = False
     """Log to Weights & Biases."""
-    wandb_project: str | None = None
+    wandb_project: Text | None = None
     """Project there."""
-    wandb_name: str | None = None
+    wandb_name: Text | None = None
     """Name of the run there; null takes the name of output_dir."""

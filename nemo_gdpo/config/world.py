@@ -9,7 +9,7 @@ from nemo_gdpo.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class WorldFacts:
-    """The machine and the world a run would start in; plain values, so that anyone can make them."""
+    """The machine and the world a run would start in, as plain values."""
 
     world_size: int | None = None
     """Ranks that were started (torchrun, srun); None when none were."""

@@ -42,7 +42,9 @@ class PairEncoder:
         chat_template: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.chat_template = chat_template if chat_template is not None else tokenizer.chat_template
+        self.chat_template = (
+            _default_template(tokenizer) if chat_template is None else chat_template
+        )
         self.stop_token_ids = None if stop_token_ids is None else frozenset(stop_token_ids)
         if self.stop_token_ids is not None and not self.stop_token_ids:
             raise UserError(
@@ -66,8 +68,14 @@ class PairEncoder:
         Raises:
             UserError: no template, no such token, or a token that generation does not stop on.
         """
-        prompt_ids = self.encode_prompt(_PROBE[:-1])
-        tail = self._conversation_ids(_PROBE)[len(prompt_ids) :]
+        prompt_ids, whole_ids = self.encode_prompt(_PROBE[:-1]), self._conversation_ids(_PROBE)
+        if whole_ids[: len(prompt_ids)] != prompt_ids:
+            raise UserError(
+                "chat template: with this tokenizer the prompt and the assistant's header are not "
+                "a token prefix of the answered conversation, so the answer cannot be cut out: use "
+                "the template and the tokenizer that belong to the model"
+            )
+        tail = whole_ids[len(prompt_ids) :]
         specials = set(self.special_tokens.values())
         for token in tail:
             if token in (specials if self.stop_token_ids is None else self.stop_token_ids):
@@ -254,3 +262,16 @@ class PairEncoder:
                     raise BadPairError(
                         where, "special token in the text", f"{name} holds {token!r}"
                     )
+
+
+def _default_template(tokenizer: Any) -> str | None:
+    """The tokenizer's template; of several named ones, the one called default."""
+    template = tokenizer.chat_template
+    if not isinstance(template, dict):
+        return None if template is None else str(template)
+    if "default" not in template:
+        names = ", ".join(sorted(template))
+        raise UserError(
+            f"tokenizer: its chat templates are {names}, none is default: set data.chat_template"
+        )
+    return str(template["default"])

@@ -1,1 +1,8 @@
-"""The training loop and everything around it."""
+"""The training loop and everything around it. Importing the package installs the platform first."""
+
+from __future__ import annotations
+
+from nemo_gdpo.platform import current_platform
+
+# Before any module of this package, or NeMo, can import megatron.
+current_platform()

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from safetensors.torch import load_file, save_file
 
+from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
 from nemo_gdpo.training.manifest import describe, fsync_path, list_files, why_invalid, write_manifest
 from nemo_gdpo.training.mesh import Mesh
@@ -78,12 +78,11 @@ def find_newest_valid(root: Path) -> Found:
 
 
 def _sharded_model(model: MegatronGPTPreferenceModel) -> dict[str, Any]:
-    sharded: dict[str, Any] = {}
-    for chunk in model.gpt_chunks:
-        part = chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
-        # Virtual stages hold different layers; only the shared embedding could meet itself.
-        sharded |= {key: value for key, value in part.items() if key not in sharded}
-    return sharded
+    # One entry a virtual stage: their local names repeat, the names on disk do not.
+    return {
+        f"chunk{index}": chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
+        for index, chunk in enumerate(model.gpt_chunks)
+    }
 
 
 def _split_step_tensors(optimizer: Any) -> None:
@@ -101,22 +100,22 @@ def _split_step_tensors(optimizer: Any) -> None:
 
 def load_weights(model: MegatronGPTPreferenceModel, checkpoint: Path) -> None:
     """Load the policy's weights from a training checkpoint or a converted model."""
-    sharded = _sharded_model(model)
-    loaded = dist_checkpointing.load(
-        {"model": sharded}, str(checkpoint / "dist"), strict=StrictHandling.RAISE_UNEXPECTED
-        if not _has_optimizer(checkpoint) else StrictHandling.ASSUME_OK_UNEXPECTED,
-    )  # fmt: skip
+    sharded = {
+        # Transformer Engine's scaling state begins afresh with new weights.
+        name: {key: value for key, value in part.items() if not key.endswith("_extra_state")}
+        for name, part in _sharded_model(model).items()
+    }
+    check_dist_checkpoint(checkpoint / "dist")  # refuses a table of contents that could run code
+    loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint / "dist"))
     _fill_model(model, loaded["model"])
 
 
-def _has_optimizer(checkpoint: Path) -> bool:
-    return (checkpoint / "trainer_state.json").is_file()
-
-
 def _fill_model(model: MegatronGPTPreferenceModel, state: dict[str, Any]) -> None:
-    for chunk in model.gpt_chunks:
-        own = chunk.state_dict()
-        chunk.load_state_dict({key: state[key] for key in own if key in state}, strict=True)
+    for index, chunk in enumerate(model.gpt_chunks):
+        missing, unexpected = chunk.load_state_dict(state[f"chunk{index}"], strict=False)
+        wrong = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
+        if wrong:
+            raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
 
 
 class Checkpointer:
@@ -248,6 +247,7 @@ class Checkpointer:
         Generator states are restored when the world has the same size; a resharded run draws from
         its seed again (training itself draws nothing: there is no dropout).
         """
+        check_dist_checkpoint(checkpoint / "dist")
         loaded = dist_checkpointing.load(
             self._sharded_state(is_loading=True), str(checkpoint / "dist")
         )

@@ -10,20 +10,10 @@ from omegaconf import DictConfig
 
 from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
 from nemo_gdpo.data.prepared import load_prepared, save_prepared
+from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.model_source import ModelSource
-
-
-def stop_token_ids(assets: Path) -> list[int] | None:
-    """The ids that generation stops on, from generation_config.json; None when it does not say."""
-    path = assets / "generation_config.json"
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text()).get("eos_token_id")
-    if found is None:
-        return None
-    return [found] if isinstance(found, int) else list(found)
 
 
 def _chat_template(cfg: DictConfig) -> str | None:
@@ -35,17 +25,19 @@ def _chat_template(cfg: DictConfig) -> str | None:
     return path.read_text()
 
 
-def _tokenise(cfg: DictConfig, path: Path, source: ModelSource) -> PreferenceDataset:
+def _tokenise(cfg: DictConfig, path: str, split: str, source: ModelSource) -> PreferenceDataset:
     return build_dataset(
         path,
         source.tokenizer(),
         format=cfg.data.preset or cfg.data.format,
+        split=split,
         max_prompt_length=cfg.data.max_prompt_length,
         max_length=cfg.data.max_length,
         truncation_mode=cfg.data.truncation_mode,
         require_scores=cfg.objective.name == "odpo",
         stop_token_ids=stop_token_ids(source.assets),
         chat_template=_chat_template(cfg),
+        on_bad_pair=cfg.data.on_bad_pair,
     )
 
 
@@ -60,13 +52,14 @@ def load_split(
     configured = cfg.data[f"{name}_path"]
     if configured is None:
         return None
+    split = cfg.data.split if name == "train" else cfg.data.validation_split
     prepared = output_dir / "data" / name
     problem: list[str | None] = [None]
     if mesh.is_main:
         try:
-            data = _tokenise(cfg, Path(configured), source)
+            data = _tokenise(cfg, configured, split, source)
             save_prepared(data, prepared)
-            print(f"{name}: {data.stats.summary()}", flush=True)
+            print(f"{name}: {json.dumps(data.stats.to_dict())}", flush=True)
         except UserError as error:
             problem = [str(error)]
     # All ranks learn of a bad file at once, instead of waiting for a rank that has left.

@@ -19,6 +19,7 @@ def build_optimizer(cfg: DictConfig, chunks: list[Any]) -> Any:
     config = OptimizerConfig(
         optimizer="adam",
         lr=optim.lr,
+        min_lr=optim.sched.min_lr,
         weight_decay=optim.weight_decay,
         adam_beta1=optim.betas[0],
         adam_beta2=optim.betas[1],

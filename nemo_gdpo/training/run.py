@@ -22,7 +22,7 @@ from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
-from nemo_gdpo.training.reference import cached_reference
+from nemo_gdpo.training.reference import Stopped, cached_reference
 from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore
 from nemo_gdpo.training.signals import StopRequest
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
@@ -127,7 +127,12 @@ def assemble(cfg: DictConfig) -> Run:
     if mesh.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    source = open_source(cfg.model.restore_from_path, output_dir, mesh)
+    source = open_source(
+        cfg.model.restore_from_path,
+        output_dir,
+        mesh,
+        divisible_by=cfg.model.make_vocab_size_divisible_by,
+    )
     objective = build_objective(cfg)
     train = load_split(cfg, "train", source, output_dir, mesh)
     validation = load_split(cfg, "validation", source, output_dir, mesh)
@@ -200,23 +205,43 @@ def train(cfg: DictConfig) -> Outcome:
         outcome, checkpoint = _train_under_signals(run, stop)
     main = run.mesh.is_main
     leave_world()
-    if outcome is Outcome.DONE and cfg.export_hf and main:
+    if outcome is Outcome.DONE and cfg.export_hf and main and checkpoint is not None:
         from nemo_gdpo.training.export import export_run
 
         run.say(f"exported {export_run(run, checkpoint)}")
     return outcome
 
 
-def _train_under_signals(run: Run, stop: StopRequest) -> tuple[Outcome, Path]:
+def _reference_stores(run: Run, stop: StopRequest) -> dict[str, ReferenceStore | None]:
+    run.model.prepare_for_inference()
+    splits = {"train": run.train, "validation": run.validation}
+    return {
+        name: None if data is None else run.reference_store(data, name, stop)
+        for name, data in splits.items()
+    }
+
+
+def compute_reference(run: Run) -> None:
+    """Make the caches that a training run with this configuration would make.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    with StopRequest(run.mesh.device) as stop:
+        _reference_stores(run, stop)
+    leave_world()
+
+
+def _train_under_signals(run: Run, stop: StopRequest) -> tuple[Outcome, Path | None]:
     cfg, model = run.cfg, run.model
     stores: dict[str, ReferenceStore | None] = {"train": None, "validation": None}
     if cfg.reference == "resident":
         model.attach_resident_reference()
     else:
-        model.prepare_for_inference()
-        stores["train"] = run.reference_store(run.train, "train", stop)
-        if run.validation is not None:
-            stores["validation"] = run.reference_store(run.validation, "validation", stop)
+        try:
+            stores = _reference_stores(run, stop)
+        except Stopped:
+            return Outcome.STOPPED, None
     model.prepare_for_training()
     optimizer = build_optimizer(cfg, model.policy_chunks)
     identity = _identity(run)

@@ -1,0 +1,116 @@
+"""The two conversions, start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nemo_gdpo.conversion.assets import ASSETS
+from nemo_gdpo.conversion.atomic import check_replaceable
+from nemo_gdpo.conversion.engine import (
+    hf_specs,
+    megatron_specs,
+    megatron_tensor,
+    slots_of,
+    to_hf,
+)
+from nemo_gdpo.conversion.families import read_hf_config
+from nemo_gdpo.conversion.fingerprint import weights_fingerprint
+from nemo_gdpo.conversion.hf_export import write_hf
+from nemo_gdpo.conversion.hf_source import open_hf
+from nemo_gdpo.conversion.megatron_io import (
+    CheckpointModel,
+    open_megatron,
+    write_megatron_checkpoint,
+)
+from nemo_gdpo.conversion.model_config import padded_vocab_size
+from nemo_gdpo.conversion.safetensors_writer import MAX_SHARD_BYTES
+
+VOCAB_DIVISIBLE_BY = 128
+
+
+def convert_hf_to_megatron(
+    source: Path,
+    destination: Path,
+    *,
+    vocab_divisible_by: int = VOCAB_DIVISIBLE_BY,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> CheckpointModel:
+    """Convert a Hugging Face directory to a Megatron checkpoint that loads under any mesh.
+
+    Args:
+        source: has config.json and safetensors.
+        destination: absent, empty, or an earlier conversion.
+        vocab_divisible_by: the vocabulary is padded to a multiple of it. Megatron pads anew for the
+            tensor-parallel size that it loads with.
+        dtype: cast the weights; None keeps them as they are.
+        progress: show bars.
+
+    Raises:
+        UserError: the source is not convertible exactly, or the destination cannot be written.
+    """
+    config = read_hf_config(source)
+    hf = open_hf(source, config)
+    check_replaceable(destination)
+    padded = padded_vocab_size(config.vocab_size, vocab_divisible_by, 1)
+    specs = megatron_specs(config, hf, padded_vocab_size=padded, dtype=dtype)
+    fingerprint = weights_fingerprint(source, progress=progress)
+    model = CheckpointModel(config, padded, fingerprint)
+    slots = {slot.name: slot for slot in slots_of(config)}
+    with tqdm(total=len(specs), unit="tensor", desc="convert", disable=not progress) as bar:
+
+        def fetch(name: str) -> Tensor:
+            bar.update()
+            return megatron_tensor(slots[name], config, hf, padded_vocab_size=padded, dtype=dtype)
+
+        write_megatron_checkpoint(destination, model, source, specs, fetch)
+    return model
+
+
+def _with_bar(
+    tensors: Iterator[tuple[str, Tensor]], total: int, progress: bool
+) -> Iterator[tuple[str, Tensor]]:
+    yield from tqdm(tensors, total=total, unit="tensor", desc="export", disable=not progress)
+
+
+def convert_megatron_to_hf(
+    source: Path,
+    destination: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    facts: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: bool = False,
+) -> None:
+    """Export a Megatron checkpoint, converted or trained under any mesh, to Hugging Face.
+
+    Args:
+        source: has `dist/`, `model_config.json` and `hf_assets/`.
+        destination: absent, empty, or an earlier export.
+        dtype: cast the weights; None keeps them as they are.
+        facts: for the model card, see `card.SECTIONS`.
+        max_shard_bytes: upper bound of one safetensors file.
+        progress: show a bar.
+
+    Raises:
+        UserError: the checkpoint is incomplete, damaged or could run code, or the destination
+            cannot be written.
+    """
+    model, weights = open_megatron(source)
+    specs = hf_specs(model.config, weights, dtype=dtype)
+    tensors = _with_bar(to_hf(model.config, weights, dtype=dtype), len(specs), progress)
+    write_hf(
+        destination,
+        model.config,
+        source / ASSETS,
+        specs,
+        tensors,
+        facts=facts,
+        max_shard_bytes=max_shard_bytes,
+    )

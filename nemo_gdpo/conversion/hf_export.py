@@ -1,0 +1,70 @@
+"""Writes a Hugging Face directory from a Megatron checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nemo_gdpo.conversion.assets import CONFIG, README, base_licence, copy_assets
+from nemo_gdpo.conversion.atomic import new_directory
+from nemo_gdpo.conversion.card import model_card
+from nemo_gdpo.conversion.engine import TensorSpec
+from nemo_gdpo.conversion.families import read_hf_config
+from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
+from nemo_gdpo.conversion.safetensors_writer import MAX_SHARD_BYTES, write_shards
+from nemo_gdpo.errors import UserError
+
+
+def _state_dtype(config_file: Path, specs: Sequence[TensorSpec]) -> None:
+    """Say in config.json which type the weights have: transformers casts to what it says."""
+    values = read_json_object(config_file)
+    found = {str(spec.dtype).removeprefix("torch.") for spec in specs}
+    # Mixed types: state the widest, so that loading loses nothing.
+    widest = max(found, key=["float16", "bfloat16", "float32", "float64"].index)
+    key = "dtype" if "dtype" in values else "torch_dtype"  # the second is understood by all
+    if values.get(key) == widest:
+        return
+    values[key] = widest
+    config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def write_hf(
+    destination: Path,
+    config: MegatronModelConfig,
+    assets: Path,
+    specs: Sequence[TensorSpec],
+    tensors: Iterator[tuple[str, Tensor]],
+    *,
+    facts: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write weights, configs, tokenizer and model card; all of it appears, or nothing.
+
+    Args:
+        destination: absent, empty, or an earlier export.
+        config: the architecture; has to be what the assets' config.json says.
+        assets: configs and tokenizer.
+        specs: what `tensors` will give.
+        tensors: Hugging Face's tensors, read one by one.
+        facts: for the model card, see `card.SECTIONS`.
+        max_shard_bytes: upper bound of one safetensors file.
+
+    Raises:
+        UserError: the assets belong to another model, or the destination cannot be written.
+    """
+    if read_hf_config(assets) != config:
+        raise UserError(
+            f"{assets / CONFIG} describes another model than the checkpoint's model_config.json; "
+            "restore both from the same place"
+        )
+    stated = {"licence": base_licence(assets), **(facts or {})}
+    expected = sum(spec.nbytes for spec in specs)
+    with new_directory(destination, kind="hugging_face", expected_bytes=expected) as temporary:
+        copy_assets(assets, temporary)
+        _state_dtype(temporary / CONFIG, specs)
+        (temporary / README).write_text(model_card(stated), encoding="utf-8")
+        write_shards(temporary, specs, tensors, max_shard_bytes=max_shard_bytes)

@@ -1,0 +1,122 @@
+"""A Megatron checkpoint on disk, converted or trained: one layout.
+
+CKPT/dist/               weights (and, in training, the optimizer): megatron-core's format
+CKPT/model_config.json   the architecture, the padded vocabulary, where the weights came from
+CKPT/hf_assets/          config.json, tokenizer, chat template: all that an export needs
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from nemo_gdpo.conversion.assets import ASSETS, copy_assets
+from nemo_gdpo.conversion.atomic import new_directory
+from nemo_gdpo.conversion.dist_reader import DistTensorSource
+from nemo_gdpo.conversion.dist_writer import write_dist_checkpoint
+from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source, extra_states_of
+from nemo_gdpo.conversion.fingerprint import DIST
+from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
+from nemo_gdpo.errors import UserError
+
+MODEL_CONFIG = "model_config.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointModel:
+    """What `model_config.json` says."""
+
+    config: MegatronModelConfig
+    padded_vocab_size: int
+    """Rows of the embedding in `dist/`."""
+    source_sha256: str | None
+    """`weights_fingerprint` of the directory that the weights, or training, started from."""
+
+
+def is_megatron_checkpoint(path: Path) -> bool:
+    """Whether a directory is laid out as a Megatron checkpoint."""
+    return (path / MODEL_CONFIG).is_file()
+
+
+def write_checkpoint_assets(directory: Path, model: CheckpointModel, hf_assets: Path) -> None:
+    """Write `model_config.json` and `hf_assets/` into a checkpoint's directory.
+
+    Args:
+        directory: exists.
+        model: what to say about the model.
+        hf_assets: a Hugging Face directory, or another checkpoint's `hf_assets`.
+    """
+    values = {
+        "format_version": FORMAT_VERSION,
+        **model.config.to_dict(),
+        "padded_vocab_size": model.padded_vocab_size,
+        "source_sha256": model.source_sha256,
+    }
+    (directory / MODEL_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    copy_assets(hf_assets, directory / ASSETS, with_readme=True)
+
+
+def read_checkpoint_model(checkpoint: Path) -> CheckpointModel:
+    """Read `model_config.json`.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version.
+    """
+    path = checkpoint / MODEL_CONFIG
+    values = read_json_object(path)
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} is of format version {version}, this program reads {FORMAT_VERSION}; convert "
+            "the model again"
+        )
+    padded, source = values.pop("padded_vocab_size", None), values.pop("source_sha256", None)
+    config = MegatronModelConfig.from_dict(values, path)
+    if not isinstance(padded, int) or padded < config.vocab_size:
+        raise UserError(
+            f"{path}: padded_vocab_size is {padded!r}, and the vocabulary has {config.vocab_size} "
+            "tokens; convert the model again"
+        )
+    return CheckpointModel(config, padded, None if source is None else str(source))
+
+
+def write_megatron_checkpoint(
+    destination: Path,
+    model: CheckpointModel,
+    hf_assets: Path,
+    specs: Sequence[TensorSpec],
+    fetch: Callable[[str], Tensor],
+) -> None:
+    """Write a converted model; it appears whole or not at all.
+
+    Args:
+        destination: absent, empty, or an earlier conversion.
+        model: what to say about it.
+        hf_assets: where configs and tokenizer are copied from.
+        specs: all tensors, whole, under Megatron's names.
+        fetch: reads one of them; called once for each.
+
+    Raises:
+        UserError: the destination holds something else, or cannot be written.
+    """
+    expected = sum(spec.nbytes for spec in specs)
+    with new_directory(destination, kind="megatron", expected_bytes=expected) as temporary:
+        write_checkpoint_assets(temporary, model, hf_assets)
+        write_dist_checkpoint(temporary / DIST, specs, fetch, extra_states_of(model.config))
+
+
+def open_megatron(checkpoint: Path) -> tuple[CheckpointModel, DistTensorSource]:
+    """Open a checkpoint and compare its tensors with its architecture. Builds no model.
+
+    Raises:
+        UserError: it is incomplete, damaged, or could run code.
+    """
+    model = read_checkpoint_model(checkpoint)
+    source = DistTensorSource(checkpoint / DIST)
+    check_megatron_source(model.config, source)
+    return model, source

@@ -1,0 +1,118 @@
+"""The architecture of a model, for both sides of a conversion and for the model builder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nemo_gdpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class MegatronModelConfig:
+    """What the arithmetic of a decoder depends on, under Megatron's names. Sizes count elements."""
+
+    family: str
+    """Key of `families.FAMILIES`."""
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    """Key-value heads."""
+    kv_channels: int
+    """Dimensions of one head; not always hidden_size / num_attention_heads."""
+    vocab_size: int
+    """Rows of the embedding that mean something, without padding."""
+    max_position_embeddings: int
+    rotary_base: float
+    layernorm_epsilon: float
+    rotary_scaling: dict[str, Any] | None = None
+    """None, or `rope_type` ("linear" | "llama3") with that type's numbers."""
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    """Biases on query, key and value."""
+    mlp_bias: bool = False
+    """Biases on all linear layers."""
+    activation: str = "silu"
+
+    @property
+    def query_size(self) -> int:
+        """Rows of the query projection."""
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def key_value_size(self) -> int:
+        """Rows of the key projection, and of the value projection."""
+        return self.num_query_groups * self.kv_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str | Path) -> MegatronModelConfig:
+        """Read what `to_dict` gave.
+
+        Args:
+            values: exactly the fields of this class.
+            where: named in errors.
+
+        Raises:
+            UserError: a field is missing, unknown, or of another type.
+        """
+        known = {field.name: field for field in fields(cls)}
+        missing = sorted(known.keys() - values.keys())
+        unknown = sorted(values.keys() - known.keys())
+        if missing or unknown:
+            raise UserError(
+                f"{where}: lacks the fields {missing} and has the unknown fields {unknown}; "
+                "convert the model again with this version"
+            )
+        for name, value in values.items():
+            if not _fits(value, str(known[name].type)):
+                raise UserError(
+                    f"{where}: {name} is {value!r}, which is no {known[name].type}; convert the "
+                    "model again"
+                )
+        return cls(**values)
+
+
+def _fits(value: object, annotation: str) -> bool:
+    match annotation:
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "bool":
+            return isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+        case _:
+            return value is None or isinstance(value, dict)
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel: int) -> int:
+    """Rows of the embedding in Megatron: the next multiple of `divisible_by * tensor_parallel`."""
+    multiple = divisible_by * tensor_parallel
+    return -(-vocab_size // multiple) * multiple
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a complete model directory") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); restore the file") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; restore the file")
+    return found

@@ -1,0 +1,9 @@
+"""From hidden states to the log-probs of labels and EOS, without a [tokens, vocabulary] matrix."""
+
+from __future__ import annotations
+
+from nemo_gdpo.logprobs.chunked import selected_logprobs
+from nemo_gdpo.logprobs.reference import selected_logprobs_reference
+from nemo_gdpo.logprobs.types import SelectedLogprobs
+
+__all__ = ["SelectedLogprobs", "selected_logprobs", "selected_logprobs_reference"]

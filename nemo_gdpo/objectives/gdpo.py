@@ -1,0 +1,200 @@
+"""GFlowNet-DPO (Kwon et al., EMNLP 2024), on the flow of Hu et al. 2023.
+
+A response is a path of a GFlowNet whose every prefix may end. With a_t = log pi(y_{t+1} | s_t),
+e_t = log pi(EOS | s_t), and A, E the same under the reference, the flow through a prefix is
+F(s) = R(s EOS) / pi(EOS | s), and no extra head is needed. One transition's residual is
+
+    delta_t = log R(s_t EOS) + a_t + e_{t+1} - log R(s_{t+1} EOS) - e_t,    t = 0 .. n - 1.
+
+Everything is indexed by response position, never by padded column. State n is the last position: in
+a complete response it scores EOS, and its reward carries alpha * c, with c = 0 for the chosen and
+`rejected_log_reward` for the rejected response. In a cut response state n is a prefix like any
+other: its label leads to a state that was not computed, and it carries no c.
+
+A response of one position (EOS alone) has no transition: `db` and `subtb` have nothing to balance
+and give 0, also when it is rejected. Only `tb` sees its preference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nemo_gdpo.objectives.pairwise import (
+    masked,
+    pair_sums,
+    require,
+    require_not_negative,
+    require_positive,
+)
+from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, TokenLogps
+
+Balance = Literal["db", "subtb", "tb"]
+Reward = Literal["cumulative", "tokenwise"]
+
+
+@dataclass(frozen=True)
+class GDPO:
+    """Squared imbalance of flows, by `balance`.
+
+    - `"db"`: sum over transitions of delta_t^2 (detailed balance).
+    - `"subtb"`: mean of squared sub-trajectory sums, weighted subtb_lambda^(length - 1).
+    - `"tb"`: contrastive trajectory balance on the pair, where the unknown log Z(x) cancels:
+      ([log pi(y_w) - log pi(y_l)] - [log R(y_w) - log R(y_l)])^2. At eos_temperature 1 this is
+      (h - kappa)^2 with kappa = -alpha * rejected_log_reward, which is summed IPO at
+      kappa = 1 / (2 beta).
+
+    `reward="cumulative"` is log R(s_t EOS) = sum_{i<t} A_i + E_t (Hu et al. 2023), with E of the
+    reference's logits divided by `eos_temperature`. `"tokenwise"` is the reward of the released
+    code, log R = A_t + E_t without the sum: content fluency under the reference drops out of its
+    target, and equality with the reference is no balance. It reads the label of state n too.
+    """
+
+    alpha: float = 0.1
+    rejected_log_reward: float = -8.0
+    eos_temperature: float = 1.0
+    balance: Balance = "db"
+    subtb_lambda: float = 1.0
+    reward: Reward = "cumulative"
+    needs_eos: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        balances, rewards = get_args(Balance), get_args(Reward)
+        require(self.balance in balances, f"balance must be one of {balances}, not {self.balance}")
+        require(self.reward in rewards, f"reward must be one of {rewards}, not {self.reward}")
+        require(
+            self.balance != "tb" or self.reward == "cumulative",
+            "balance 'tb' compares whole responses and needs reward 'cumulative'",
+        )
+        require_not_negative("alpha", self.alpha)
+        require_not_negative("minus rejected_log_reward", -self.rejected_log_reward)
+        require_positive("eos_temperature", self.eos_temperature)
+        require_positive("subtb_lambda", self.subtb_lambda)
+
+    def __call__(
+        self, policy: PairLogps, reference: PairLogps, targets: PairTargets
+    ) -> ObjectiveOutput:
+        """Loss of each pair: the mean of its two responses' losses, or the pair's own under `tb`.
+
+        `targets` is not read. `rewards/*` are plain log-ratios (there is no beta).
+
+        Raises:
+            ValueError: an EOS column that is needed is missing, or the inputs do not fit together.
+        """
+        del targets
+        metrics = pair_sums(policy, reference).metrics(beta=1.0)
+        chosen = self._path(policy.chosen, reference.chosen, 0.0)
+        rejected = self._path(policy.rejected, reference.rejected, self.rejected_log_reward)
+        if self.balance == "tb":
+            residual_N = chosen.log_ratio_to_reward_N - rejected.log_ratio_to_reward_N
+            loss_N = residual_N.square()
+            metrics["gdpo/tb_residual"] = residual_N.detach()
+        else:
+            chosen_N, rejected_N = self._sequence_loss(chosen), self._sequence_loss(rejected)
+            loss_N = (chosen_N + rejected_N) / 2
+            metrics["gdpo/chosen_loss"] = chosen_N.detach()
+            metrics["gdpo/rejected_loss"] = rejected_N.detach()
+        for name, of_chosen, of_rejected in (
+            ("gdpo/db_residual", chosen.mean_residual_N, rejected.mean_residual_N),
+            ("gdpo/log_flow", chosen.log_flow_N, rejected.log_flow_N),
+            ("gdpo/eos_logp", chosen.mean_eos_logp_N, rejected.mean_eos_logp_N),
+        ):
+            metrics[name] = (of_chosen.detach() + of_rejected.detach()) / 2
+        return ObjectiveOutput(loss_N, metrics)
+
+    def _path(self, policy: TokenLogps, reference: TokenLogps, c: float) -> _Path:
+        """Residuals of one side's responses; `c` is the log-reward of the complete ones."""
+        mask_NT = policy.mask_NT
+        tempered = self.eos_temperature != 1.0
+        reference_eos_NT = reference.tempered_eos_NT if tempered else reference.eos_NT
+        if policy.eos_NT is None or reference_eos_NT is None:
+            column = "tempered_eos_NT" if tempered else "eos_NT"
+            raise ValueError(f"GDPO needs the policy's eos_NT and the reference's {column}")
+        a_NT, e_NT = masked(policy.label_NT, mask_NT), masked(policy.eos_NT, mask_NT)
+        A_NT = masked(reference.label_NT, mask_NT).detach()
+        E_NT = masked(reference_eos_NT, mask_NT).detach()
+        bonus_N = torch.full_like(E_NT[:, 0], self.alpha * c)
+        if policy.complete_N is not None:
+            bonus_N = bonus_N.where(policy.complete_N, 0.0)
+
+        # The residual's terms, grouped so that a policy equal to its reference cancels exactly:
+        # summing the reward first would leave the rounding of sums near -300.
+        excess_NT = e_NT - E_NT
+        log_flow_N = -excess_NT[:, 0]
+        if self.reward == "cumulative":
+            step_NT = a_NT[:, :-1] - A_NT[:, :-1]
+        else:
+            step_NT = a_NT[:, :-1] + A_NT[:, :-1] - A_NT[:, 1:]
+            log_flow_N = log_flow_N + A_NT[:, 0]
+        states_N = mask_NT.sum(dim=1)
+        # Column t of `delta` leads to state t + 1; the bonus belongs to state n alone.
+        arrives_at_T = torch.arange(1, mask_NT.shape[1], device=mask_NT.device)
+        final_NT = arrives_at_T == states_N[:, None] - 1
+        delta_NT = step_NT + (excess_NT[:, 1:] - excess_NT[:, :-1]) - bonus_N[:, None] * final_NT
+        return _Path(
+            delta_NT=masked(delta_NT, mask_NT[:, 1:]),
+            log_flow_N=log_flow_N + bonus_N * (states_N == 1),
+            mask_NT=mask_NT,
+            mean_eos_logp_N=e_NT.detach().sum(dim=1) / states_N,
+        )
+
+    def _sequence_loss(self, path: _Path) -> Tensor:
+        if self.balance == "subtb":
+            return path.sub_trajectory_loss(self.subtb_lambda)
+        return path.delta_NT.square().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """One side's responses as paths through states 0 .. n."""
+
+    delta_NT: Tensor
+    """delta_t, [N, T - 1]; 0 where there is no transition."""
+    log_flow_N: Tensor
+    """log F(s_0) = log R(s_0 EOS) - e_0."""
+    mask_NT: Tensor
+    """bool [N, T]: state t exists."""
+    mean_eos_logp_N: Tensor
+    """Mean of e_t over the states, detached."""
+
+    @property
+    def log_ratio_to_reward_N(self) -> Tensor:
+        """log pi(s_n EOS) - log R(s_n EOS), by telescoping; -log Z(x) where all flows balance."""
+        return self.delta_NT.sum(dim=1) - self.log_flow_N
+
+    @property
+    def mean_residual_N(self) -> Tensor:
+        """Mean |delta_t| over the transitions; 0 without any."""
+        transitions_N = self.mask_NT[:, 1:].sum(dim=1).clamp(min=1)
+        return self.delta_NT.detach().abs().sum(dim=1) / transitions_N
+
+    def sub_trajectory_loss(self, decay: float) -> Tensor:
+        """sum_{i<j} w (delta_i + .. + delta_{j-1})^2 / sum_{i<j} w with w = decay^(j-i-1); [N]."""
+        sums_NT = torch.cat(
+            [torch.zeros_like(self.log_flow_N)[:, None], self.delta_NT.cumsum(dim=1)], dim=1
+        )
+        states_N = self.mask_NT.sum(dim=1)
+        if decay == 1.0:
+            # The mean squared difference of all pairs is twice the sample variance.
+            mean_N = masked(sums_NT, self.mask_NT).sum(dim=1) / states_N
+            centred_NT = masked(sums_NT - mean_N[:, None], self.mask_NT)
+            return 2 * centred_NT.square().sum(dim=1) / (states_N - 1).clamp(min=1)
+        total_N = torch.zeros_like(self.log_flow_N)
+        weight_N = torch.zeros_like(self.log_flow_N)
+        for length in range(1, sums_NT.shape[1]):
+            exists_NT = self.mask_NT[:, length:]
+            if decay < 1.0:
+                share_N = torch.full_like(total_N, decay ** (length - 1))
+            else:
+                # A row's common factor cancels: growing weights are counted down from its longest
+                # sub-trajectory, so that they cannot overflow.
+                shorter_by_N = (states_N - 1 - length).clamp(min=0)
+                share_N = (1.0 / decay) ** shorter_by_N.to(total_N.dtype)
+            squares_NT = (sums_NT[:, length:] - sums_NT[:, :-length]).square()
+            total_N = total_N + share_N * masked(squares_NT, exists_NT).sum(dim=1)
+            weight_N = weight_N + share_N * exists_NT.sum(dim=1)
+        # Some sub-trajectory has weight 1, unless there is none at all.
+        return total_N / weight_N.clamp(min=1)

@@ -1,0 +1,107 @@
+"""DPO with an offset (Amini, Vieira & Cotterell 2024).
+
+The stronger the preference, the larger the margin that is asked for: -log sigma(beta h - Delta). The
+paper's offset, Delta = alpha log(s_w - s_l), is negative for score gaps below 1, where it weakens the
+demand instead. It depends on the scores' units, and a tie would silently have no gradient: it is
+refused. Label smoothing and IPO do not combine with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nemo_gdpo.objectives.pairwise import (
+    at_least_float32,
+    pair_sums,
+    require,
+    require_not_negative,
+    require_positive,
+)
+from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets
+
+Offset = Literal["log", "identity", "log1p", "ratio"]
+
+
+@dataclass(frozen=True)
+class ODPO:
+    """-log sigma(beta h - alpha f(s_w, s_l)).
+
+    f is log(s_w - s_l) (`"log"`, the paper's), s_w - s_l (`"identity"`), log(1 + s_w - s_l)
+    (`"log1p"`), or log(s_w / s_l) (`"ratio"`, for positive scores). alpha = 0 is DPO.
+    """
+
+    beta: float = 0.1
+    alpha: float = 1.0
+    offset: Offset = "log"
+    needs_eos: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_positive("beta", self.beta)
+        require_not_negative("alpha", self.alpha)
+        offsets = get_args(Offset)
+        require(self.offset in offsets, f"offset must be one of {offsets}, not {self.offset!r}")
+
+    def offsets(self, targets: PairTargets) -> Tensor:
+        """Delta of each pair, [N].
+
+        Raises:
+            ValueError: scores are missing, tied, inverted, not finite, or not positive under
+                `"ratio"`; the first such pair is named by its index.
+        """
+        if targets.chosen_score_N is None or targets.rejected_score_N is None:
+            raise ValueError("ODPO needs chosen_score and rejected_score for every pair")
+        won_N = at_least_float32(targets.chosen_score_N).detach()
+        lost_N = at_least_float32(targets.rejected_score_N).detach()
+        if won_N.dim() != 1 or won_N.shape != lost_N.shape:
+            raise ValueError(
+                f"scores have shapes {[*won_N.shape]} and {[*lost_N.shape]}, not one a pair"
+            )
+        finite_N = torch.isfinite(won_N) & torch.isfinite(lost_N)
+        _refuse(~finite_N, "a score is not finite", won_N, lost_N)
+        _refuse(won_N == lost_N, "the scores are tied (drop ties)", won_N, lost_N)
+        _refuse(won_N < lost_N, "the chosen score is below the rejected one", won_N, lost_N)
+        gap_N = won_N - lost_N
+        if self.offset == "identity":
+            scaled_N = gap_N
+        elif self.offset == "log1p":
+            scaled_N = torch.log1p(gap_N)
+        elif self.offset == "ratio":
+            _refuse(lost_N <= 0, "offset 'ratio' needs positive scores", won_N, lost_N)
+            scaled_N = torch.log(won_N) - torch.log(lost_N)
+        else:
+            scaled_N = torch.log(gap_N)
+        offset_N = self.alpha * scaled_N
+        _refuse(~torch.isfinite(offset_N), "the offset is not finite", won_N, lost_N)
+        return offset_N
+
+    def __call__(
+        self, policy: PairLogps, reference: PairLogps, targets: PairTargets
+    ) -> ObjectiveOutput:
+        """Loss of each pair.
+
+        Raises:
+            ValueError: the scores have no offset (see `offsets`), or the inputs do not fit together.
+        """
+        sums = pair_sums(policy, reference)
+        margin_N = self.beta * sums.log_ratio_difference
+        offset_N = self.offsets(targets)
+        if offset_N.shape != margin_N.shape:
+            raise ValueError(f"{offset_N.shape[0]} scores for {margin_N.shape[0]} pairs")
+        # Scores of a wider type must not widen the loss.
+        offset_N = offset_N.to(margin_N.dtype)
+        loss_N = -logsigmoid(margin_N - offset_N)
+        return ObjectiveOutput(loss_N, {**sums.metrics(self.beta), "odpo/offset": offset_N})
+
+
+def _refuse(bad_N: Tensor, reason: str, won_N: Tensor, lost_N: Tensor) -> None:
+    if bool(bad_N.any()):
+        index = int(bad_N.nonzero()[0, 0])
+        raise ValueError(
+            f"pair {index} of the batch: {reason} "
+            f"(chosen {float(won_N[index])}, rejected {float(lost_N[index])})"
+        )

@@ -1,0 +1,144 @@
+"""What the objectives share: response log-probs, the log-ratio difference h, common metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_gdpo.objectives.types import PairLogps, TokenLogps
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a parameter.
+
+    Raises:
+        ValueError: with `message`, when `condition` does not hold.
+    """
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse a parameter that is not a positive, finite number."""
+    require(math.isfinite(value) and value > 0, f"{name} must be positive and finite, not {value}")
+
+
+def require_not_negative(name: str, value: float) -> None:
+    """Refuse a parameter that is not a finite number from 0 on."""
+    require(
+        math.isfinite(value) and value >= 0, f"{name} must be finite and not negative, not {value}"
+    )
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """float64 stays, every other type becomes float32: sums near -300 are 2 apart in bfloat16."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def masked(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Values with padding set to zero; NaN in padding reaches neither sums nor gradients."""
+    wide_NT = at_least_float32(values_NT)
+    return wide_NT.where(mask_NT, wide_NT.new_zeros(()))
+
+
+def response_logp(logps: TokenLogps) -> Tensor:
+    """log p(y | x): sum over response positions, EOS included; [N]."""
+    return masked(logps.label_NT, logps.mask_NT).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Response log-probs of a batch of pairs; all [N]."""
+
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+
+    @property
+    def log_ratio_difference(self) -> Tensor:
+        """h = [log pi(y_w) - log pi(y_l)] - [log pi_ref(y_w) - log pi_ref(y_l)]."""
+        return (self.policy_chosen - self.policy_rejected) - (
+            self.reference_chosen - self.reference_rejected
+        )
+
+    def metrics(self, beta: float) -> dict[str, Tensor]:
+        """TRL's names; rewards are beta (log pi - log pi_ref)."""
+        chosen = (beta * (self.policy_chosen - self.reference_chosen)).detach()
+        rejected = (beta * (self.policy_rejected - self.reference_rejected)).detach()
+        return {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected,
+            "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+            "logps/chosen": self.policy_chosen.detach(),
+            "logps/rejected": self.policy_rejected.detach(),
+            "reference_logps/chosen": self.reference_chosen.detach(),
+            "reference_logps/rejected": self.reference_rejected.detach(),
+        }
+
+
+def pair_sums(policy: PairLogps, reference: PairLogps) -> PairSums:
+    """Sum all four responses of each pair. The reference carries no gradient.
+
+    Raises:
+        ValueError: the inputs do not fit together (see `check_layout`).
+    """
+    check_layout("chosen", policy.chosen, reference.chosen)
+    check_layout("rejected", policy.rejected, reference.rejected)
+    chosen, rejected = policy.chosen.mask_NT.shape[0], policy.rejected.mask_NT.shape[0]
+    require(chosen == rejected, f"{chosen} chosen responses for {rejected} rejected ones")
+    return PairSums(
+        policy_chosen=response_logp(policy.chosen),
+        policy_rejected=response_logp(policy.rejected),
+        reference_chosen=response_logp(reference.chosen).detach(),
+        reference_rejected=response_logp(reference.rejected).detach(),
+    )
+
+
+def check_layout(side: str, policy: TokenLogps, reference: TokenLogps) -> None:
+    """Refuse inputs of which an objective would make a number that means nothing.
+
+    Broadcasting would let a wrong shape pass, and a reference of other responses than the policy's
+    would pass too if their counts happened to agree.
+
+    Raises:
+        ValueError: naming the side, and the row where it is one row's fault.
+    """
+    mask_NT = policy.mask_NT
+    for owner, logps in (("policy", policy), ("reference", reference)):
+        columns = {
+            "label_NT": logps.label_NT,
+            "mask_NT": logps.mask_NT,
+            "eos_NT": logps.eos_NT,
+            "tempered_eos_NT": logps.tempered_eos_NT,
+        }
+        for name, column in columns.items():
+            require(
+                column is None or (column.dim() == 2 and column.shape == mask_NT.shape),
+                f"{side}: {owner} {name} has shape {None if column is None else [*column.shape]}, "
+                f"not {[*mask_NT.shape]} as the policy's mask",
+            )
+        require(logps.mask_NT.dtype == torch.bool, f"{side}: {owner} mask_NT is not bool")
+        complete_N = logps.complete_N
+        require(
+            complete_N is None
+            or (complete_N.dtype == torch.bool and complete_N.shape == mask_NT.shape[:1]),
+            f"{side}: {owner} complete_N is not one bool a response",
+        )
+    differs_N = (mask_NT != reference.mask_NT).any(dim=1)
+    empty_N = ~mask_NT.any(dim=1)
+    gap_N = (mask_NT[:, 1:] & ~mask_NT[:, :-1]).any(dim=1)
+    if bool((differs_N | empty_N | gap_N).any()):
+        reasons = (
+            (differs_N, "policy and reference have different response positions"),
+            (empty_N, "the response has no position"),
+            (gap_N, "the response's positions do not come first in its row"),
+        )
+        row, reason = next(
+            (int(bad_N.nonzero()[0, 0]), reason) for bad_N, reason in reasons if bool(bad_N.any())
+        )
+        raise ValueError(f"{side} response {row} of the batch: {reason}")

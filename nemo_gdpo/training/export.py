@@ -1,0 +1,62 @@
+"""Export a finished run to Hugging Face, with a model card that says how it was made."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from nemo_gdpo import __version__
+from nemo_gdpo.conversion.assets import ASSETS, base_licence
+from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+
+if TYPE_CHECKING:
+    from nemo_gdpo.training.run import Run
+
+METHODS = {
+    "gdpo": ("gflownet_dpo", "Kwon et al., GDPO: Learning to Directly Align Language Models with "
+             "Diversity Using GFlowNets, EMNLP 2024"),
+    "odpo": ("offset_dpo", "Amini, Vieira & Cotterell, Direct Preference Optimization with an "
+             "Offset, 2024"),
+    "adpo": ("active_dpo", "Ji, He & Gu, Reinforcement Learning from Human Feedback with Active "
+             "Queries, 2024"),
+    "dpo": ("dpo", "Rafailov et al., Direct Preference Optimization, 2023"),
+    "ipo": ("ipo", "Azar et al., A General Theoretical Paradigm to Understand Learning from Human "
+            "Preferences, 2023"),
+}  # fmt: skip
+"""Objective -> (unambiguous method name, citation)."""
+
+
+def _last_metrics(output_dir: Path) -> dict[str, float]:
+    path = output_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if not lines:
+        return {}
+    entry = json.loads(lines[-1])
+    return {name: value for name, value in entry.items() if not name.startswith("perf/")}
+
+
+def export_run(run: Run, checkpoint: Path) -> Path:
+    """Write `output_dir/hf` from a checkpoint, on one rank, streaming."""
+    cfg, layout = run.cfg, run.mesh.layout
+    method, citation = METHODS[cfg.objective.name]
+    target = run.output_dir / "hf"
+    facts = {
+        "base_model": run.source.name,
+        "licence": base_licence(checkpoint / ASSETS),
+        "objective": {"method": method, **OmegaConf.to_container(cfg.objective)},
+        "data": {"path": cfg.data.train_path, "fingerprint": run.train.fingerprint,
+                 "pairs": len(run.train)},
+        "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{run.mesh.data_size}",
+        "precision": cfg.precision,
+        "versions": {"nemo_gdpo": __version__} | {
+            name: version(name) for name in ("torch", "megatron-core", "nemo-toolkit")
+        },
+        "metrics": _last_metrics(run.output_dir),
+        "citations": [citation],
+    }  # fmt: skip
+    convert_megatron_to_hf(checkpoint, target, facts=facts, progress=True)
+    return target

@@ -1,0 +1,394 @@
+"""Validation: each problem alone, all of them together, and nothing where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_gdpo.config import (
+    WorldFacts,
+    parse_config,
+    problems,
+    problems_of_mapping,
+    read_model_config,
+)
+from nemo_gdpo.config.world import configured_world_size, ranks_per_node
+from nemo_gdpo.errors import UserError
+
+LLAMA = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
+TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
+VPP, CP = "virtual_pipeline_model_parallel_size", "context_parallel_size"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """A configuration without problems."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    (model / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    return {
+        "model": {"restore_from_path": str(model)},
+        "data": {"train_path": str(tmp_path / "train.jsonl")},
+        "trainer": {"max_steps": 10},
+        "top": {"output_dir": str(tmp_path / "out")},
+    }
+
+
+def _mapping(base: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """`base` with changes: model__tp=2 is model.tp; a dictionary replaces a whole section."""
+    merged = {name: dict(values) for name, values in base.items()}
+    top = merged.pop("top")
+    for key, value in changes.items():
+        section, _, leaf = key.partition("__")
+        if leaf:
+            merged.setdefault(section, {})[leaf] = value
+        else:
+            top[key] = value
+    return {**merged, **top}
+
+
+def _found(
+    base: dict[str, dict[str, Any]], world: WorldFacts | None = None, **changes: Any
+) -> list[str]:
+    config = parse_config(_mapping(base, **changes))
+    return [str(problem) for problem in problems(config, world, LLAMA)]
+
+
+def test_nothing_wrong(base: dict[str, dict[str, Any]]) -> None:
+    assert _found(base) == []
+    assert _found(base, WorldFacts(world_size=4)) == []
+    assert _found(base, reference="resident") == []
+
+
+CASES: list[tuple[dict[str, Any], str, str]] = [
+    ({"model__restore_from_path": None}, "model.restore_from_path", "is not set"),
+    ({"model__restore_from_path": "/nowhere"}, "model.restore_from_path", "does not exist"),
+    ({"data__train_path": None}, "data.train_path", "is not set"),
+    ({"data__train_path": "/nowhere.jsonl"}, "data.train_path", "does not exist"),
+    ({"data__validation_path": "/no.jsonl"}, "data.validation_path", "does not exist"),
+    ({"data__chat_template": "/no.jinja"}, "data.chat_template", "is not a file"),
+    (
+        {f"model__{TP}": 16},
+        f"model.{TP}",
+        "16 does not divide the model's 8 key-value groups; choose one of 1, 2, 4, 8",
+    ),
+    (
+        {f"model__{TP}": 3},
+        f"model.{TP}",
+        "3 does not divide the model's 32 attention heads",
+    ),
+    ({f"model__{PP}": 3}, f"model.{PP}", "3 does not divide the model's 32 layers"),
+    (
+        {f"model__{PP}": 2, f"model__{VPP}": 3, "model__global_batch_size": 8},
+        f"model.{VPP}",
+        "PP2 x 3 chunks do not divide the model's 32 layers",
+    ),
+    ({f"model__{VPP}": 2}, f"model.{VPP}", "more than one pipeline rank"),
+    (
+        {f"model__{PP}": 4, f"model__{VPP}": 2, "model__global_batch_size": 6},
+        "model.global_batch_size",
+        "6 micro-batches a rank, and a virtual pipeline on PP4 needs a multiple of 4; set it to 8",
+    ),
+    ({"model__sequence_parallel": True}, "model.sequence_parallel", "nothing to split"),
+    (
+        {f"model__{CP}": 2, "data__max_length": 1022},
+        "data.max_length",
+        "1022 cannot be cut into 4 equal pieces, as CP2 needs; set it to 1020 or 1024",
+    ),
+    (
+        {
+            f"model__{CP}": 2,
+            f"model__{TP}": 4,
+            "model__sequence_parallel": True,
+            "data__max_length": 1032,
+        },
+        "data.max_length",
+        "1032 cannot be cut into 16 equal pieces",
+    ),
+    (
+        {"model__micro_batch_size": 3},
+        "model.global_batch_size",
+        "micro-batches of 3 on 1 data-parallel ranks; set it to 6 or 9, or change",
+    ),
+    (
+        {"trainer__devices": 3},
+        "model.global_batch_size",
+        "micro-batches of 1 on 3 data-parallel ranks",
+    ),
+    (
+        {"trainer__devices": 3, f"model__{TP}": 2},
+        "trainer.devices",
+        "3 ranks cannot be cut into copies of TP2 x PP1 x CP1 = 2; use a multiple of 2",
+    ),
+    (
+        {"objective__name": "gdpo", "objective__balance": "tb", "objective__reward": "tokenwise"},
+        "objective.reward",
+        "compares whole responses",
+    ),
+    (
+        {"objective__name": "gdpo", "objective__balance": "db", "objective__subtb_lambda": 0.9},
+        "objective.subtb_lambda",
+        "nothing reads it with balance=db",
+    ),
+    (
+        {"objective__name": "odpo", "data__preset": "anthropic_hh"},
+        "data.preset",
+        "has no scores, and odpo grades pairs by them",
+    ),
+    (
+        {"objective__name": "odpo", "data__format": "nemo_rl"},
+        "data.format",
+        "ranks but no scores",
+    ),
+    (
+        {"reference": "resident", "reference_cache_dir": "/cache"},
+        "reference_cache_dir",
+        "nothing reads it",
+    ),
+    ({"data__max_prompt_length": 1024}, "data.max_prompt_length", "leaves no room"),
+    (
+        {"data__preset": "anthropic_hh", "data__format": "trl"},
+        "data.format",
+        "trl would be ignored",
+    ),
+    ({"data__num_train": 5}, "data.num_train", "only preset=movie_reviews reads it"),
+    (
+        {"data__preset": "movie_reviews", "data__chosen_min": 1.0},
+        "data.rejected_max",
+        "is not set, but the other threshold is",
+    ),
+    (
+        {"data__preset": "movie_reviews", "data__chosen_min": 0.0, "data__rejected_max": 0.5},
+        "data.chosen_min",
+        "0.0 is not above data.rejected_max=0.5",
+    ),
+    ({"trainer__max_steps": None}, "trainer.max_steps", "says when to stop"),
+    (
+        {"optim__sched": {"warmup_steps": 10}},
+        "optim.sched.warmup_steps",
+        "10 steps are not fewer than trainer.max_steps=10",
+    ),
+    ({"optim__sched": {"min_lr": 1e-3}}, "optim.sched.min_lr", "0.001 is above optim.lr=5e-07"),
+    (
+        {"optim__sched": {"name": "constant", "min_lr": 1e-9}},
+        "optim.sched.min_lr",
+        "nothing reads it with a constant schedule",
+    ),
+    ({"trainer__val_check_interval": 5}, "trainer.val_check_interval", "nothing to validate on"),
+    ({"trainer__limit_val_batches": 5}, "trainer.limit_val_batches", "nothing to validate on"),
+    ({"logger__wandb_project": "x"}, "logger.wandb_project", "nothing reads it"),
+    ({"logger__wandb": True}, "logger.wandb", "export WANDB_API_KEY"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "message"), CASES)
+def test_each_problem_alone(
+    base: dict[str, dict[str, Any]],
+    changes: dict[str, Any],
+    key: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    # Two checks of TP may both speak; the one that is looked for is there, and no other key's.
+    found = _found(base, **changes)
+    assert {line.split(": ")[0] for line in found} == {key}
+    assert any(message in line for line in found), found
+
+
+def test_wandb_with_a_key_is_fine(
+    base: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "from the environment")
+    assert _found(base, logger__wandb=True, logger__wandb_project="x") == []
+
+
+def test_positions_of_the_model(base: dict[str, dict[str, Any]]) -> None:
+    config = parse_config(_mapping(base))
+    found = problems(config, None, {**LLAMA, "max_position_embeddings": 512})
+    assert [p.key for p in found] == ["data.max_length"]
+    assert "1024 is beyond the 512 positions" in found[0].reason
+
+
+def test_fewer_key_value_groups_are_optional(base: dict[str, dict[str, Any]]) -> None:
+    """Without num_key_value_heads every head is its own group."""
+    config = parse_config(_mapping(base, model__tensor_model_parallel_size=4))
+    assert problems(config, None, {"num_attention_heads": 8, "num_hidden_layers": 2}) == []
+
+
+def test_world_that_was_started(base: dict[str, dict[str, Any]]) -> None:
+    assert _found(base, WorldFacts(world_size=3), model__tensor_model_parallel_size=2) == [
+        "model: 3 ranks cannot be cut into copies of TP2 x PP1 x CP1 = 2; use a multiple of 2 "
+        "ranks, or change the sizes"
+    ]
+    disagree = _found(base, WorldFacts(world_size=2), trainer__devices=4)
+    assert [line.split(": ")[0] for line in disagree] == ["trainer.devices"]
+    assert "but 2 ranks were started" in disagree[0]
+
+
+def test_gpus_of_this_node(base: dict[str, dict[str, Any]]) -> None:
+    found = _found(base, WorldFacts(gpus=2), trainer__devices=4)
+    assert len(found) == 1
+    assert "4 ranks a node are needed, but this one has 2 GPUs" in found[0]
+
+
+def test_precision_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
+    assert _found(base, WorldFacts(), precision="bf16") == []
+    assert _found(base, WorldFacts(), precision="fp8_delayed") == [
+        "precision: this machine runs bf16, fp32 only; use bf16, fp32"
+    ]
+    words = WorldFacts(precision_reason="precision=fp8_delayed needs a GPU")
+    assert _found(base, words, precision="fp8_delayed") == [
+        "precision: needs a GPU; use bf16, fp32"
+    ]
+    able = WorldFacts(precisions=frozenset({"fp8_delayed"}))
+    assert _found(base, able, precision="fp8_delayed") == []
+
+
+def test_fp8_pipeline_with_recomputation(base: dict[str, dict[str, Any]]) -> None:
+    changes = {
+        "precision": "fp8_delayed",
+        "model__pipeline_model_parallel_size": 2,
+        "model__activations_checkpoint_granularity": "selective",
+    }
+    found = _found(base, None, **changes)
+    assert len(found) == 1
+    assert "NaN" in found[0]
+    assert _found(base, None, **{**changes, "model__pipeline_model_parallel_size": 1}) == []
+
+
+def test_all_problems_at_once(base: dict[str, dict[str, Any]]) -> None:
+    """Those of the schema and those behind it, in one go; a faulty key is named once."""
+    mapping = _mapping(
+        base,
+        seed="x",
+        model__restore_from_path=None,
+        model__micro_batch_size=0,
+        model__sequence_parallel=True,
+        data__max_prompt_length=4096,
+        optim__lr=-1.0,
+        trainer__max_steps=None,
+        objective__name="gdpo",
+        objective__balance="tb",
+        objective__reward="tokenwise",
+        objective__alhpa=1.0,
+    )
+    _, found = problems_of_mapping(mapping)
+    assert sorted(problem.key for problem in found) == [
+        "data.max_prompt_length",
+        "model.micro_batch_size",
+        "model.restore_from_path",
+        "model.sequence_parallel",
+        "objective.alhpa",
+        "objective.reward",
+        "optim.lr",
+        "seed",
+        "trainer.max_steps",
+    ]
+
+
+def test_elsewhere_looks_at_no_files(base: dict[str, dict[str, Any]]) -> None:
+    mapping = _mapping(base, model__restore_from_path="/there", data__train_path="/there.jsonl")
+    _, found = problems_of_mapping(mapping, files=False)
+    assert found == []
+    assert len(problems_of_mapping(mapping)[1]) == 2
+
+
+def test_ranks_that_a_configuration_needs() -> None:
+    mesh = {TP: 4, PP: 2}
+    config = parse_config({"model": mesh})
+    assert (ranks_per_node(config), configured_world_size(config)) == (8, 8)
+    config = parse_config({"model": mesh, "trainer": {"num_nodes": 2}})
+    assert (ranks_per_node(config), configured_world_size(config)) == (4, 8)
+    config = parse_config({"model": mesh, "trainer": {"num_nodes": 2, "devices": 8}})
+    assert configured_world_size(config) == 16
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _model_problem(base: dict[str, dict[str, Any]], path: Path) -> list[str]:
+    return _found(base, model__restore_from_path=str(path))
+
+
+def test_model_directories(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    found = _model_problem(base, folder)
+    assert len(found) == 2
+    assert "has no config.json" in found[0]
+    assert "has no weights" in found[1]
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    [found_one] = _model_problem(base, folder)
+    assert "pickled weights only (pytorch_model.bin)" in found_one
+    assert "safetensors are needed" in found_one
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").write_bytes(b"x")
+    [found_one] = _model_problem(base, folder)
+    assert "lacks 1 of 2 weight files (model-2.safetensors)" in found_one
+    (folder / "model-2.safetensors").write_bytes(b"x")
+    assert _model_problem(base, folder) == []
+
+
+def test_gguf_and_stray_files(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "m.gguf").write_bytes(b"x")
+    assert "GGUF weights only" in _model_problem(base, folder)[0]
+    assert "not a .nemo archive" in _model_problem(base, folder / "m.gguf")[0]
+    archive = tmp_path / "m.nemo"
+    archive.write_bytes(b"x")
+    assert _model_problem(base, archive) == []
+
+
+def test_megatron_checkpoint(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Its architecture is read from model_config.json, in it or beside the weights."""
+    checkpoint = tmp_path / "step_00000040"
+    (checkpoint / "dist").mkdir(parents=True)
+    (checkpoint / "dist" / "__0_0.distcp").write_bytes(b"x")
+    assert "without its model_config.json" in _model_problem(base, checkpoint)[0]
+    own = {"num_layers": 30, "num_attention_heads": 9, "num_query_groups": 3}
+    (checkpoint / "model_config.json").write_text(json.dumps(own))
+    assert _model_problem(base, checkpoint) == []
+    assert _model_problem(base, checkpoint / "dist") == []
+    expected = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    assert read_model_config(checkpoint) == expected
+    assert read_model_config(checkpoint / "dist") == expected
+    mapping = _mapping(
+        base, model__restore_from_path=str(checkpoint), model__tensor_model_parallel_size=2
+    )
+    _, found = problems_of_mapping(mapping)
+    assert [problem.key for problem in found] == [f"model.{TP}"] * 2
+
+
+def test_model_config_that_cannot_be_read(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    assert read_model_config(tmp_path / "nothing") is None
+    broken = Path(base["model"]["restore_from_path"]) / "config.json"
+    broken.write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: cannot be read as JSON"):
+        read_model_config(broken.parent)
+    _, found = problems_of_mapping(_mapping(base))
+    assert [problem.key for problem in found] == ["model.restore_from_path"]
+
+
+def test_empty_training_file(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert _found(base, data__train_path=str(empty)) == [
+        f"data.train_path: {empty} is empty; give a file with preference pairs"
+    ]
+
+
+def test_a_name_on_the_hub_is_left_to_the_reader(base: dict[str, dict[str, Any]]) -> None:
+    assert _found(base, data__train_path="some-org/some-pairs") == []

@@ -1,0 +1,284 @@
+"""Bad input: refused with a name and a remedy, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.metadata import MetadataIndex
+
+from nemo_gdpo.conversion import atomic, hf_export
+from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
+from nemo_gdpo.conversion.dist_metadata import read_metadata
+from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
+from nemo_gdpo.conversion.fingerprint import weights_fingerprint
+from nemo_gdpo.errors import UserError
+from tests.conversion.conftest import ModelMaker
+
+
+def refused(source: Path, pattern: str) -> None:
+    destination = source.parent / "never"
+    with pytest.raises(UserError, match=pattern) as caught:
+        convert_hf_to_megatron(source, destination)
+    assert "\n" not in str(caught.value)
+    assert not destination.exists()
+
+
+def change_tensors(source: Path, **changes: torch.Tensor | None) -> None:
+    """Replace (or with None remove) tensors; `__` in a name stands for a dot."""
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in changes.items():
+        tensors.pop(name.replace("__", "."), None)
+        if tensor is not None:
+            tensors[name.replace("__", ".")] = tensor
+    save_file(tensors, path)
+
+
+def test_pickled_weights(make_model: ModelMaker) -> None:
+    source = make_model()
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    refused(source, r"pickled weights only \(pytorch_model\.bin\).*save_pretrained")
+
+
+def test_no_weights_and_no_directory(make_model: ModelMaker, tmp_path: Path) -> None:
+    source = make_model()
+    (source / "model.safetensors").unlink()
+    refused(source, "has no weights")
+    refused(tmp_path / "absent", "config.json does not exist")
+
+
+def test_missing_shard_is_named(make_model: ModelMaker) -> None:
+    source = make_model(max_shard_size="20KB")
+    shard = sorted(source.glob("*.safetensors"))[1]
+    shard.unlink()
+    refused(source, rf"1 of \d+ shards are missing \({shard.name}\)")
+
+
+def test_cut_off_shard_is_named(make_model: ModelMaker) -> None:
+    source = make_model(max_shard_size="20KB")
+    shard = sorted(source.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(source, rf"{shard.name} is damaged")
+
+
+def test_shard_that_the_index_does_not_describe(make_model: ModelMaker) -> None:
+    source = make_model(max_shard_size="20KB")
+    first, second = sorted(source.glob("*.safetensors"))[:2]
+    shutil.copy(second, first)
+    refused(source, rf"{first.name} is damaged \(it and the index disagree")
+
+
+def test_index_may_not_leave_its_directory(make_model: ModelMaker) -> None:
+    source = make_model()
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(source, "outside of its directory")
+
+
+def test_missing_and_unexpected_tensors_are_listed(make_model: ModelMaker) -> None:
+    source = make_model()
+    change_tensors(source, model__norm__weight=None, model__norm__bias=torch.zeros(32))
+    refused(source, r"missing: model\.norm\.weight; 1 tensors are unexpected: model\.norm\.bias")
+
+
+def test_shape_that_the_config_does_not_say(make_model: ModelMaker) -> None:
+    source = make_model()
+    change_tensors(source, lm_head__weight=torch.zeros(103, 32))
+    refused(source, r"lm_head\.weight is \[103, 32\].*\[101, 32\]")
+
+
+def test_tied_head_has_to_be_the_embedding(make_model: ModelMaker, tmp_path: Path) -> None:
+    source = make_model(tie_word_embeddings=True)
+    embedding = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    change_tensors(source, lm_head__weight=embedding + 1)
+    refused(source, "tie_word_embeddings is true")
+    change_tensors(source, lm_head__weight=embedding.clone())
+    convert_hf_to_megatron(source, tmp_path / "megatron")
+
+
+def test_old_rotary_buffers_are_left_out(make_model: ModelMaker, tmp_path: Path) -> None:
+    source = make_model()
+    name = "model__layers__0__self_attn__rotary_emb__inv_freq"
+    change_tensors(source, **{name: torch.ones(6)})
+    convert_hf_to_megatron(source, tmp_path / "megatron")
+
+
+def test_quantised_tensors(make_model: ModelMaker) -> None:
+    source = make_model()
+    change_tensors(source, model__norm__weight=torch.zeros(32, dtype=torch.int8))
+    refused(source, "model.norm.weight is stored as I8")
+
+
+def test_config_is_looked_at_first(make_model: ModelMaker) -> None:
+    source = make_model()
+    values = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(values | {"quantization_config": {"bits": 4}}))
+    refused(source, "quantised")
+
+
+class Hostile:
+    """Creates a file when it is read back by an unrestricted loader."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self._target),))
+
+
+@pytest.fixture
+def megatron(make_model: ModelMaker, tmp_path: Path) -> Path:
+    convert_hf_to_megatron(make_model(), tmp_path / "megatron")
+    return tmp_path / "megatron"
+
+
+def export_refused(megatron: Path, pattern: str) -> None:
+    destination = megatron.parent / "never"
+    with pytest.raises(UserError, match=pattern):
+        convert_megatron_to_hf(megatron, destination)
+    assert not destination.exists()
+
+
+def test_hostile_metadata_is_refused_and_runs_nothing(megatron: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (megatron / "dist" / ".metadata").write_bytes(pickle.dumps({"x": Hostile(victim)}))
+    export_refused(megatron, r"refused, it names \w+\.mkdir")
+    with pytest.raises(UserError, match="could run code"):
+        check_dist_checkpoint(megatron / "dist")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"cbuiltins\neval\n.",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"ctorch.serialization\nload\n.",
+        # A dotted path that starts at an allowed class.
+        b"\x80\x04\x8c\x25torch.distributed.checkpoint.metadata\x8c\x11Metadata.__init__\x93.",
+    ],
+)
+def test_other_names_are_refused(megatron: Path, stream: bytes) -> None:
+    (megatron / "dist" / ".metadata").write_bytes(stream)
+    export_refused(megatron, "refused, it names")
+
+
+def test_metadata_may_not_point_outside(megatron: Path) -> None:
+    metadata = read_metadata(megatron / "dist")
+    index = MetadataIndex("decoder.final_layernorm.weight", torch.Size([0]))
+    metadata.storage_data[index].relative_path = "../../secret"
+    (megatron / "dist" / ".metadata").write_bytes(pickle.dumps(metadata))
+    export_refused(megatron, "outside of the checkpoint")
+
+
+def test_hostile_tensor_runs_nothing(megatron: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    metadata = read_metadata(megatron / "dist")
+    file = megatron / "dist" / "evil.distcp"
+    torch.save(Hostile(victim), file)
+    info = metadata.storage_data[MetadataIndex("decoder.final_layernorm.weight", torch.Size([0]))]
+    info.relative_path, info.offset, info.length = file.name, 0, file.stat().st_size
+    (megatron / "dist" / ".metadata").write_bytes(pickle.dumps(metadata))
+    export_refused(megatron, r"final_layernorm\.weight is damaged \(evil\.distcp")
+    assert not victim.exists()
+
+
+def test_legacy_common_file_is_refused(megatron: Path) -> None:
+    (megatron / "dist" / "common.pt").write_bytes(b"anything")
+    export_refused(megatron, r"common\.pt is refused")
+
+
+def test_damaged_checkpoint_is_named(megatron: Path) -> None:
+    file = megatron / "dist" / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-4000])
+    export_refused(megatron, r"is damaged \(__0_0\.distcp")
+
+
+def test_checkpoint_of_another_architecture(megatron: Path) -> None:
+    path = megatron / "model_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"num_layers": 3}))
+    export_refused(megatron, r"7 tensors are missing|6 tensors are missing")
+    path.write_text(json.dumps(values | {"layernorm_epsilon": 1.0}))
+    export_refused(megatron, "describes another model")
+    path.write_text(json.dumps(values | {"format_version": 9}))
+    export_refused(megatron, "format version 9")
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_failure_in_the_middle_of_an_export_leaves_the_previous_one(
+    megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "out"
+    convert_megatron_to_hf(megatron, destination)
+    before = snapshot(destination)
+
+    def full(directory: Path, *args: Any, **kwargs: Any) -> list[str]:
+        (directory / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf_export, "write_shards", full)
+    with pytest.raises(UserError, match=r"No space left on device.*untouched"):
+        convert_megatron_to_hf(megatron, destination)
+    assert snapshot(destination) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "megatron", "out"]
+
+
+def test_damage_found_in_the_middle_leaves_nothing(megatron: Path, tmp_path: Path) -> None:
+    file = megatron / "dist" / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-4000])
+    export_refused(megatron, "is damaged")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "megatron"]
+
+
+def test_full_disk_in_the_middle_of_an_import(make_model: ModelMaker, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def full(*args: Any) -> None:
+        raise RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")
+
+    source = make_model()
+    monkeypatch.setattr(torch, "save", full)
+    refused(source, "could not be written .*PytorchStreamWriter")
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_too_little_space_is_said_before(megatron: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(megatron)._replace(free=10)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: usage)
+    export_refused(megatron, "GiB are needed")
+
+
+def test_another_conversion_may_be_replaced_and_nothing_else(
+    make_model: ModelMaker, megatron: Path, tmp_path: Path
+) -> None:
+    destination = tmp_path / "out"
+    convert_megatron_to_hf(megatron, destination)
+    convert_hf_to_megatron(make_model("other", rms_norm_eps=1e-3), tmp_path / "m2")
+    convert_megatron_to_hf(tmp_path / "m2", destination)
+    assert json.loads((destination / "config.json").read_text())["rms_norm_eps"] == 1e-3
+    (destination / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        convert_megatron_to_hf(megatron, destination)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and was not written by a conversion"):
+        convert_megatron_to_hf(megatron, foreign)
+    assert (foreign / "thesis.txt").read_text() == "mine"
+
+
+def test_fingerprint_needs_weights(tmp_path: Path) -> None:
+    (tmp_path / "dist").mkdir()
+    with pytest.raises(UserError, match="no weights"):
+        weights_fingerprint(tmp_path)

@@ -1,0 +1,385 @@
+"""The command line: exit statuses, output, ranks that are started or joined."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from nemo_gdpo import cli
+from nemo_gdpo.config import compose
+from nemo_gdpo.config.slurm import adopt_slurm_world, first_node
+from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "NEMO_GDPO_MODEL")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WORLD:
+        monkeypatch.delenv(name, raising=False)
+
+
+def _nemo_gdpo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in WORLD}
+    return subprocess.run(
+        [sys.executable, "-m", "nemo_gdpo.cli", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def test_resolved_configuration_round_trip() -> None:
+    """What is printed is YAML and says exactly what the run would read; nothing else is printed."""
+    overrides = ["experiment=gdpo_llama3_8b", "optim.lr=1e-6"]
+    done = _nemo_gdpo("train", *overrides, "--cfg", "job", "--resolve")
+    assert (done.returncode, done.stderr) == (EXIT_DONE, "")
+    assert yaml.safe_load(done.stdout) == compose(overrides).plain
+    assert "${" not in done.stdout
+
+
+def test_a_mistake_is_one_line_and_status_2() -> None:
+    done = _nemo_gdpo("train", "objective=gdpoo")
+    assert done.returncode == EXIT_USER_ERROR
+    assert done.stdout == ""
+    assert done.stderr == (
+        "nemo-gdpo: error: objective=gdpoo: there is no such choice (did you mean gdpo?); "
+        "the choices are adpo, dpo, gdpo, ipo, odpo\n"
+    )
+
+
+def test_printing_a_configuration_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from nemo_gdpo.cli import main; main(['train', '--cfg', 'job']); "
+        "print([m for m in ('torch', 'megatron', 'nemo', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# -- verbs -----------------------------------------------------------------------------------------
+
+
+def test_help_says_which_methods_these_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == EXIT_DONE
+    lines = capsys.readouterr().out.splitlines()
+    head = " ".join(lines[:6])
+    for words in ("GFlowNet-DPO", "DPO with an offset", "active-query DPO", "not online DPO"):
+        assert words in head
+    listed = [line.split()[0] for line in lines if line.startswith("  ") and line.strip()]
+    assert {"validate", "prepare", "convert", "reference", "train", "doctor"} <= set(listed)
+    assert not set(cli.NOT_BUILT) & set(listed)
+
+
+def test_no_verb_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == EXIT_USER_ERROR
+    assert "usage: nemo-gdpo VERB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.NOT_BUILT)
+def test_verbs_to_come_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "x=1"]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith(f"nemo-gdpo: error: {verb}: is not built yet")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "--resolve"], "add --cfg job"),
+        (["train", "--cfg", "hydra"], "only `--cfg job` exists"),
+        (["train", "--cgf", "job"], "there is no such flag"),
+        (["validate", "--cfg", "job"], "there is no such flag"),
+        (["doctor", "x=1"], "takes no arguments"),
+        (["train", "logger.wandb_api_key=x"], "WANDB_API_KEY"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == EXIT_USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_validate_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.main(
+        ["validate", "model.restore_from_path=/no", "data.train_path=/no.jsonl", "optim.lr=-1"]
+    )
+    captured = capsys.readouterr()
+    assert status == EXIT_USER_ERROR
+    assert captured.out == ""
+    keys = [line.split(": ")[2] for line in captured.err.splitlines()[:-1]]
+    assert keys == ["optim.lr", "model.restore_from_path", "data.train_path"]
+    assert captured.err.splitlines()[-1] == "nemo-gdpo: 3 problems found"
+
+
+def test_validate_for_another_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "experiment=gdpo_llama3_8b",
+        "precision=fp8_delayed",
+        "model.restore_from_path=/there",
+        "data.train_path=/there/train.parquet",
+        "data.validation_path=/there/test.parquet",
+    ]
+    assert cli.main(["validate", *arguments, "--elsewhere"]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert out.startswith("valid\n")
+    assert "16 ranks: TP4 x PP1 x CP1 x DP4" in out
+    assert "128 pairs = 4 x 1 x 32 micro-batches" in out
+    assert cli.main(["validate", *arguments]) == EXIT_USER_ERROR
+
+
+def test_train_refuses_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "launch_ranks", lambda *_: pytest.fail("started"))
+    assert cli.main(["train", "parallel=pp2"]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert "2 problems:\n  1. model.restore_from_path: is not set" in error
+    assert "  2. data.train_path: is not set" in error
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == EXIT_DONE
+    found = {line[:20].strip(): line[21:] for line in capsys.readouterr().out.splitlines()}
+    assert found["python"] == sys.version.split()[0]
+    assert found["torch"].startswith("2.")
+    assert "fp32" in found["precisions"]
+    assert {"megatron-core", "nemo-toolkit", "platform", "Transformer Engine"} <= set(found)
+
+
+# -- train: which ranks ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def valid(tmp_path: Path) -> list[str]:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"num_attention_heads": 4, "num_hidden_layers": 4}')
+    (model / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    return [
+        f"model.restore_from_path={model}",
+        f"data.train_path={tmp_path}/train.jsonl",
+        f"output_dir={tmp_path}/out",
+    ]
+
+
+@pytest.fixture
+def training_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A stand-in for the training program, which records how it is called."""
+    calls: list[list[str]] = []
+
+    def training_main(argv: list[str]) -> int:
+        calls.append(argv)
+        return EXIT_REQUEUE
+
+    module = ModuleType("nemo_gdpo.training.main")
+    module.main = training_main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nemo_gdpo.training.main", module)
+    # train() sets it when it is missing; the test puts back what was there.
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    return calls
+
+
+def test_one_rank_runs_here(valid: list[str], training_calls: list[list[str]]) -> None:
+    assert cli.main(["train", *valid]) == EXIT_REQUEUE
+    assert training_calls == [valid]
+
+
+def test_a_mesh_starts_its_ranks(
+    valid: list[str], training_calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[int, list[str]]] = []
+
+    def launch(size: int, command: list[str]) -> int:
+        started.append((size, command))
+        return EXIT_DONE
+
+    monkeypatch.setattr(cli, "launch_ranks", launch)
+    overrides = [*valid, "parallel=tp2_pp2"]
+    assert cli.main(["train", *overrides]) == EXIT_DONE
+    assert started == [(4, [sys.executable, "-m", "nemo_gdpo.training.main", *overrides])]
+    assert training_calls == []
+
+
+def test_under_torchrun_it_joins(
+    valid: list[str], training_calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert cli.main(["train", *valid, "parallel=pp2"]) == EXIT_REQUEUE
+    assert len(training_calls) == 1
+
+
+def test_a_world_that_does_not_fit_is_refused(
+    valid: list[str],
+    training_calls: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert cli.main(["train", *valid, "parallel=pp2"]) == EXIT_USER_ERROR
+    assert "3 ranks cannot be cut into copies of TP1 x PP2" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["train", *valid, "parallel=pp2"]) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == ""  # one rank speaks for all
+    assert training_calls == []
+
+
+def test_several_nodes_need_a_launcher(
+    valid: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *valid, "parallel=tp2", "trainer.num_nodes=2"]) == EXIT_USER_ERROR
+    assert "start this command with srun" in capsys.readouterr().err
+
+
+def test_srun_variables() -> None:
+    environ = {
+        "SLURM_PROCID": "5",
+        "SLURM_NTASKS": "16",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "1234",
+        "SLURM_STEP_ID": "2",
+        "SLURM_STEP_NODELIST": "gpu[07-08]",
+        "MASTER_PORT": "4321",
+    }
+    assert adopt_slurm_world(environ)
+    assert environ["RANK"] == "5"
+    assert environ["WORLD_SIZE"] == "8"
+    assert environ["LOCAL_RANK"] == "1"
+    assert environ["MASTER_ADDR"] == "gpu07"
+    assert environ["MASTER_PORT"] == "4321"
+    del environ["MASTER_PORT"], environ["RANK"]
+    assert adopt_slurm_world(environ)
+    assert environ["MASTER_PORT"] == str(20_000 + (1234 * 16 + 2) % 10_000)
+
+
+def test_no_srun_step_of_several_tasks() -> None:
+    assert not adopt_slurm_world({})
+    assert not adopt_slurm_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})
+    assert not adopt_slurm_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "RANK": "0"})
+    with pytest.raises(UserError, match="script of a job of 16 tasks"):
+        adopt_slurm_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"})
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("n[03-07,9],m1", "n03"), ("a-b[2,5]", "a-b2")],
+)
+def test_first_node(nodelist: str, first: str) -> None:
+    assert first_node(nodelist) == first
+
+
+# -- ranks that are started ------------------------------------------------------------------------
+
+
+def _rank(code: str) -> list[str]:
+    return [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import os, sys, time; rank = int(os.environ['RANK']); {code}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("sys.exit(0)", EXIT_DONE),
+        ("sys.exit(75)", EXIT_REQUEUE),
+        ("sys.exit(75 if rank else 0)", EXIT_REQUEUE),
+        ("sys.exit(2)", EXIT_USER_ERROR),
+        ("sys.exit(3)", EXIT_FAILED),
+    ],
+)
+def test_status_of_the_ranks_is_the_status_of_the_run(code: str, status: int) -> None:
+    assert cli.launch_ranks(2, _rank(code)) == status
+
+
+def test_a_mistake_that_one_rank_finds_outweighs_the_crash_it_causes() -> None:
+    code = "time.sleep(0.5) if rank == 0 else None; sys.exit(2 if rank == 0 else 1)"
+    assert cli.launch_ranks(2, _rank(code)) == EXIT_USER_ERROR
+
+
+def test_ranks_get_torchruns_variables(tmp_path: Path) -> None:
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    code = f"open(r'{tmp_path}/' + str(rank), 'w').write(' '.join(os.environ[n] for n in {names}))"
+    assert cli.launch_ranks(2, _rank(code)) == EXIT_DONE
+    first, second = ((tmp_path / str(rank)).read_text().split() for rank in range(2))
+    assert first[:5] == ["0", "0", "2", "2", "127.0.0.1"]
+    assert second[:5] == ["1", "1", "2", "2", "127.0.0.1"]
+    assert first[5] == second[5]
+
+
+def test_when_a_rank_dies_the_others_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "GRACE_SECONDS", 0.2)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = f"os.kill(os.getpid(), 9) if rank == 1 else exec({deaf!r})"
+    begun = time.monotonic()
+    assert cli.launch_ranks(2, _rank(code)) == EXIT_FAILED
+    assert time.monotonic() - begun < 10
+    assert "rank 1 was killed by SIGKILL; all ranks are stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -> None:
+    """SIGTERM and SIGUSR1 as they are, Ctrl-C as SIGTERM; ranks then stop in their own time."""
+    rank_code = f"""
+import os, signal, sys, time
+from pathlib import Path
+place = Path({str(tmp_path)!r})
+rank = os.environ["RANK"]
+def stop(number, frame):
+    time.sleep(0.3)
+    (place / f"got{{rank}}").write_text(str(number))
+    sys.exit(75)
+for n in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(n, stop)
+(place / f"ready{{rank}}").touch()
+time.sleep(60)
+"""
+    parent_code = (
+        "import sys; from nemo_gdpo.cli import launch_ranks; "
+        f"sys.exit(launch_ranks(2, [sys.executable, '-S', '-c', {rank_code!r}]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent_code], cwd=ROOT) as parent:
+        deadline = time.monotonic() + 30
+        while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        parent.send_signal(number)
+        assert parent.wait(timeout=30) == EXIT_REQUEUE
+    expected = signal.SIGTERM if number == signal.SIGINT else number
+    assert [(tmp_path / f"got{rank}").read_text() for rank in range(2)] == [str(int(expected))] * 2
+
+
+def test_a_signal_before_training_began_asks_for_a_requeue(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ranks that still import have no handler and die of the signal: nothing is lost."""
+    ranks = cli._Ranks()
+    ranks.start(2, _rank("time.sleep(60)"))
+    ranks.forward(signal.SIGTERM)
+    assert ranks.wait() == EXIT_REQUEUE
+    assert "before training began" in capsys.readouterr().err

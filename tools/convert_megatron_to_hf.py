@@ -1,0 +1,10 @@
+"""Megatron checkpoint -> Hugging Face directory; the same as `nemo-gdpo convert megatron-to-hf`."""
+
+from __future__ import annotations
+
+import sys
+
+from nemo_gdpo.conversion.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["megatron-to-hf", *sys.argv[1:]]))
