@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nemo_gdpo.conversion.assets import ASSETS
 from nemo_gdpo.conversion.atomic import check_replaceable
@@ -30,6 +29,7 @@ from nemo_gdpo.conversion.megatron_io import (
 )
 from nemo_gdpo.conversion.model_config import padded_vocab_size
 from nemo_gdpo.conversion.safetensors_writer import MAX_SHARD_BYTES
+from nemo_gdpo.progress import progress_bar
 
 VOCAB_DIVISIBLE_BY = 128
 
@@ -63,7 +63,9 @@ def convert_hf_to_megatron(
     fingerprint = weights_fingerprint(source, progress=progress)
     model = CheckpointModel(config, padded, fingerprint)
     slots = {slot.name: slot for slot in slots_of(config)}
-    with tqdm(total=len(specs), unit="tensor", desc="convert", disable=not progress) as bar:
+    with progress_bar(
+        total=len(specs), unit="tensor", label="convert", enabled=progress
+    ) as bar:
 
         def fetch(name: str) -> Tensor:
             bar.update()
@@ -76,7 +78,7 @@ def convert_hf_to_megatron(
 def _with_bar(
     tensors: Iterator[tuple[str, Tensor]], total: int, progress: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    yield from tqdm(tensors, total=total, unit="tensor", desc="export", disable=not progress)
+    yield from progress_bar(tensors, total=total, unit="tensor", label="export", enabled=progress)
 
 
 def convert_megatron_to_hf(

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from nemo_gdpo.conversion.dist_metadata import read_metadata
 from nemo_gdpo.errors import UserError
 
 OPTIMIZER_PREFIX = "optimizer."
+ALLOWED_OBJECTS = frozenset({"_io.BytesIO"})
+"""Classes, beyond torch's own safe ones, that Megatron keeps in what is no tensor."""
 LEGACY_COMMON = "common.pt"
 """Megatron reads it, where it exists, as a stream of Python objects."""
 
@@ -21,17 +24,43 @@ LEGACY_COMMON = "common.pt"
 def check_dist_checkpoint(dist_directory: Path) -> None:
     """Refuse a checkpoint that could run code, before anything else opens it.
 
-    Call it before `megatron.core.dist_checkpointing.load`, which reads `.metadata` without a check.
+    Call it before `megatron.core.dist_checkpointing.load`, which reads `.metadata`, and through
+    torch's load planner everything that is no tensor, as Python objects of any class.
 
     Raises:
         UserError: it could, or it is no checkpoint, or it is of megatron-core older than 0.19.
     """
-    read_metadata(dist_directory)
+    metadata = read_metadata(dist_directory)
+    for index, info in metadata.storage_data.items():
+        if isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
+            continue  # read with weights_only
+        reason = _unsafe_object(dist_directory, info)
+        if reason is not None:
+            raise UserError(
+                f"{dist_directory / info.relative_path}: {index.fqn} is refused, {reason}; do not "
+                "use this checkpoint"
+            )
     if (dist_directory / LEGACY_COMMON).exists():
         raise UserError(
             f"{dist_directory}: {LEGACY_COMMON} is refused: megatron-core 0.19 does not write it, "
             "and it can hold any Python object; save the checkpoint again with megatron-core 0.19"
         )
+
+
+def _slice(dist_directory: Path, info: _StorageInfo) -> io.BytesIO:
+    with (dist_directory / info.relative_path).open("rb") as file:
+        file.seek(info.offset)
+        return io.BytesIO(file.read(info.length))
+
+
+def _unsafe_object(dist_directory: Path, info: _StorageInfo) -> str | None:
+    """Why a stored object may not be loaded, or None. Looks at names; loads nothing."""
+    try:
+        named = get_unsafe_globals_in_checkpoint(_slice(dist_directory, info))
+    except Exception as error:  # noqa: BLE001 - a damaged or foreign stream raises almost anything
+        return f"it cannot be checked ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    foreign = sorted(set(named) - ALLOWED_OBJECTS)
+    return f"it names {', '.join(foreign)}, which could run code" if foreign else None
 
 
 class DistTensorSource:
@@ -104,9 +133,7 @@ class DistTensorSource:
         if info.transform_descriptors:
             raise self._damaged(name, "it is stored in a form that is not known")
         try:
-            with (self._directory / info.relative_path).open("rb") as file:
-                file.seek(info.offset)
-                stored = io.BytesIO(file.read(info.length))
+            stored = _slice(self._directory, info)
             tensor = torch.load(stored, map_location="cpu", weights_only=True)
         except OSError as error:
             raise self._damaged(name, f"{info.relative_path}: {error.strerror}") from None

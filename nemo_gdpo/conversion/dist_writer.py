@@ -1,7 +1,7 @@
 """Writes Megatron's `torch_dist` checkpoint from a stream, with torch's own distributed checkpoint.
 
 Megatron's `dist_checkpointing.save` needs CUDA (or a stand-in), a process group and all tensors in
-memory at once. The format underneath is torch's; written directly, one tensor at a time is enough.
+memory at once. The format underneath is torch's; written directly, a small file's worth is enough.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import StorageMeta
-from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
 
 from nemo_gdpo.conversion.engine import TensorSpec
 
@@ -25,6 +27,8 @@ COMMON_STATE = "common_state/shard_0_1"
 """Where Megatron keeps what is no tensor; empty in a converted model."""
 EXTRA_STATE = "{module}._extra_state/shard_0_1"
 DIST_CONFIG = "metadata.json"
+_FILE_BYTES = 1 << 28
+"""Data in one file, which torch's writer keeps in memory until the file is closed."""
 
 
 class _StreamingPlanner(DefaultSavePlanner):
@@ -58,6 +62,21 @@ class _Writer(FileSystemWriter):
         return None
 
 
+def _in_files(plan: SavePlan) -> list[SavePlan]:
+    """Cut a plan, in order, so that each part makes one file."""
+    parts: list[list[WriteItem]] = [[]]
+    used = 0
+    for item in plan.items:
+        data = item.tensor_data
+        size = 0 if data is None else data.size.numel() * data.properties.dtype.itemsize
+        if parts[-1] and used + size > _FILE_BYTES:
+            parts.append([])
+            used = 0
+        parts[-1].append(item)
+        used += size
+    return [replace(plan, items=part) for part in parts]
+
+
 def write_dist_checkpoint(
     directory: Path,
     specs: Sequence[TensorSpec],
@@ -87,15 +106,17 @@ def write_dist_checkpoint(
     planner.set_up_planner(state, is_coordinator=True)
     writer.set_up_storage_writer(True)
     plan = writer.prepare_local_plan(planner.create_local_plan())
-    plans, metadata = planner.create_global_plan([plan])
-    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
+    plans, metadata = planner.create_global_plan(_in_files(plan))
+    results: list[list[WriteResult]] = []
     try:
-        results = writer.write_data(plan, planner).wait()
+        # Each part is written as if by a rank of its own, to its own file.
+        for part in writer.prepare_global_plan(plans):
+            results.append(writer.write_data(part, planner).wait())
     except RuntimeError as error:
         # torch.save reports a full disk so, with the cause behind it or in its text.
         if "PytorchStreamWriter failed" in str(error) or isinstance(error.__context__, OSError):
             raise OSError(f"writing the tensors failed: {str(error).splitlines()[0]}") from error
         raise
-    writer.finish(metadata, [results])
+    writer.finish(metadata, results)
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     (directory / DIST_CONFIG).write_text(json.dumps(config))

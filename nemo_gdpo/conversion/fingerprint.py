@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nemo_gdpo.conversion.hf_source import weight_files
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.progress import progress_bar
 
 DIST = "dist"
 _BLOCK = 1 << 22
@@ -36,7 +35,9 @@ def weights_fingerprint(source: Path, *, progress: bool = False) -> str:
     files = _files(source)
     whole = hashlib.sha256()
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="hash", disable=not progress) as bar:
+    with progress_bar(
+        total=total, unit="B", unit_scale=True, label="hash", enabled=progress
+    ) as bar:
         for path in files:
             own = hashlib.sha256()
             with path.open("rb") as file:

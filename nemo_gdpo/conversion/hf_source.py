@@ -88,7 +88,6 @@ class HuggingFaceSource:
             UserError: no safetensors, or a missing or damaged shard.
         """
         self._source = source
-        self._files: dict[str, Any] = {}
         self._of: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -98,7 +97,7 @@ class HuggingFaceSource:
     def _open(self, shard: str, expected: list[str] | None) -> None:
         path = self._source / shard
         try:
-            file = safe_open(path, framework="pt", device="cpu")
+            file: Any = safe_open(path, framework="pt", device="cpu")
             names = list(file.keys())
             slices = {name: file.get_slice(name) for name in names}
         except (OSError, SafetensorError) as error:
@@ -116,7 +115,6 @@ class HuggingFaceSource:
             self._of[name] = shard
             self._shapes[name] = tuple(piece.get_shape())
             self._dtypes[name] = _DTYPES[kind]
-        self._files[shard] = file
 
     @property
     def where(self) -> str:
@@ -139,7 +137,9 @@ class HuggingFaceSource:
         """
         shard = self._of[name]
         try:
-            tensor: Tensor = self._files[shard].get_tensor(name)
+            # Opened anew for each tensor: a mapping that lives on keeps all pages that were read.
+            with safe_open(self._source / shard, framework="pt", device="cpu") as file:
+                tensor: Tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise _damaged(self._source / shard, f"{name}: {error}") from None
         return tensor

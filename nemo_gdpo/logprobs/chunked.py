@@ -1,13 +1,14 @@
 """Label and EOS log-probs from one log-sum-exp, in chunks of tokens, over a sharded vocabulary.
 
-Detailed balance needs, for every token, the log-prob of the label and of EOS. Both are columns of the
-same log-softmax. Logits exist for one chunk of tokens at a time, in the forward pass and again in the
-backward pass, which computes them anew; what is kept is the log-sum-exp of each token.
+Detailed balance needs, for every token, the log-prob of the label and of EOS. Both are columns of
+the same log-softmax. Logits exist for one chunk of tokens at a time, in the forward pass and again
+in the backward pass, which computes them anew; what is kept is the log-sum-exp of each token.
 
 A vocabulary that is split over ranks costs two collectives forward (a maximum and a sum of a few
 numbers a token) and one backward (the gradient of the hidden states), whatever the chunks.
 
-Shapes: T tokens, C tokens of a chunk, V vocabulary rows on this rank, R of them not padding, H hidden.
+Shapes: T tokens, C tokens of a chunk, V vocabulary rows on this rank, R of them not padding,
+H hidden.
 """
 
 from __future__ import annotations
@@ -86,9 +87,11 @@ def selected_logprobs(
         chunk_tokens=chunk_tokens,
         wide=wide_dtype(hidden_TH, weight_VH),
     )
-    # Autocast would turn the products of float32 matrices below into bfloat16 ones.
+    # Autocast would turn products of float32 matrices into bfloat16 ones, here and in the backward.
     with torch.autocast(hidden_TH.device.type, enabled=False):
-        label_T, eos_T, tempered_T = _SelectedLogprobs.apply(hidden_TH, weight_VH, labels_T, head)
+        label_T, eos_T, tempered_T = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden_TH, weight_VH, labels_T, head
+        )
     if eos_id is None:
         return SelectedLogprobs(label_T, None, None)
     return SelectedLogprobs(label_T, eos_T, eos_T if eos_temperature == 1.0 else tempered_T)
@@ -188,38 +191,52 @@ class _SelectedLogprobs(torch.autograd.Function):
         return label_T - highest_T - log_total_T, eos_above_T - log_total_T, tempered_T
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_TH, weight_VH, labels_T, log_sum_exp_T = ctx.saved_tensors
-        grad_label_T, grad_eos_T = grads[0], grads[1]
-        head: _Head = ctx.head
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        weight_RH = head.real(weight_VH)
-        grad_hidden_TH = grad_weight_VH = None
-        if needs_hidden:
-            grad_hidden_TH = torch.zeros_like(hidden_TH, dtype=head.wide)
-        if needs_weight:
-            grad_weight_VH = torch.zeros_like(weight_VH, dtype=head.wide)
-        # d log p(k) / d z_v = [v = k] - p_v, for the label and for EOS alike.
-        grad_total_T = grad_label_T if head.eos_id is None else grad_label_T + grad_eos_T
-        for chunk in head.chunks(labels_T.shape[0]):
-            hidden_CH = hidden_TH[chunk].to(head.wide)
-            logits_CR, slope_CR = head.logits(hidden_CH, weight_RH)
-            probabilities_CR = logits_CR.sub_(log_sum_exp_T[chunk, None]).exp_()
-            grad_CR = probabilities_CR.mul_(-grad_total_T[chunk, None])
-            rows_C1, mine_C = head.owned(labels_T[chunk])
-            grad_CR.scatter_add_(1, rows_C1, grad_label_T[chunk].where(mine_C, 0.0)[:, None])
-            if head.eos_row is not None:
-                grad_CR[:, head.eos_row] += grad_eos_T[chunk]
-            if slope_CR is not None:
-                grad_CR.mul_(slope_CR)
-            if grad_hidden_TH is not None:
-                torch.mm(grad_CR, weight_RH, out=grad_hidden_TH[chunk])
-            if grad_weight_VH is not None:
-                # In place: a fresh [V, H] matrix for every chunk would dwarf the chunk itself.
-                grad_weight_VH[: head.real_rows].addmm_(grad_CR.T, hidden_CH)
+        hidden_TH = ctx.saved_tensors[0]
+        with torch.autocast(hidden_TH.device.type, enabled=False):
+            gradients = _gradients(
+                ctx.head, *ctx.saved_tensors, *grads[:2], needed=ctx.needs_input_grad[:2]
+            )
+        return *gradients, None, None
+
+
+def _gradients(
+    head: _Head,
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    labels_T: Tensor,
+    log_sum_exp_T: Tensor,
+    grad_label_T: Tensor,
+    grad_eos_T: Tensor,
+    *,
+    needed: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """(hidden gradient, weight gradient), None where it is not `needed`."""
+    weight_RH = head.real(weight_VH)
+    # Contiguous whatever the inputs' strides are: collectives ask for that.
+    grad_hidden_TH = hidden_TH.new_zeros(hidden_TH.shape, dtype=head.wide) if needed[0] else None
+    grad_weight_VH = weight_VH.new_zeros(weight_VH.shape, dtype=head.wide) if needed[1] else None
+    # d log p(k) / d z_v = [v = k] - p_v, for the label and for EOS alike.
+    grad_total_T = grad_label_T if head.eos_id is None else grad_label_T + grad_eos_T
+    for chunk in head.chunks(labels_T.shape[0]):
+        hidden_CH = hidden_TH[chunk].to(head.wide)
+        logits_CR, slope_CR = head.logits(hidden_CH, weight_RH)
+        probabilities_CR = logits_CR.sub_(log_sum_exp_T[chunk, None]).exp_()
+        grad_CR = probabilities_CR.mul_(-grad_total_T[chunk, None])
+        rows_C1, mine_C = head.owned(labels_T[chunk])
+        grad_CR.scatter_add_(1, rows_C1, grad_label_T[chunk].where(mine_C, 0.0)[:, None])
+        if head.eos_row is not None:
+            grad_CR[:, head.eos_row] += grad_eos_T[chunk]
+        if slope_CR is not None:
+            grad_CR.mul_(slope_CR)
         if grad_hidden_TH is not None:
-            grad_hidden_TH = head.reduce(grad_hidden_TH, dist.ReduceOp.SUM).to(hidden_TH.dtype)
+            torch.mm(grad_CR, weight_RH, out=grad_hidden_TH[chunk])
         if grad_weight_VH is not None:
-            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None
+            # In place: a fresh [V, H] matrix for every chunk would dwarf the chunk itself.
+            grad_weight_VH[: head.real_rows].addmm_(grad_CR.T, hidden_CH)
+    if grad_hidden_TH is not None:
+        grad_hidden_TH = head.reduce(grad_hidden_TH, dist.ReduceOp.SUM).to(hidden_TH.dtype)
+    if grad_weight_VH is not None:
+        grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
+    return grad_hidden_TH, grad_weight_VH

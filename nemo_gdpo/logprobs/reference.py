@@ -23,7 +23,9 @@ def selected_logprobs_reference(
     vocab_size: int | None = None,
 ) -> SelectedLogprobs:
     """As `selected_logprobs`, without chunks; a sharded head is gathered whole on every rank."""
-    all_VH: Tensor = weight_VH if tp_group is None else _GatherRows.apply(weight_VH, tp_group)
+    all_VH = weight_VH
+    if tp_group is not None:
+        all_VH = _GatherRows.apply(weight_VH, tp_group)  # type: ignore[no-untyped-call]
     size = check_arguments(
         hidden_TH,
         weight_VH,

@@ -86,7 +86,9 @@ class CoreAttention(nn.Module):
         del cp_comm_type
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout:
-            raise ValueError("attention dropout would make policy and reference differ: set it to 0")
+            raise ValueError(
+                "attention dropout would make policy and reference differ: set it to 0"
+            )
         if attn_mask_type not in {AttnMaskType.causal, AttnMaskType.padding_causal}:
             raise ValueError(f"only causal attention is built, not {attn_mask_type}")
         if attention_type != "self":
@@ -96,12 +98,15 @@ class CoreAttention(nn.Module):
         # megatron: (left, right) positions besides the query's own; None is unlimited.
         self.window = None if config.window_size is None else config.window_size[0]
         cp_group = (
-            parallel_state.get_context_parallel_group() if pg_collection is None
+            parallel_state.get_context_parallel_group()
+            if pg_collection is None
             else pg_collection.cp
         )
         self.cp_group: dist.ProcessGroup | None = cp_group if cp_group.size() > 1 else None
 
-    def _attend(self, q_BNSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(
+        self, q_BNSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None
+    ) -> Tensor:
         return F.scaled_dot_product_attention(
             q_BNSD,
             k_BGSD,
@@ -137,7 +142,9 @@ class CoreAttention(nn.Module):
         k_all = _GatherSequence.apply(k_SBGD, group)
         v_all = _GatherSequence.apply(v_SBGD, group)
         device = q_SBND.device
-        key_positions = torch.cat([zigzag_positions(length, r, world, device) for r in range(world)])
+        key_positions = torch.cat(
+            [zigzag_positions(length, r, world, device) for r in range(world)]
+        )
         mask = window_mask(
             zigzag_positions(length, group.rank(), world, device), key_positions, self.window
         )

@@ -57,8 +57,14 @@ class _GatherTokens(torch.autograd.Function):
 
 
 def _head(
-    *, hidden_states: Tensor, output_layer: Any, output_weight: Tensor | None, labels: Tensor,
-    context: HeadOptions, config: Any, **_: Any,
+    *,
+    hidden_states: Tensor,
+    output_layer: Any,
+    output_weight: Tensor | None,
+    labels: Tensor,
+    context: HeadOptions,
+    config: Any,
+    **_: Any,
 ) -> Tensor:
     """Megatron's `output_processor`: hidden [S, B, H] and labels [B, S] -> float32 [T, C].
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import get_model_config
 from nemo.core.classes import ModelPT
+from nemo.utils import AppState
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.batch import PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
+from nemo_gdpo.models.nemo_archive import PreferenceSaveRestoreConnector, allow_our_targets
 from nemo_gdpo.objectives import Objective
 from nemo_gdpo.platform import Platform, current_platform
 
@@ -63,7 +66,14 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
         name = cfg.objective.name
         if name not in self.objective_names:
             raise ValueError(f"{type(self).__name__} does not train objective {name}")
-        super().__init__(OmegaConf.create({"run": OmegaConf.to_container(cfg)}), trainer=trainer)
+        kept = OmegaConf.to_container(cfg, resolve=True)
+        archived = {"run": {**kept, "end_token_id": end_token_id}}  # type: ignore[dict-item]
+        super().__init__(OmegaConf.create(archived), trainer=trainer)
+        # NeMo asks before it saves: with a size, every rank takes part.
+        AppState().model_parallel_size = layout.model_parallel_size
+        self._save_restore_connector = PreferenceSaveRestoreConnector()
+        allow_our_targets()
+        self.hf_assets: Path | None = None
         self.run_cfg = cfg
         self.objective = objective
         self.model_config = model_config
@@ -86,6 +96,12 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
     def setup_validation_data(self, val_data_config: Any) -> None:
         """Not used: pairs come from the run's `PreferenceDataset`."""
         raise NotImplementedError("pairs come from nemo_gdpo.data, not from a NeMo data loader")
+
+    @classmethod
+    def restore_from(cls, restore_path: str, **options: Any) -> Any:
+        """Restore from a `.nemo` archive onto the present mesh; see the connector."""
+        options.setdefault("save_restore_connector", PreferenceSaveRestoreConnector())
+        return super().restore_from(restore_path, **options)
 
     @classmethod
     def list_available_models(cls) -> list[Any]:

@@ -182,7 +182,8 @@ class _Path:
             mean_N = masked(sums_NT, self.mask_NT).sum(dim=1) / states_N
             centred_NT = masked(sums_NT - mean_N[:, None], self.mask_NT)
             return 2 * centred_NT.square().sum(dim=1) / (states_N - 1).clamp(min=1)
-        total_N = torch.zeros_like(self.log_flow_N)
+        # Zero, and part of the graph: a batch without any transition has a gradient too.
+        total_N = sums_NT[:, 0]
         weight_N = torch.zeros_like(self.log_flow_N)
         for length in range(1, sums_NT.shape[1]):
             exists_NT = self.mask_NT[:, length:]

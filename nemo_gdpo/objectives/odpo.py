@@ -1,9 +1,9 @@
 """DPO with an offset (Amini, Vieira & Cotterell 2024).
 
-The stronger the preference, the larger the margin that is asked for: -log sigma(beta h - Delta). The
-paper's offset, Delta = alpha log(s_w - s_l), is negative for score gaps below 1, where it weakens the
-demand instead. It depends on the scores' units, and a tie would silently have no gradient: it is
-refused. Label smoothing and IPO do not combine with it.
+The stronger the preference, the larger the margin that is asked for: -log sigma(beta h - Delta).
+The paper's offset, Delta = alpha log(s_w - s_l), is negative for score gaps below 1, where it
+weakens the demand instead. It depends on the units of the scores, and a tie would silently have no
+gradient: it is refused. Label smoothing and IPO do not combine with it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ODPO:
         """Loss of each pair.
 
         Raises:
-            ValueError: the scores have no offset (see `offsets`), or the inputs do not fit together.
+            ValueError: scores have no offset (see `offsets`), or the inputs do not fit together.
         """
         sums = pair_sums(policy, reference)
         margin_N = self.beta * sums.log_ratio_difference

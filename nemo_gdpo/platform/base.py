@@ -61,9 +61,7 @@ class Platform(Protocol):
     def device(self, local_rank: int) -> torch.device:
         """The device that rank `local_rank` of this node computes on (and selects it)."""
 
-    def transformer_config_overrides(
-        self, precision: str, *, interleaved: bool
-    ) -> dict[str, Any]:
+    def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
         """TransformerConfig fields that this machine needs.
 
         Args:

@@ -157,9 +157,7 @@ class CpuPlatform:
         del local_rank
         return _CPU
 
-    def transformer_config_overrides(
-        self, precision: str, *, interleaved: bool
-    ) -> dict[str, Any]:
+    def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
         return {
             "use_cpu_initialization": True,
             "gradient_accumulation_fusion": False,

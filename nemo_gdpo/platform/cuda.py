@@ -26,9 +26,7 @@ class CudaPlatform:
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
 
-    def transformer_config_overrides(
-        self, precision: str, *, interleaved: bool
-    ) -> dict[str, Any]:
+    def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
         te = self.capabilities.transformer_engine
         overrides: dict[str, Any] = {
             # Apex's or Transformer Engine's fused weight-gradient kernel writes to main_grad.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from nemo_gdpo.platform import current_platform
+from nemo_gdpo.training.quiet import quiet_libraries
 
+quiet_libraries()
 # Before any module of this package, or NeMo, can import megatron.
 current_platform()

@@ -83,7 +83,9 @@ class BatchBuilder:
                 length,
                 reference,
             )
-            for group in PreferenceSampler.micro_batches(slots, self.data_rank, self.data_size, self.micro_batch_size)
+            for group in PreferenceSampler.micro_batches(
+                slots, self.data_rank, self.data_size, self.micro_batch_size
+            )
         ]
 
     def _groups(self, filled: Sequence[int]) -> list[list[int]]:

@@ -27,16 +27,17 @@ from safetensors.torch import load_file, save_file
 
 from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
-from nemo_gdpo.training.manifest import describe, fsync_path, list_files, why_invalid, write_manifest
+from nemo_gdpo.models.weights import SHARDING_METADATA, fill_weights, sharded_weights
+from nemo_gdpo.training.manifest import (
+    describe,
+    fsync_path,
+    list_files,
+    why_invalid,
+    write_manifest,
+)
 from nemo_gdpo.training.mesh import Mesh
 
 LATEST = "latest"
-SHARDING_METADATA = {
-    # Keys name each layer, so that a file can be read without building the model.
-    "non_homogeneous_layers": True,
-    # The one optimizer layout that loads under another TP and PP.
-    "distrib_optim_sharding_type": "fully_reshardable",
-}
 
 
 class CheckpointError(RuntimeError):
@@ -77,14 +78,6 @@ def find_newest_valid(root: Path) -> Found:
     return Found(None, tuple(skipped))
 
 
-def _sharded_model(model: MegatronGPTPreferenceModel) -> dict[str, Any]:
-    # One entry a virtual stage: their local names repeat, the names on disk do not.
-    return {
-        f"chunk{index}": chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
-        for index, chunk in enumerate(model.gpt_chunks)
-    }
-
-
 def _split_step_tensors(optimizer: Any) -> None:
     """Give every parameter its own Adam `step` again.
 
@@ -96,26 +89,6 @@ def _split_step_tensors(optimizer: Any) -> None:
             step = state.get("step")
             if isinstance(step, torch.Tensor):
                 state["step"] = step.detach().clone()
-
-
-def load_weights(model: MegatronGPTPreferenceModel, checkpoint: Path) -> None:
-    """Load the policy's weights from a training checkpoint or a converted model."""
-    sharded = {
-        # Transformer Engine's scaling state begins afresh with new weights.
-        name: {key: value for key, value in part.items() if not key.endswith("_extra_state")}
-        for name, part in _sharded_model(model).items()
-    }
-    check_dist_checkpoint(checkpoint / "dist")  # refuses a table of contents that could run code
-    loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint / "dist"))
-    _fill_model(model, loaded["model"])
-
-
-def _fill_model(model: MegatronGPTPreferenceModel, state: dict[str, Any]) -> None:
-    for index, chunk in enumerate(model.gpt_chunks):
-        missing, unexpected = chunk.load_state_dict(state[f"chunk{index}"], strict=False)
-        wrong = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
-        if wrong:
-            raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
 
 
 class Checkpointer:
@@ -194,7 +167,7 @@ class Checkpointer:
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
-        model_state = _sharded_model(self._model)
+        model_state = sharded_weights(self._model)
         optimizer_state = self._optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=dict(SHARDING_METADATA)
         )
@@ -251,7 +224,7 @@ class Checkpointer:
         loaded = dist_checkpointing.load(
             self._sharded_state(is_loading=True), str(checkpoint / "dist")
         )
-        _fill_model(self._model, loaded["model"])
+        fill_weights(self._model, loaded["model"])
         self._optimizer.load_state_dict(loaded["optimizer"])
         _split_step_tensors(self._optimizer)
         state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch.distributed as dist
@@ -41,6 +40,21 @@ def _tokenise(cfg: DictConfig, path: str, split: str, source: ModelSource) -> Pr
     )
 
 
+def _describe(data: PreferenceDataset) -> str:
+    stats = data.stats
+    dropped = {
+        "ties": stats.ties_dropped,
+        "identical after cutting": stats.identical_after_cut,
+        **stats.bad_dropped,
+    }
+    shown = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    return (
+        f"{stats.pairs} pairs, {stats.prompt_tokens} prompt and {stats.response_tokens} response "
+        f"tokens; cut: {stats.prompts_cut} prompts, {stats.responses_cut} responses; dropped: "
+        f"{shown or 'none'}"
+    )
+
+
 def load_split(
     cfg: DictConfig, name: str, source: ModelSource, output_dir: Path, mesh: Mesh
 ) -> PreferenceDataset | None:
@@ -59,7 +73,7 @@ def load_split(
         try:
             data = _tokenise(cfg, configured, split, source)
             save_prepared(data, prepared)
-            print(f"{name}: {json.dumps(data.stats.to_dict())}", flush=True)
+            print(f"{name}: {_describe(data)}", flush=True)
         except UserError as error:
             problem = [str(error)]
     # All ranks learn of a bad file at once, instead of waiting for a rank that has left.

@@ -139,4 +139,6 @@ def check_initial_step(
     if isinstance(objective, ADPO) and objective.gamma > 0 and exact:
         asked = int(per_pair["queried"].sum())
         if asked != len(pair_ids):
-            raise GateError(f"step 0: ADPO asked for {asked} of {len(pair_ids)} labels, not for all")
+            raise GateError(
+                f"step 0: ADPO asked for {asked} of {len(pair_ids)} labels, not for all"
+            )

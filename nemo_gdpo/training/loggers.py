@@ -73,7 +73,9 @@ def _lightning_loggers(cfg: DictConfig, output_dir: Path) -> list[Any]:
 class MetricsLog:
     """One JSON object a step in `metrics.jsonl`, and the same numbers to the other loggers."""
 
-    def __init__(self, cfg: DictConfig, output_dir: Path, *, enabled: bool, resume_step: int) -> None:
+    def __init__(
+        self, cfg: DictConfig, output_dir: Path, *, enabled: bool, resume_step: int
+    ) -> None:
         """Open the log on the main rank.
 
         Args:

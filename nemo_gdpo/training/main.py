@@ -53,6 +53,9 @@ def run_with_hydra(overrides: Sequence[str], task: Callable[[DictConfig], int]) 
     from nemo.core.config import hydra_runner
 
     from nemo_gdpo.config import config_dir
+    from nemo_gdpo.training.quiet import quiet_libraries, quiet_nemo
+
+    quiet_nemo()
 
     status = EXIT_FAILED
     failure: Exception | None = None
@@ -60,6 +63,7 @@ def run_with_hydra(overrides: Sequence[str], task: Callable[[DictConfig], int]) 
     @hydra_runner(config_path=str(config_dir()), config_name="train")
     def entry(cfg: DictConfig) -> None:
         nonlocal status, failure
+        quiet_libraries()  # again: Hydra has just configured logging
         try:
             status = task(cfg)
         except Exception as error:  # noqa: BLE001 - raised again below: Hydra would print and exit

@@ -20,8 +20,9 @@ from nemo_gdpo.conversion.megatron_io import (
 )
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.models.nemo_archive import extract
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
-from nemo_gdpo.training.checkpoint import load_weights
+from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.training.mesh import Mesh
 
 
@@ -68,6 +69,7 @@ class ModelSource:
     def load_into(self, model: MegatronGPTPreferenceModel) -> None:
         """Load the weights into a model on the mesh. Collective."""
         load_weights(model, self.checkpoint)
+        model.hf_assets = self.assets
 
     def write_assets(self, checkpoint: Path) -> None:
         """Put what an export needs beside a training checkpoint."""
@@ -79,6 +81,11 @@ def _locate(path: Path, converted: Path) -> Path:
     """The Megatron checkpoint of `path`, converting a Hugging Face directory first if need be."""
     if not path.exists():
         raise UserError(f"model.restore_from_path={path}: there is no such file or directory")
+    if path.suffix == ".nemo":
+        # Unpacked anew at every start: the archive may have changed under its name.
+        shutil.rmtree(converted, ignore_errors=True)
+        extract(path, converted)
+        return converted
     if is_megatron_checkpoint(path):
         return path
     if not (path / "config.json").is_file():

@@ -41,7 +41,8 @@ def build_scheduler(cfg: DictConfig, optimizer: Any, total_steps: int) -> Optimi
         max_lr=optim.lr,
         min_lr=sched.min_lr,
         lr_warmup_steps=sched.warmup_steps,
-        lr_decay_steps=max(total_steps, sched.warmup_steps + 1),
+        # One more than there are: the last update still moves, min_lr would come after it.
+        lr_decay_steps=max(total_steps, sched.warmup_steps) + 1,
         lr_decay_style=_DECAY_STYLES[sched.name],
         start_wd=optim.weight_decay,
         end_wd=optim.weight_decay,

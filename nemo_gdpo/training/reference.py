@@ -8,13 +8,13 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
-from nemo_gdpo.data.sampler import PreferenceSampler
+from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import SENTINEL, BatchBuilder
 from nemo_gdpo.training.mesh import Mesh
-from nemo_gdpo.training.progress import progress_bar
 from nemo_gdpo.training.reference_store import (
     ReferenceKey,
     ReferenceShardWriter,

@@ -167,7 +167,9 @@ def _assemble(directory: Path, names: Sequence[str], lengths: Sequence[int]) -> 
     return ReferenceStore(values, offsets)
 
 
-def load_cache(directory: Path, key: ReferenceKey, expected_lengths: Sequence[int]) -> ReferenceStore:
+def load_cache(
+    directory: Path, key: ReferenceKey, expected_lengths: Sequence[int]
+) -> ReferenceStore:
     """Read a cache that is whole and belongs to `key`.
 
     Args:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.models import MODEL_CLASSES, MegatronGPTPreferenceModel
 from nemo_gdpo.models.builder import ParallelLayout
-from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, Objective
+from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import Platform, current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer, find_newest_valid
@@ -26,15 +26,6 @@ from nemo_gdpo.training.reference import Stopped, cached_reference
 from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore
 from nemo_gdpo.training.signals import StopRequest
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
-
-OBJECTIVES: dict[str, type] = {"dpo": DPO, "ipo": IPO, "odpo": ODPO, "adpo": ADPO, "gdpo": GDPO}
-
-
-def build_objective(cfg: DictConfig) -> Objective:
-    """The objective dataclass of the `objective` section."""
-    fields = dict(OmegaConf.to_container(cfg.objective))  # type: ignore[arg-type]
-    objective: Objective = OBJECTIVES[fields.pop("name")](**fields)
-    return objective
 
 
 def layout_of(cfg: DictConfig) -> ParallelLayout:
@@ -133,7 +124,8 @@ def assemble(cfg: DictConfig) -> Run:
         mesh,
         divisible_by=cfg.model.make_vocab_size_divisible_by,
     )
-    objective = build_objective(cfg)
+    fields = dict(OmegaConf.to_container(cfg.objective))  # type: ignore[arg-type]
+    objective = build_objective(str(fields.pop("name")), fields)
     train = load_split(cfg, "train", source, output_dir, mesh)
     validation = load_split(cfg, "validation", source, output_dir, mesh)
     assert train is not None
@@ -265,4 +257,3 @@ def _train_under_signals(run: Run, stop: StopRequest) -> tuple[Outcome, Path | N
     ) as log:
         outcome = trainer.fit(log)
     return outcome, checkpointer.newest(trainer.progress.step)
-

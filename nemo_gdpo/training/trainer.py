@@ -17,6 +17,7 @@ from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, MegatronGPTPreferenceModel
 from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.gate import PairFacts, check_initial_step
@@ -28,7 +29,6 @@ from nemo_gdpo.training.metrics import (
     reduce_metrics,
     refuse_not_finite,
 )
-from nemo_gdpo.training.progress import progress_bar
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.signals import StopRequest
@@ -75,9 +75,7 @@ def total_steps(cfg: DictConfig, num_pairs: int) -> int:
     if cfg.trainer.max_steps is not None:
         limits.append(int(cfg.trainer.max_steps))
     if cfg.trainer.max_epochs is not None:
-        limits.append(
-            math.ceil(cfg.trainer.max_epochs * num_pairs / cfg.model.global_batch_size)
-        )
+        limits.append(math.ceil(cfg.trainer.max_epochs * num_pairs / cfg.model.global_batch_size))
     return min(limits)
 
 
@@ -251,9 +249,7 @@ class PreferenceTrainer:
         """Real tokens of a global batch; also notes how many token slots they took."""
         pairs = [self.train.data[i] for i in indices]
         self._slots_spent = self.train.builder.token_slots(indices)
-        return sum(
-            2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs
-        )
+        return sum(2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs)
 
     # -- validation ----------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
 """Run by test_megatron_reads_it.py in a process of its own: megatron-core against our files.
 
-    python -m tests.conversion.megatron_check HF_DIRECTORY CONVERTED NEW
+    python -m tests.conversion.megatron_check DIRECTORY...
 
-Loads CONVERTED with megatron's own loader, strictly, into models of several vocabulary paddings;
-compares with the values that are filled in directly from HF_DIRECTORY; saves with megatron to NEW.
+For each DIRECTORY with `hf/` and its conversion `megatron/`: loads the conversion with megatron's
+own loader, strictly, into models of several vocabulary paddings; compares with the values that are
+filled in directly from `hf/`; saves with megatron to `new/`.
 """
+
+# ruff: noqa: E402 - the platform comes before megatron
 
 from __future__ import annotations
 
@@ -46,10 +49,13 @@ def build(model: CheckpointModel, divisible_by: int) -> GPTModel:
     return gpt
 
 
-def main(hf: Path, converted: Path, new: Path) -> None:
+def join() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel(1)
     model_parallel_cuda_manual_seed(1)
+
+
+def check(hf: Path, converted: Path, new: Path) -> None:
     model = read_checkpoint_model(converted)
     found: dict[str, object] = {}
     for divisible_by in (64, 96, 128):  # 128, 192 and 128 rows; the file has 128
@@ -79,4 +85,6 @@ def main(hf: Path, converted: Path, new: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:4]))
+    join()
+    for root in map(Path, sys.argv[1:]):
+        check(root / "hf", root / "megatron", root / "new")

@@ -20,20 +20,24 @@ pytest.importorskip("megatron.core.package_info")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_strict_load_logits_and_save(make_model: ModelMaker, tmp_path: Path, tied: bool) -> None:
-    source = make_model(tie_word_embeddings=tied, rope_parameters=LLAMA3_ROPE)
-    convert_hf_to_megatron(source, tmp_path / "m")
+def test_strict_load_logits_and_save(make_model: ModelMaker, tmp_path: Path) -> None:
+    roots = [tmp_path / "tied", tmp_path / "untied"]
+    for root in roots:
+        tied = root.name == "tied"
+        source = make_model(
+            f"{root.name}/hf", tie_word_embeddings=tied, rope_parameters=LLAMA3_ROPE
+        )
+        convert_hf_to_megatron(source, root / "megatron")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conversion.megatron_check",
-         str(source), str(tmp_path / "m"), str(tmp_path / "new")],
+        [sys.executable, "-m", "tests.conversion.megatron_check", *map(str, roots)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "new" / "found.json").read_text())
-    assert [found[f"rows_{d}"] for d in (64, 96, 128)] == [128, 192, 128]
-    with torch.no_grad():
-        hf = LlamaForCausalLM.from_pretrained(source)(torch.arange(7)[None] * 7).logits[0]
-    torch.testing.assert_close(torch.tensor(found["logits"]), hf, atol=1e-4, rtol=0)
-    assert verify(source, tmp_path / "new").same
+    for root in roots:
+        found = json.loads((root / "new" / "found.json").read_text())
+        assert [found[f"rows_{d}"] for d in (64, 96, 128)] == [128, 192, 128]
+        with torch.no_grad():
+            hf = LlamaForCausalLM.from_pretrained(root / "hf")(torch.arange(7)[None] * 7).logits[0]
+        torch.testing.assert_close(torch.tensor(found["logits"]), hf, atol=1e-4, rtol=0)
+        assert verify(root / "hf", root / "new").same

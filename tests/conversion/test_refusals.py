@@ -191,6 +191,26 @@ def test_hostile_tensor_runs_nothing(megatron: Path, tmp_path: Path) -> None:
     assert not victim.exists()
 
 
+def test_hostile_object_beside_the_tensors_runs_nothing(megatron: Path, tmp_path: Path) -> None:
+    """Megatron's loader reads these without any restriction."""
+    victim = tmp_path / "victim"
+    metadata = read_metadata(megatron / "dist")
+    file = megatron / "dist" / "evil.distcp"
+    torch.save([Hostile(victim)], file)
+    info = metadata.storage_data[MetadataIndex("common_state/shard_0_1")]
+    info.relative_path, info.offset, info.length = file.name, 0, file.stat().st_size
+    (megatron / "dist" / ".metadata").write_bytes(pickle.dumps(metadata))
+    export_refused(
+        megatron, r"evil\.distcp: common_state/shard_0_1 is refused, it names \w+\.mkdir"
+    )
+    assert not victim.exists()
+    file.write_bytes(pickle.dumps(Hostile(victim)))
+    info.length = file.stat().st_size
+    (megatron / "dist" / ".metadata").write_bytes(pickle.dumps(metadata))
+    export_refused(megatron, "refused, it cannot be checked")
+    assert not victim.exists()
+
+
 def test_legacy_common_file_is_refused(megatron: Path) -> None:
     (megatron / "dist" / "common.pt").write_bytes(b"anything")
     export_refused(megatron, r"common\.pt is refused")

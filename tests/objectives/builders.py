@@ -1,4 +1,4 @@
-"""Small inputs for the objectives: rows of numbers, random pairs, and a language one can enumerate."""
+"""Small inputs for the objectives: numbers, random pairs, and an enumerable language."""
 
 from __future__ import annotations
 

@@ -62,9 +62,7 @@ def test_what_stands_in_padding_is_never_read(name: str, fill: float) -> None:
     """Bit-equal losses and metrics; padding's gradient is exactly zero."""
     policy, reference, targets = random_batch(**CUT)
     loss, grads, metrics = evaluate(OBJECTIVES[name], policy, reference, targets)
-    dirty = evaluate(
-        OBJECTIVES[name], both(policy, 0, fill), both(reference, 0, fill), targets
-    )
+    dirty = evaluate(OBJECTIVES[name], both(policy, 0, fill), both(reference, 0, fill), targets)
     assert torch.equal(dirty[0], loss)
     for found, clean in zip(dirty[1], grads, strict=True):
         assert torch.equal(found, clean)

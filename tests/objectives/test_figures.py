@@ -35,7 +35,7 @@ def test_dpo_loss() -> None:
 
 
 def test_dpo_gradient() -> None:
-    """dL/dh = -beta sigma(-beta h) = -0.1 * 0.462570 = -0.046257; dh/d log pi(y_w) = 1, of y_l -1."""
+    """dL/dh = -beta sigma(-beta h) = -0.1 * 0.462570 = -0.046257; dh/d log pi is 1 and -1."""
     policy, reference = worked_pair()
     label_w = policy.chosen.label_NT.requires_grad_()
     label_l = policy.rejected.label_NT.requires_grad_()
@@ -70,7 +70,7 @@ BONUS = {"ab": -0.8}
 
 
 def test_toy_normaliser() -> None:
-    """R: end 0.2, a 0.25, b 0.15, aa 0.1, ab 0.15 e^-0.8 = 0.067399, ba 0.12, bb 0.03; Z = 0.917399.
+    """R: end .2, a .25, b .15, aa .1, ab .15 e^-.8 = .067399, ba .12, bb .03; Z = 0.917399.
 
     P*(ab) = 0.067399 / 0.917399 = 0.073468.
     """
@@ -135,9 +135,7 @@ def test_toy_at_the_reference(balance: str, expected: float) -> None:
 
 def test_subtb_weights() -> None:
     """lambda 0.5, delta (0, 0.8): (0 + 0.64 + 0.5 * 0.64) / (1 + 1 + 0.5) = 0.96 / 2.5 = 0.384."""
-    close(
-        toy_at_reference(GDPO(balance="subtb", subtb_lambda=0.5))["gdpo/rejected_loss"], 0.384
-    )
+    close(toy_at_reference(GDPO(balance="subtb", subtb_lambda=0.5))["gdpo/rejected_loss"], 0.384)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +163,7 @@ def test_tokenwise_reward_at_the_reference(
 
 @pytest.mark.parametrize(("string", "expected"), [("ba", 0.3), ("ab", 0.5)])
 def test_tokenwise_flow_depends_on_the_next_token(string: str, expected: float) -> None:
-    """log F(start) = A_0 + E_0 - e_0 = A_0: log .3 = -1.203973 by "ba", log .5 = -0.693147 by "ab"."""
+    """log F(start) = A_0 + E_0 - e_0 = A_0: log .3 = -1.203973 by "ba", log .5 = -0.693147."""
     side = TOY.responses([string], TOY_REFERENCE)
     pair = PairLogps(side, side)
     output = GDPO(reward="tokenwise")(pair, pair, NO_TARGETS)

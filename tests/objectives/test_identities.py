@@ -37,8 +37,8 @@ def at_reference(tempered_is_plain: bool = True) -> PairLogps:
 def test_tb_is_summed_ipo(kappa: float) -> None:
     """(h - kappa)^2 with kappa = -alpha c equals IPO at beta = 1 / (2 kappa), gradients included.
 
-    tb takes the last step from the EOS column and IPO from the label: the two gradients are compared
-    where they add up, by column position.
+    tb takes the last step from the EOS column and IPO from the label: gradients are compared where
+    they add up, by column position.
     """
     policy, reference, targets = random_batch()
     tb = GDPO(alpha=0.1, rejected_log_reward=-kappa / 0.1, balance="tb")
@@ -172,7 +172,8 @@ def test_log_flow_at_the_reference_is_zero(balance: str) -> None:
     """F(s_0) = R(EOS) / pi(EOS) = 1, while state 0 is not the terminal state."""
     pair = PairLogps(random_side((4, 3), 1), random_side((2, 5), 2))
     output = GDPO(balance=balance)(pair, pair, NO_TARGETS)
-    assert output.metrics["gdpo/log_flow"].tolist() == [0.0, 0.0]
+    log_flow = output.metrics["gdpo/log_flow"]
+    torch.testing.assert_close(log_flow, row(0.0, 0.0), rtol=0, atol=1e-14)
 
 
 def test_subtb_at_a_vanishing_weight_is_mean_db() -> None:
@@ -185,7 +186,7 @@ def test_subtb_at_a_vanishing_weight_is_mean_db() -> None:
 
 
 def test_subtb_equals_the_double_sum() -> None:
-    """Against sum_{i<j} lambda^(j-i-1) (sum of delta_i..delta_{j-1})^2 / sum of weights, in loops."""
+    """Against the double sum over i < j, in loops, with weights lambda^(j-i-1)."""
     policy, reference, _ = random_batch((5,), (2,))
     decay = 0.7
     found = GDPO(balance="subtb", subtb_lambda=decay)(policy, reference, NO_TARGETS)
@@ -227,7 +228,7 @@ def test_eos_temperature_one_reads_the_plain_column(balance: str) -> None:
 
 
 def test_ipo_averaged_at_equal_lengths_scales_h() -> None:
-    """Both of length 4: h / 4 against 1 / (2 beta), which is the summed form / 16 at 4 / (2 beta)."""
+    """Both of length 4: h / 4 against 1 / 0.8; the summed form with 1 / 0.2 is 16 times that."""
     policy, reference, _ = random_batch((4, 4), (4, 4))
     averaged = IPO(beta=0.4, average_log_probs=True)(policy, reference, NO_TARGETS).loss_N
     summed = IPO(beta=0.1)(policy, reference, NO_TARGETS).loss_N
@@ -259,3 +260,26 @@ def test_extreme_margins_stay_finite(h: float) -> None:
         assert torch.isfinite(loss).all()
         assert label.grad is not None
         assert torch.isfinite(label.grad).all()
+
+
+@pytest.mark.parametrize("balance", ["db", "subtb", "tb"])
+@pytest.mark.parametrize("decay", [0.7, 1.0, 1.5])
+def test_long_responses_at_the_reference_in_float32(balance: str, decay: float) -> None:
+    """2000 tokens near -2 nats each: the balance of the chosen side is exact, not lost in rounding.
+
+    The pair's loss at the reference is kappa^2 under tb, and the last transition's alone otherwise.
+    """
+    pair = PairLogps(random_side((2000,), 1), random_side((1500,), 2))
+
+    def narrow(side: TokenLogps) -> TokenLogps:
+        assert side.eos_NT is not None
+        return replace(side, label_NT=side.label_NT.float(), eos_NT=side.eos_NT.float())
+
+    pair = PairLogps(narrow(pair.chosen), narrow(pair.rejected))
+    output = GDPO(balance=balance, subtb_lambda=decay)(pair, pair, NO_TARGETS)
+    assert torch.isfinite(output.loss_N).all()
+    if balance == "tb":
+        assert float(output.loss_N) == pytest.approx(0.64, rel=1e-6)
+    else:
+        assert float(output.metrics["gdpo/chosen_loss"]) == 0.0
+        assert float(output.metrics["gdpo/rejected_loss"]) > 0.0

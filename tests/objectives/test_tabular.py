@@ -64,9 +64,7 @@ def pair_loss(
     )
 
     def loss(table: Tensor) -> Tensor:
-        policy = PairLogps(
-            language.responses(chosen, table), language.responses(rejected, table)
-        )
+        policy = PairLogps(language.responses(chosen, table), language.responses(rejected, table))
         return objective(policy, fixed, NO_TARGETS).loss_N.mean()
 
     return loss

@@ -34,7 +34,7 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
     (ODPO, {"alpha": NAN}, "alpha"),
     (ODPO, {"alpha": INF}, "alpha"),
     (ODPO, {"offset": "sqrt"}, "offset must be one of"),
-    (GDPO, {"alpha": 0.0}, "alpha"),
+    (GDPO, {"alpha": -0.1}, "alpha"),
     (GDPO, {"alpha": NAN}, "alpha"),
     (GDPO, {"alpha": INF}, "alpha"),
     (GDPO, {"rejected_log_reward": 0.1}, "rejected_log_reward"),
@@ -66,6 +66,7 @@ def test_parameters_out_of_range(
         (ADPO, {"gamma": 0.0}),
         (ADPO, {"gamma": INF}),
         (ODPO, {"alpha": 0.0}),
+        (GDPO, {"alpha": 0.0}),
         (GDPO, {"rejected_log_reward": 0.0}),
         (GDPO, {"subtb_lambda": 2.0}),
     ],
@@ -132,11 +133,11 @@ def test_odpo_ratio_needs_positive_scores(won: float, lost: float) -> None:
 
 
 def test_odpo_near_ties_are_kept_in_wide_numbers() -> None:
-    """A gap of 2^-9, which bfloat16 near 1 cannot hold but its own numbers near 0.5 can."""
-    won, lost = torch.tensor([0.501953125, 0.5], dtype=torch.bfloat16).split(1)
+    """A gap of 2^-8, one spacing of bfloat16 at 0.5: its logarithm is not rounded to bfloat16."""
+    won, lost = torch.tensor([0.50390625, 0.5], dtype=torch.bfloat16).split(1)
     found = ODPO().offsets(PairTargets(won, lost))
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(math.log(2.0**-9), rel=1e-6)
+    assert float(found) == pytest.approx(math.log(2.0**-8), rel=1e-6)
 
 
 def test_odpo_offset_carries_no_gradient() -> None:
@@ -160,5 +161,54 @@ def test_gdpo_refuses_a_missing_eos_column(balance: str, missing: str) -> None:
         temperature = 0.1
         reference = PairLogps(replace(reference.chosen, tempered_eos_NT=None), reference.rejected)
     objective = GDPO(balance=balance, eos_temperature=temperature)
-    with pytest.raises(ValueError, match="EOS column"):
+    with pytest.raises(ValueError, match="needs the policy's eos_NT"):
         objective(policy, reference, NO_TARGETS)
+
+
+def swapped(pair: PairLogps, **columns: Any) -> PairLogps:
+    """`pair` with other columns on its chosen side."""
+    return PairLogps(replace(pair.chosen, **columns), pair.rejected)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_inputs_that_do_not_fit_together(name: str) -> None:
+    """Broadcasting, or another response's reference, would give a number that means nothing."""
+    objective = OBJECTIVES[name]
+    policy, reference, targets = random_batch((3, 4), (2, 5))
+    mask = policy.chosen.mask_NT
+    empty, gap = mask.clone(), mask.clone()
+    empty[1] = False
+    gap[1, 0] = False
+    shorter = mask.clone()
+    shorter[1, -1] = False
+    wrong: list[tuple[PairLogps, PairLogps, str]] = [
+        (policy, swapped(reference, mask_NT=shorter), "chosen response 1 .*different"),
+        (swapped(policy, mask_NT=empty), swapped(reference, mask_NT=empty), "no position"),
+        (swapped(policy, mask_NT=gap), swapped(reference, mask_NT=gap), "come first"),
+        (policy, swapped(reference, label_NT=reference.chosen.label_NT[:1]), "shape"),
+        (swapped(policy, eos_NT=reference.chosen.label_NT[:, :1]), reference, "shape"),
+        (swapped(policy, mask_NT=mask.double()), reference, "not bool"),
+        (swapped(policy, complete_N=torch.ones(3, dtype=torch.bool)), reference, "complete_N"),
+    ]
+    for bad_policy, bad_reference, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            objective(bad_policy, bad_reference, targets)
+
+
+def test_sides_of_different_counts() -> None:
+    policy, reference, _ = random_batch((3, 4), (2, 5))
+    one, fixed, _ = random_batch((3,), (2,))
+    with pytest.raises(ValueError, match="2 chosen responses for 1 rejected"):
+        DPO()(
+            PairLogps(policy.chosen, one.rejected),
+            PairLogps(reference.chosen, fixed.rejected),
+            NO_TARGETS,
+        )
+
+
+def test_odpo_needs_one_score_a_pair() -> None:
+    policy, reference = pair_with_margin(1.5, 2.5)
+    with pytest.raises(ValueError, match="1 scores for 2 pairs"):
+        ODPO()(policy, reference, PairTargets(row(2.0), row(1.0)))
+    with pytest.raises(ValueError, match="not one a pair"):
+        ODPO()(policy, reference, PairTargets(row(2.0, 3.0), row(1.0)))

@@ -1,0 +1,70 @@
+"""The policy's weights in megatron's distributed format, under any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.core import dist_checkpointing
+
+from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
+
+if TYPE_CHECKING:
+    from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+
+SHARDING_METADATA = {
+    # Keys name each layer, so that a file can be read without building the model.
+    "non_homogeneous_layers": True,
+    # The one optimizer layout that loads under another TP and PP.
+    "distrib_optim_sharding_type": "fully_reshardable",
+}
+DIST = "dist"
+
+
+def sharded_weights(model: MegatronGPTPreferenceModel) -> dict[str, Any]:
+    """Sharded tensors of this rank's chunks.
+
+    One entry a virtual stage: their local names repeat, the names on disk do not.
+    """
+    return {
+        f"chunk{index}": chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
+        for index, chunk in enumerate(model.gpt_chunks)
+    }
+
+
+def fill_weights(model: MegatronGPTPreferenceModel, state: dict[str, Any]) -> None:
+    """Put loaded tensors into the model; every parameter must be among them.
+
+    Raises:
+        RuntimeError: the tensors are not those of the model.
+    """
+    for index, chunk in enumerate(model.gpt_chunks):
+        missing, unexpected = chunk.load_state_dict(state[f"chunk{index}"], strict=False)
+        wrong = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
+        if wrong:
+            raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
+
+
+def load_weights(model: MegatronGPTPreferenceModel, checkpoint: Path) -> None:
+    """Load the policy's weights from a training checkpoint or a converted model. Collective.
+
+    Raises:
+        UserError: the checkpoint is damaged, or could run code.
+    """
+    check_dist_checkpoint(checkpoint / DIST)
+    sharded = {
+        # Transformer Engine's scaling state begins afresh with new weights.
+        name: {key: value for key, value in part.items() if not key.endswith("_extra_state")}
+        for name, part in sharded_weights(model).items()
+    }
+    loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint / DIST))
+    fill_weights(model, loaded["model"])
+
+
+def save_weights(model: MegatronGPTPreferenceModel, checkpoint: Path) -> None:
+    """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective."""
+    dist_checkpointing.save(
+        {"model": sharded_weights(model)},
+        str(checkpoint / DIST),
+        content_metadata=dict(SHARDING_METADATA),
+    )
