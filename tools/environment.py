@@ -157,7 +157,9 @@ def overlay(name: str, cached: Path) -> Path:
     )
     command = directory / "bin" / "nemo-gdpo"
     command.write_text(
-        f"#!{python}\nimport sys\n\nfrom nemo_gdpo.cli import main\n\nsys.exit(main())\n"
+        # Guarded, because checkpoint writers are spawned and import the main module again.
+        f"#!{python}\nimport sys\n\nfrom nemo_gdpo.cli import main\n\n"
+        'if __name__ == "__main__":\n    sys.exit(main())\n'
     )
     command.chmod(0o755)
     marker.write_text(identity)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nemo_gdpo.conversion.engine import Slot, slots_of
 from nemo_gdpo.conversion.families import read_hf_config
@@ -16,6 +15,7 @@ from nemo_gdpo.conversion.hf_source import open_hf
 from nemo_gdpo.conversion.layouts import split
 from nemo_gdpo.conversion.megatron_io import is_megatron_checkpoint, open_megatron
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.progress import progress_bar
 
 Reader = Callable[[Slot], list[Tensor]]
 
@@ -90,7 +90,9 @@ def verify(first: Path, second: Path, *, progress: bool = False) -> VerifyReport
     count = 0
     slots = {slot.name for slot in slots_of(other)}
     common = [slot for slot in slots_of(config) if slot.name in slots]
-    for slot in tqdm(common, unit="tensor", desc="verify", disable=not progress):
+    for slot in progress_bar(
+        common, total=len(common), unit="tensor", label="verify", enabled=progress
+    ):
         pairs = zip(slot.hf_names, read_first(slot), read_second(slot), strict=True)
         for name, a, b in pairs:
             count += 1
