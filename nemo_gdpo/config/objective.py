@@ -64,7 +64,7 @@ class GDPOConfig(Section):
     """GFlowNet-DPO (Kwon et al., EMNLP 2024): sample in proportion to a reward."""
 
     name: Literal["gdpo"] = "gdpo"
-    alpha: Annotated[float, Positive] = 0.1
+    alpha: Annotated[float, NotNegative] = 0.1
     """Weight of the preference in the log-reward."""
     rejected_log_reward: Annotated[float, Field(le=0, allow_inf_nan=False)] = -8.0
     """Log-reward of a rejected response before alpha; the chosen one's is 0."""

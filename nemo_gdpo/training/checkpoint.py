@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from safetensors.torch import load_file, save_file
 
 from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
@@ -76,6 +77,25 @@ def find_newest_valid(root: Path) -> Found:
             return Found(path, tuple(skipped))
         skipped.append(f"checkpoint {path.name} skipped: {reason}")
     return Found(None, tuple(skipped))
+
+
+def _allocate_adam_state(optimizer: Any) -> None:
+    """Give torch's Adam under the distributed optimizer its state, zero, before a load.
+
+    Megatron reads the number of steps out of that state, which a fresh optimizer does not have.
+    """
+    for inner in optimizer.chained_optimizers:
+        adam = inner.optimizer
+        if not isinstance(inner, DistributedOptimizer) or not isinstance(adam, torch.optim.Adam):
+            continue
+        for group in adam.param_groups:
+            for parameter in group["params"]:
+                if not adam.state[parameter]:
+                    adam.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
 
 
 def _split_step_tensors(optimizer: Any) -> None:
@@ -167,6 +187,8 @@ class Checkpointer:
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
+        if is_loading:
+            _allocate_adam_state(self._optimizer)
         model_state = sharded_weights(self._model)
         optimizer_state = self._optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=dict(SHARDING_METADATA)

@@ -55,8 +55,10 @@ def why_invalid(directory: Path) -> str | None:
         return f"it has no {MANIFEST}: it was not finished"
     try:
         files = json.loads(path.read_text())["files"]
-        wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in dict(files).items()}
     except (ValueError, KeyError, TypeError):
+        wanted = {}
+    if not wanted:
         return f"its {MANIFEST} is damaged"
     for name, (size, sha256) in sorted(wanted.items()):
         file = directory / name

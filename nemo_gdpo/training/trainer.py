@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig
 
 from nemo_gdpo.data.dataset import PreferenceDataset
@@ -237,13 +238,24 @@ class PreferenceTrainer:
             "num_tokens": self.progress.tokens,
             "perf/tokens_per_second": tokens / seconds,
             "perf/step_seconds": seconds,
-            "perf/peak_memory_gib": self.model.platform.peak_memory_bytes() / 2**30,
+            **self._memory(),
             "train/padding_fraction": 1.0 - tokens / self._slots_spent,
         }
         if "queried" in per_pair:
             self.progress.queries.record(indices, per_pair["queried"])
             entry["adpo/queries_total"] = self.progress.queries.total
         return entry
+
+    def _memory(self) -> dict[str, float]:
+        """High-water marks: of the worst rank, and of all ranks together, GiB."""
+        own = self.model.platform.peak_memory_bytes() / 2**30
+        values = torch.zeros(self.mesh.world_size, device=self.mesh.device)
+        values[self.mesh.rank] = own
+        dist.all_reduce(values)
+        return {
+            "perf/peak_memory_gib": float(values.max()),
+            "perf/peak_memory_gib_all_ranks": float(values.sum()),
+        }
 
     def _count_tokens(self, indices: list[int]) -> int:
         """Real tokens of a global batch; also notes how many token slots they took."""

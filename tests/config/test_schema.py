@@ -47,7 +47,7 @@ def test_every_objective_has_a_section() -> None:
         (
             "gdpo",
             {
-                "alpha": [0.0, math.inf],
+                "alpha": [-0.1, math.inf],
                 "rejected_log_reward": [1.0, -math.inf],
                 "eos_temperature": [0.0],
                 "balance": ["vp"],

@@ -58,7 +58,7 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("scorer", [selected_logprobs, selected_logprobs_reference])
 def test_by_hand(scorer: Any) -> None:
-    """Logits (log 1, log 2, log 5): p = (1/8, 1/4, 5/8); at temperature 1/2, p^2: (1, 4, 25) / 30."""
+    """Logits log (1, 2, 5): p = (1/8, 1/4, 5/8); at temperature 1/2, p^2: (1, 4, 25) / 30."""
     weight = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).log()[:, None]
     hidden = torch.ones(2, 1, dtype=torch.float64)
     found = scorer(hidden, weight, torch.tensor([0, 2]), eos_id=1, eos_temperature=0.5)

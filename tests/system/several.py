@@ -1,7 +1,8 @@
 """Runs several command lines in one process, to pay for importing torch and megatron once.
 
-`python -m tests.system.several CASES.json`: a list of {"argv": [...], "out": FILE, "err": FILE}. Prints the
-list of exit statuses.
+`python -m tests.system.several CASES.json [RANK SIZE]`: a list of {"argv": [...], "out": FILE,
+"err": FILE, "port": N}. Prints the list of exit statuses. With a rank it is one of SIZE processes, and
+every command line joins their world, as under torchrun.
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run_one(case: dict[str, list[str] | str]) -> int:
+def run_one(case: dict[str, Any], rank: int | None, size: int) -> int:
     """One command line with its own output files, from a clean environment."""
     from nemo_gdpo.cli import main
     from nemo_gdpo.training.mesh import leave_world
 
     for name in WORLD:
         os.environ.pop(name, None)
+    if rank is not None:
+        values = (rank, size, rank, "127.0.0.1", case["port"])
+        os.environ.update(zip(WORLD, map(str, values), strict=True))
+    suffix = f".rank{rank}" if rank else ""
     saved = [os.dup(1), os.dup(2)]
     try:
         for descriptor, name in ((1, "out"), (2, "err")):
-            with Path(str(case[name])).open("w") as file:
+            with Path(case[name] + suffix).open("w") as file:
                 os.dup2(file.fileno(), descriptor)
         try:
-            return main(list(case["argv"]))
+            return main(case["argv"])
         except Exception:  # noqa: BLE001 - what the interpreter does with it
             traceback.print_exc()
             return 1
@@ -44,4 +50,7 @@ def run_one(case: dict[str, list[str] | str]) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps([run_one(case) for case in json.loads(Path(sys.argv[1]).read_text())]))
+    own_rank = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    world = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    listed = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps([run_one(case, own_rank, world) for case in listed]))

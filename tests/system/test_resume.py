@@ -29,11 +29,11 @@ from .tiny import (
     write_jsonl,
 )
 
-STEPS = 12
+STEPS = 30
 PP2 = ["parallel=pp2"]
 TP2_PP2 = ["parallel=tp2_pp2"]
 DISTRIBUTED = ["optim.use_distributed_optimizer=true"]
-SAVES = ["trainer.save_interval=3", "trainer.keep_checkpoints=9"]
+SAVES = ["trainer.save_interval=10", "trainer.keep_checkpoints=9"]
 ADPO = ["objective=adpo", "objective.gamma=0.05"]
 """Its query count is part of what a checkpoint must carry."""
 
@@ -123,16 +123,16 @@ def one_rank(
         name: copy_run(whole[kind], root / name, up_to=up_to)
         for name, kind, up_to in (
             ("damaged", "plain", STEPS),
-            ("distributed_resumed", "distributed", 6),
-            ("other_data", "plain", 6),
-            ("other_objective", "plain", 6),
-            ("other_model", "plain", 6),
+            ("distributed_resumed", "distributed", 20),
+            ("other_data", "plain", 10),
+            ("other_objective", "plain", 10),
+            ("other_model", "plain", 10),
             ("complete", "plain", STEPS),
         )
     }
-    flip_byte(next((checkpoint(outputs["damaged"], 12) / "dist").glob("*.distcp")))
-    (checkpoint(outputs["damaged"], 9) / "manifest.json").unlink()
-    (outputs["damaged"] / "checkpoints" / ".step_00000015.tmp" / "dist").mkdir(parents=True)
+    flip_byte(next((checkpoint(outputs["damaged"], 30) / "dist").glob("*.distcp")))
+    (checkpoint(outputs["damaged"], 20) / "manifest.json").unlink()
+    (outputs["damaged"] / "checkpoints" / ".step_00000040.tmp" / "dist").mkdir(parents=True)
     other_data = write_jsonl(root / "other.jsonl", pairs(16, seed=3))
     other_model = save_model(root / "other-model", seed=8)
     # A fresh reference each: the caches' own refusal is tested elsewhere.
@@ -143,8 +143,8 @@ def one_rank(
             ["train", *run(model, data, outputs["distributed_resumed"], *DISTRIBUTED)],
         "other_data": ["train", *run(model, other_data, outputs["other_data"],
                                      fresh["other_data"])],
-        "other_objective": ["train", *run(model, data, outputs["other_objective"]),
-                            "objective=dpo", "~objective.gamma"],
+        "other_objective": ["train", *run(model, data, outputs["other_objective"],
+                                          "objective.gamma=0.06")],
         "other_model": ["train", *run(other_model, data, outputs["other_model"],
                                       fresh["other_model"])],
         "complete": ["train", *run(model, data, outputs["complete"])],
@@ -161,11 +161,11 @@ def test_damaged_checkpoints_are_named_and_the_newest_whole_one_goes_on(
     result, output = one_rank[0]["damaged"], one_rank[1]["damaged"]
     assert result.status == 0, result.err
     lines = result.out.splitlines()
-    (flipped,) = [line for line in lines if "step_00000012 skipped" in line]
+    (flipped,) = [line for line in lines if "step_00000030 skipped" in line]
     assert ".distcp is damaged" in flipped
-    (unfinished,) = [line for line in lines if "step_00000009 skipped" in line]
+    (unfinished,) = [line for line in lines if "step_00000020 skipped" in line]
     assert "manifest.json" in unfinished
-    assert any("resumed step_00000006: 6 of 12 steps" in line for line in lines)
+    assert any("resumed step_00000010: 10 of 30 steps" in line for line in lines)
     assert_same_run(output, whole["plain"])
     exported = [load_file(o / "hf" / "model.safetensors") for o in (output, whole["plain"])]
     for name in exported[0]:
@@ -177,7 +177,7 @@ def test_distributed_optimizer_resumes_to_the_bit(
 ) -> None:
     result, output = one_rank[0]["distributed_resumed"], one_rank[1]["distributed_resumed"]
     assert result.status == 0, result.err
-    assert "resumed step_00000006" in result.out
+    assert "resumed step_00000020" in result.out
     assert_same_run(output, whole["distributed"])
 
 
@@ -211,62 +211,56 @@ def test_a_complete_run_started_again_does_nothing(
 ) -> None:
     result, output = one_rank[0]["complete"], one_rank[1]["complete"]
     assert result.status == 0, result.err
-    assert "12 of 12 steps" in result.out
+    assert "30 of 30 steps" in result.out
     assert metrics(output) == metrics(whole["plain"])
 
 
-def stop_and_go(
+def stopped_at(
     model: Path, data: Path, output: Path, number: signal.Signals, *more: str
-) -> tuple[Result, Result, int]:
-    """Stop the real command by a signal once it trains, then start it again.
+) -> tuple[Result, int]:
+    """Stop the real command by a signal once it trains.
 
     Returns:
-        (first, second, step that the first one's last checkpoint is of).
+        (result, step of the only checkpoint, which the signal made it write).
     """
-    arguments = run(model, data, output, *more, "trainer.save_interval=1")
+    arguments = run(model, data, output, *more, "trainer.save_interval=null")
     with started("train", *arguments) as process:
         wait_for_step(process, output, 1)
         process.send_signal(number)
-        first = finish(process)
+        result = finish(process)
+    assert result.status == 75, f"{result.status} {result.err}"
     latest = (output / "checkpoints" / "latest").read_text().strip()
+    assert [p.name for p in (output / "checkpoints").glob("*step_*")] == [latest]
     step = int(latest.removeprefix("step_"))
-    with started("train", *arguments) as process:
-        second = finish(process)
-    return first, second, step
+    assert 2 <= step < STEPS
+    assert [entry["step"] for entry in metrics(output)] == [*range(step)]
+    return result, step
 
 
 def test_sigterm_on_one_rank(root: Path, model: Path, data: Path, whole: dict[str, Path]) -> None:
     output = root / "stopped"
-    first, second, step = stop_and_go(model, data, output, signal.SIGTERM, "export_hf=true")
-    assert first.status == 75, first.err
-    assert 2 <= step < STEPS
+    _, step = stopped_at(model, data, output, signal.SIGTERM)
+    with started("train", *run(model, data, output, "export_hf=true")) as process:
+        second = finish(process)
     assert second.status == 0, second.err
-    assert f"resumed step_{step:08d}: {step} of 12 steps" in second.out
+    assert f"resumed step_{step:08d}: {step} of {STEPS} steps" in second.out
     assert_same_run(output, whole["plain"])
     exported = [load_file(o / "hf" / "model.safetensors") for o in (output, whole["plain"])]
     for name in exported[0]:
         assert torch.equal(exported[0][name], exported[1][name]), name
 
 
-@pytest.fixture(scope="module")
-def whole_pp2(root: Path, model: Path, data: Path) -> Path:
-    output = root / "pp2"
-    with started("train", *run(model, data, output, *PP2)) as process:
-        result = finish(process)
-    assert result.status == 0, result.err
-    return output
-
-
 @pytest.mark.parallel
-def test_sigusr1_on_two_pipeline_ranks(
-    root: Path, model: Path, data: Path, whole_pp2: Path
-) -> None:
-    output = root / "pp2-stopped"
-    first, second, step = stop_and_go(model, data, output, signal.SIGUSR1, *PP2)
-    assert first.status == 75, first.err
-    assert 2 <= step < STEPS
-    assert second.status == 0, second.err
-    assert_same_run(output, whole_pp2)
+def test_sigusr1_on_two_pipeline_ranks(root: Path, model: Path, data: Path) -> None:
+    output, uninterrupted = root / "pp2-stopped", root / "pp2"
+    stopped_at(model, data, output, signal.SIGUSR1, *PP2, *DISTRIBUTED)
+    done = several(root / "logs-pp2", {
+        "resumed": ["train", *run(model, data, output, *PP2, *DISTRIBUTED)],
+        "whole": ["train", *run(model, data, uninterrupted, *PP2, *DISTRIBUTED)],
+    }, ranks=2)  # fmt: skip
+    for result in done.values():
+        assert result.status == 0, result.err
+    assert_same_run(output, uninterrupted)
 
 
 def assert_close_runs(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> None:
@@ -280,17 +274,17 @@ def assert_close_runs(left: list[dict[str, Any]], right: list[dict[str, Any]]) -
 def test_checkpoints_load_under_another_mesh(
     root: Path, model: Path, data: Path, whole: dict[str, Path]
 ) -> None:
-    """6 steps on one rank, 3 under TP2 x PP2, 3 on one rank again, as 12 on one."""
-    wide = copy_run(whole["plain"], root / "wide", up_to=6)
+    """10 steps on one rank, 10 under TP2 x PP2, 10 on one rank again, as 30 on one."""
+    wide = copy_run(whole["plain"], root / "wide", up_to=10)
     with started("train", *run(model, data, wide, *TP2_PP2)) as process:
         result = finish(process)
     assert result.status == 0, result.err
-    assert "resumed step_00000006" in result.out
+    assert "resumed step_00000010" in result.out
     assert_close_runs(metrics(wide), metrics(whole["plain"]))
-    narrow = copy_run(wide, root / "narrow", up_to=9)
+    narrow = copy_run(wide, root / "narrow", up_to=20)
     done = several(root / "logs-narrow", {"narrow": ["train", *run(model, data, narrow)]})
     assert done["narrow"].status == 0, done["narrow"].err
-    assert "resumed step_00000009" in done["narrow"].out
+    assert "resumed step_00000020" in done["narrow"].out
     assert_close_runs(metrics(narrow), metrics(whole["plain"]))
     ends = [stored(checkpoint(output, STEPS)) for output in (narrow, whole["plain"])]
     assert ends[0].keys() == ends[1].keys()

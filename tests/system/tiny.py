@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tests.data.toy_tokenizers import LLAMA3, build_tokenizer
 
+ROOT = Path(__file__).parents[2]
 WORDS = "good bad dull long short film review liked very much and it was a fine answer".split()
 DEADLINE = 150.0
 """Seconds after which a command is taken to hang."""
@@ -98,7 +100,7 @@ def environment() -> dict[str, str]:
     # One thread a rank, and no world of a test runner that is itself a rank.
     world = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in world}
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NEMO_GDPO_TEST": "1"}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def started(verb: str, *overrides: str, cwd: Path | None = None) -> Iterator[sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment() | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=environment() | {"PYTHONPATH": str(ROOT)},
         cwd=cwd,
         start_new_session=True,
     )
@@ -140,7 +142,7 @@ def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> No
             return
         if process.poll() is not None:
             raise AssertionError(f"ended with {process.returncode}:\n{process.stderr.read()}")  # type: ignore[union-attr]
-        time.sleep(0.02)
+        time.sleep(0.005)
     raise AssertionError(f"step {step} did not come")
 
 
@@ -152,25 +154,46 @@ def without_timing(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if not k.startswith("perf/")} for e in entries]
 
 
-def several(directory: Path, cases: dict[str, list[str]]) -> dict[str, Result]:
-    """Run command lines one after the other in one process; see `tests.system.several`."""
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def several(directory: Path, cases: dict[str, list[str]], *, ranks: int = 1) -> dict[str, Result]:
+    """Run command lines one after the other in one process, or in one world of `ranks` processes.
+
+    See `tests.system.several`. The results are rank 0's.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     described = [
-        {"argv": argv, "out": str(directory / f"{n}.out"), "err": str(directory / f"{n}.err")}
+        {
+            "argv": argv,
+            "out": str(directory / f"{n}.out"),
+            "err": str(directory / f"{n}.err"),
+            "port": _free_port(),
+        }
         for n, argv in enumerate(cases.values())
     ]
     listing = directory / "cases.json"
     listing.write_text(json.dumps(described))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.system.several", str(listing)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=Path(__file__).parents[2],
-        timeout=2 * DEADLINE,
-        check=True,
-    )
-    statuses = json.loads(done.stdout.splitlines()[-1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.system.several", str(listing)]
+            + ([str(rank), str(ranks)] if ranks > 1 else []),
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=ROOT,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        printed = [process.communicate(timeout=2 * DEADLINE)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    statuses = json.loads(printed[0].splitlines()[-1])
     return {
         name: Result(status, Path(case["out"]).read_text(), Path(case["err"]).read_text())
         for name, status, case in zip(cases, statuses, described, strict=True)

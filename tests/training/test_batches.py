@@ -1,0 +1,115 @@
+"""Global batches to micro-batches: who gets which pair, and how long the rows are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.models.builder import ParallelLayout
+from nemo_gdpo.training.batches import BatchBuilder, length_multiple
+from nemo_gdpo.training.reference import response_lengths
+from nemo_gdpo.training.reference_store import ReferenceStore
+
+END, PAD = 99, 0
+# (prompt, chosen, rejected) tokens; rows of 6, 8 | 12, 5 | 3, 4 | 20, 9.
+LENGTHS = [(4, 2, 4), (3, 9, 2), (2, 1, 2), (8, 12, 1)]
+
+
+def pair(number: int) -> TokenizedPair:
+    prompt, chosen, rejected = LENGTHS[number]
+
+    def ids(count: int, start: int) -> tuple[int, ...]:
+        return tuple(range(start, start + count))
+
+    return TokenizedPair(
+        f"p{number}",
+        ids(prompt, 1),
+        TokenizedResponse((*ids(chosen - 1, 20), END), True),
+        TokenizedResponse((*ids(rejected - 1, 50), END), True),
+    )
+
+
+PAIRS = [pair(number) for number in range(4)]
+
+
+def layout(**sizes: int | bool) -> ParallelLayout:
+    settings = {
+        "tensor": 1, "pipeline": 1, "virtual_pipeline": None, "context": 1,
+        "sequence_parallel": False, "recompute": None, "vocab_divisible_by": 128,
+    }  # fmt: skip
+    return ParallelLayout(**(settings | sizes))  # type: ignore[arg-type]
+
+
+def builder(*, packing: bool = False, rank: int = 0, size: int = 1, micro: int = 2) -> BatchBuilder:
+    return BatchBuilder(PAIRS, PAD, layout(), micro, packing, rank, size, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "multiple"),
+    [
+        ({}, 8),
+        ({"tensor": 4}, 8),
+        ({"tensor": 16, "sequence_parallel": True}, 16),
+        ({"context": 2}, 8),
+        ({"context": 4, "tensor": 4, "sequence_parallel": True}, 32),
+        ({"context": 3}, 24),
+    ],
+)
+def test_rows_can_be_cut_evenly(sizes: dict[str, int | bool], multiple: int) -> None:
+    assert length_multiple(layout(**sizes)) == multiple
+
+
+def test_all_micro_batches_of_a_global_batch_have_one_length() -> None:
+    first, second = builder().build([0, 2, 1, 3], None)
+    assert first.inputs[0].shape == second.inputs[0].shape == (4, 24)
+    assert builder().token_slots([0, 2, 1, 3]) == 8 * 24
+    assert builder().token_slots([0, 2]) == 4 * 8
+
+
+def test_packed_rows_have_one_length_too() -> None:
+    first, second = builder(packing=True).build([0, 2, 1, 3], None)
+    # 6 + 8 + 3 + 4 = 21 and 12 + 5 + 20 + 9 = 46 tokens.
+    assert first.inputs[0].shape == second.inputs[0].shape == (1, 48)
+    assert builder(packing=True).token_slots([0, 2, 1, 3]) == 2 * 48
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_labels_are_the_responses_in_order(packing: bool) -> None:
+    (batch,) = builder(packing=packing).build([1, 2], None)
+    _, labels, _ = batch.inputs
+    said = [PAIRS[1].chosen, PAIRS[2].chosen, PAIRS[1].rejected, PAIRS[2].rejected]
+    assert labels[labels != -100].tolist() == [token for s in said for token in s.ids]
+    assert batch.rows.response_lengths_N.tolist() == [9, 1, 2, 2]
+
+
+def test_data_parallel_ranks_share_a_global_batch() -> None:
+    seen = []
+    for rank in range(2):
+        for batch in builder(rank=rank, size=2, micro=1).build([3, 1, 0, 2], None):
+            (slot,) = batch.slot_B.tolist()
+            seen.append((slot, batch.rows.pair_ids[0]))
+            # Rank 0 has short pairs only in some batches; the length is the batch's nonetheless.
+            assert batch.inputs[0].shape[1] == 24
+    assert sorted(seen) == [(0, "p3"), (1, "p1"), (2, "p0"), (3, "p2")]
+
+
+def test_a_sentinel_is_laid_out_but_weighs_nothing() -> None:
+    (first, second) = builder().build([2, 0, 1, -1], None)
+    assert first.slot_B.tolist() == [0, 1]
+    assert second.slot_B.tolist() == [2, -1]
+    assert second.weight_B.tolist() == [1.0, 0.0]
+    # Any real pair of the batch stands in.
+    assert second.rows.pair_ids == ("p1", "p2")
+
+
+def test_reference_values_follow_their_rows() -> None:
+    lengths = response_lengths(PAIRS)
+    assert lengths == [2, 4, 9, 2, 1, 2, 12, 1]
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    row_of_value = torch.repeat_interleave(torch.arange(8.0), torch.tensor(lengths))
+    store = ReferenceStore(row_of_value[:, None], offsets)
+    (batch,) = builder().build([3, 1], store)
+    assert batch.reference_TC is not None
+    # Chosen of pairs 3 and 1, then their rejected ones.
+    assert batch.reference_TC[:, 0].tolist() == [6.0] * 12 + [2.0] * 9 + [7.0] + [3.0] * 2
