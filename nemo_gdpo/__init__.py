@@ -1,4 +1,4 @@
-"""Preference alignment of Llama and Gemma models on Megatron: GFlowNet-DPO, offset DPO, active DPO."""
+"""Preference alignment on Megatron: GFlowNet-DPO, DPO with an offset, active-query DPO."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ conversion are imported by the verb that needs them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -190,9 +191,7 @@ def _train_here(overrides: Sequence[str]) -> int:
     return training_main(overrides)
 
 
-def start(
-    overrides: list[str], rank_module: str, here: Callable[[Sequence[str]], int]
-) -> int:
+def start(overrides: list[str], rank_module: str, here: Callable[[Sequence[str]], int]) -> int:
     """Check a configuration, then run it: in the ranks that are there, or in ranks started now.
 
     Args:
@@ -297,12 +296,13 @@ class _Ranks:
         port = _free_port()
         for rank in range(size):
             environment = _rank_environment(rank, size, port)
-            self.processes.append(subprocess.Popen(command, env=environment))
+            # A group of its own: what the rank started can be stopped after the rank is gone.
+            self.processes.append(subprocess.Popen(command, env=environment, process_group=0))
 
     def forward(self, number: int, frame: FrameType | None = None) -> None:
-        """Pass a signal on; Ctrl-C asks the ranks to stop as SIGTERM does."""
+        """Pass a signal on; Ctrl-C and a lost terminal ask the ranks to stop as SIGTERM does."""
         del frame
-        number = signal.SIGTERM if number == signal.SIGINT else number
+        number = signal.SIGTERM if number in (signal.SIGINT, signal.SIGHUP) else number
         self.forwarded.add(number)
         for process in self.processes:
             if process.poll() is None:
@@ -342,6 +342,8 @@ def launch_ranks(size: int, command: list[str]) -> int:
     """Start `size` local ranks, pass signals on to them, and return the status of the whole."""
     ranks = _Ranks()
     previous = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored means nohup
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, ranks.forward)
     # Ranks inherit "ignored", so that a terminal's Ctrl-C reaches them only through this process.
     previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -350,6 +352,7 @@ def launch_ranks(size: int, command: list[str]) -> int:
         return ranks.wait()
     finally:
         _stop(ranks.processes, grace=0.0)
+        _sweep(ranks.processes)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -364,6 +367,13 @@ def _stop(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
         deadline = time.monotonic() + (60.0 if request is signal.SIGKILL else grace)
         while any(rank.poll() is None for rank in alive) and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+def _sweep(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Kill helper processes that a rank which was killed could not end itself."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(rank.pid, signal.SIGKILL)
 
 
 # -- validate and doctor ---------------------------------------------------------------------------
@@ -430,21 +440,6 @@ def _summary(config: RunConfig) -> str:
     )
 
 
-PACKAGES = (
-    "torch",
-    "megatron-core",
-    "nemo-toolkit",
-    "transformers",
-    "safetensors",
-    "hydra-core",
-    "omegaconf",
-    "datasets",
-    "wandb",
-    "tensorboard",
-    "transformer-engine",
-)
-
-
 def doctor(arguments: list[str]) -> int:
     """Print what is installed and what the machine can do; never fails over what is missing."""
     request = _read_request("doctor", arguments, ())
@@ -453,41 +448,11 @@ def doctor(arguments: list[str]) -> int:
     if "--help" in request.flags:
         print("usage: nemo-gdpo doctor\n\nPrints versions and what this machine can do.")
         return EXIT_DONE
-    from importlib import metadata
+    from nemo_gdpo.doctor import findings
 
-    from nemo_gdpo import __version__
-
-    lines = [("nemo_gdpo", __version__), ("python", sys.version.split()[0])]
-    for package in PACKAGES:
-        try:
-            lines.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            lines.append((package, "not installed"))
-    lines += _machine_lines()
-    for name, value in lines:
+    for name, value in findings():
         print(f"{name:<20} {value}")
     return EXIT_DONE
-
-
-def _machine_lines() -> list[tuple[str, str]]:
-    lines = [("cpus", str(len(os.sched_getaffinity(0))))]
-    try:
-        import torch
-
-        from nemo_gdpo.platform.select import detect_capabilities
-    except (ImportError, OSError, RuntimeError) as error:
-        # A torch built for other CUDA libraries fails in several ways; that is the finding.
-        return [*lines, ("platform", f"unknown: torch does not import ({error})")]
-    capabilities = detect_capabilities()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return [
-        *lines,
-        ("gpus", ", ".join(gpus) or "none"),
-        ("platform", capabilities.device_type),
-        ("Transformer Engine", "usable" if capabilities.transformer_engine else "not usable"),
-        ("Apex (NVIDIA's)", "usable" if capabilities.apex else "not usable"),
-        ("precisions", ", ".join(sorted(capabilities.precisions))),
-    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The house keeps its own rules: who imports whom, how long files are, what never occurs in them."""
+"""The rules of the house: who imports whom, how long files are, what never occurs in them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_only_the_restricted_unpickler_knows_pickle() -> None:
     importing = [
         path
         for path in sources("nemo_gdpo", "tools")
-        if re.search(r"^\s*(?:import|from) (?:pickle|dill|marshal|shelve)\b", path.read_text(), re.M)
+        if re.search(
+            r"^\s*(?:import|from) (?:pickle|dill|marshal|shelve)\b", path.read_text(), re.M
+        )
     ]
     assert importing == [RESTRICTED]
     tree = ast.parse(RESTRICTED.read_text(encoding="utf-8"))

@@ -39,7 +39,9 @@ def package_dir(name: str) -> Path:
     """Where an installed data package lies."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"demo: error: package {name} is not installed; run this through make demo")
+        raise SystemExit(
+            f"demo: error: package {name} is not installed; run this through make demo"
+        )
     return Path(spec.origin).parent
 
 
@@ -112,7 +114,9 @@ def sample(model_dir: Path, prompts: list[Any], seed: int) -> list[list[str]]:
                 num_return_sequences=SAMPLES, max_new_tokens=MAX_NEW_TOKENS,
                 pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             )  # fmt: skip
-        texts = tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(
+            out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         answers.append([text.strip() for text in texts])
     return answers
 
@@ -174,7 +178,9 @@ def last_metrics(run: Path) -> dict[str, float]:
 
 def main() -> None:
     """Run all stages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("overrides", nargs="*", help="overrides for `nemo-gdpo train`")
     arguments = parser.parse_args()

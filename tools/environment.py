@@ -2,9 +2,10 @@
 
     python3 tools/environment.py training
 
-The packages live in a cache outside the clone, named after a hash of the lock, so that a second clone
-is quick. The clone itself gets a small `.venv` that adds this checkout and the `nemo-gdpo` command on
-top of them. A cached environment is used only after every locked version has been seen in it.
+The packages live in a cache outside the clone, named after a hash of the lock, so that a second
+clone is quick. The clone itself gets a small `.venv` that adds this checkout and the `nemo-gdpo`
+command on top of them. A cached environment is used only after every locked version has been seen
+in it.
 
 Standard library only: this runs before anything is installed.
 """
@@ -27,7 +28,7 @@ ENVIRONMENTS = {"training": ("training.lock", "assets.lock")}
 TORCH = "torch"
 RECIPE_VERSION = "1"
 
-# Runs inside the cached environment: prints the locked packages that are missing or of another version.
+# Runs inside the cached environment: prints the locked packages that are missing or differ.
 _CHECK = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version

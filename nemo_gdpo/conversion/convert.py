@@ -63,9 +63,7 @@ def convert_hf_to_megatron(
     fingerprint = weights_fingerprint(source, progress=progress)
     model = CheckpointModel(config, padded, fingerprint)
     slots = {slot.name: slot for slot in slots_of(config)}
-    with progress_bar(
-        total=len(specs), unit="tensor", label="convert", enabled=progress
-    ) as bar:
+    with progress_bar(total=len(specs), unit="tensor", label="convert", enabled=progress) as bar:
 
         def fetch(name: str) -> Tensor:
             bar.update()

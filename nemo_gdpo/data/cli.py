@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EXIT_DONE, UserError
 
@@ -54,7 +54,7 @@ def _movie_reviews(config: RunConfig) -> int:
     if request.is_file() and json.loads(request.read_text()) == wanted:
         print(f"movie reviews: reused {target}")
         return EXIT_DONE
-    settings = {name: value for name, value in wanted.items() if name != "source_path"}
+    settings: dict[str, Any] = {k: v for k, v in wanted.items() if k != "source_path"}
     stats = write_movie_reviews(str(data.source_path), target, **settings)
     request.write_text(json.dumps(wanted, indent=1) + "\n")
     print(f"movie reviews: {json.dumps(stats)}")

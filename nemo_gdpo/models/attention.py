@@ -9,16 +9,17 @@ Shapes: S sequence, B batch, T packed tokens, N query heads, G key/value heads, 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class _GatherSequence(torch.autograd.Function):
@@ -107,7 +108,7 @@ class CoreAttention(nn.Module):
     def _attend(
         self, q_BNSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None
     ) -> Tensor:
-        return F.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             q_BNSD,
             k_BGSD,
             v_BGSD,
@@ -128,7 +129,7 @@ class CoreAttention(nn.Module):
             raise ValueError("packed sequences under context parallelism need Transformer Engine")
         outputs = []
         bounds = cu_seqlens.tolist()
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_TND, k_TGD, v_TGD))
             mask = self._dense_mask(stop - start, q_TND.device)
             outputs.append(self._attend(q, k, v, mask)[0].transpose(0, 1))
@@ -139,8 +140,8 @@ class CoreAttention(nn.Module):
         group = self.cp_group
         assert group is not None
         world, length = group.size(), q_SBND.shape[0] * group.size()
-        k_all = _GatherSequence.apply(k_SBGD, group)
-        v_all = _GatherSequence.apply(v_SBGD, group)
+        k_all = _GatherSequence.apply(k_SBGD, group)  # type: ignore[no-untyped-call]
+        v_all = _GatherSequence.apply(v_SBGD, group)  # type: ignore[no-untyped-call]
         device = q_SBND.device
         key_positions = torch.cat(
             [zigzag_positions(length, r, world, device) for r in range(world)]

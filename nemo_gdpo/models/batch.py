@@ -1,7 +1,7 @@
-"""What one micro-batch carries through the pipeline, and how its log-probs become objective inputs.
+"""What one micro-batch carries, and how its log-probs become objective inputs.
 
-Shapes: B pairs, N = 2B rows (all chosen, then all rejected), T response tokens of all rows in order,
-C columns (label; EOS; tempered EOS).
+Shapes: B pairs, N = 2B rows (all chosen, then all rejected), T response tokens of all rows in
+order, C columns (label; EOS; tempered EOS).
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _gather_context(values_TC: Tensor, labels_NS: Tensor) -> Tensor:
         mine = flat_index_NS[:, columns][labels_NS[:, columns] >= 0]
         order.append(mine)
         counts.append(mine.numel())
-    gathered = _GatherTokens.apply(values_TC, counts, group)
+    gathered: Tensor = _GatherTokens.apply(values_TC, counts, group)  # type: ignore[no-untyped-call]
     return gathered[torch.cat(order).argsort()]
 
 

@@ -159,7 +159,7 @@ def _run_config(directory: Path, archive: Path, override: DictConfig | str | Non
     path = directory / CONFIG_YAML
     if not path.is_file():
         raise UserError(f"{archive}: has no {CONFIG_YAML}; it is no archive of this project")
-    config: DictConfig = OmegaConf.load(path).run  # type: ignore[union-attr]
+    config: DictConfig = OmegaConf.load(path).run
     return config
 
 

@@ -324,7 +324,7 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
 
 
 def _vp_stage(model: Any) -> int | None:
-    """The virtual stage of a chunk under megatron's wrappers (each keeps the inner as `.module`)."""
+    """The virtual stage of a chunk under megatron's wrappers (each has the inner as `.module`)."""
     while not isinstance(model, GPTModel):
         model = model.module
     stage: int | None = model.vp_stage

@@ -28,7 +28,7 @@ def inverse_frequencies(model: MegatronModelConfig) -> Tensor:
         UserError: the model's rope scaling is of a type that is not built.
     """
     exponents = torch.arange(0, model.kv_channels, 2, dtype=torch.float32) / model.kv_channels
-    inv_freq = 1.0 / (model.rotary_base**exponents)
+    inv_freq: Tensor = 1.0 / (model.rotary_base**exponents)
     scaling = model.rotary_scaling
     if scaling is None:
         return inv_freq
@@ -36,9 +36,11 @@ def inverse_frequencies(model: MegatronModelConfig) -> Tensor:
     if kind == "default":
         return inv_freq
     if kind == "linear":
-        return inv_freq / scaling["factor"]
+        stretch: float = scaling["factor"]
+        return inv_freq / stretch
     if kind == "llama3":
         return _llama3(inv_freq, scaling)
     raise UserError(
-        f"rope scaling type {kind} of the model is not supported; supported: default, linear, llama3"
+        f"rope scaling type {kind} of the model is not supported; supported: default, linear, "
+        "llama3"
     )

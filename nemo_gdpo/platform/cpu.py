@@ -112,7 +112,7 @@ class CpuPlatform:
         # Entered for the life of the process: torch's mode stack is per thread, and both the
         # forward pass and the CPU autograd engine run in this one.
         self._mode = _CudaArgumentsToCpu()
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _patch_cuda() -> None:
@@ -168,7 +168,7 @@ class CpuPlatform:
             "persist_layer_norm": False,
             "attention_softmax_in_fp32": True,
             # With the batched point-to-point calls, gloo pairs the wrong messages at PP=2 under a
-            # virtual pipeline and the result is silently wrong; the plain schedule knows no overlap.
+            # virtual pipeline, and the result is silently wrong; the plain schedule has no overlap.
             "overlap_p2p_comm": interleaved,
             "batch_p2p_comm": False,
             **({"bf16": True} if precision == "bf16" else {}),

@@ -13,7 +13,6 @@ Layout of `output_dir/checkpoints/step_00000040/`:
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
@@ -70,7 +70,7 @@ def _candidates(root: Path) -> list[Path]:
 
 def find_newest_valid(root: Path) -> Found:
     """The newest whole checkpoint below `root`."""
-    skipped = []
+    skipped: list[str] = []
     for path in _candidates(root):
         reason = why_invalid(path)
         if reason is None:
@@ -79,10 +79,11 @@ def find_newest_valid(root: Path) -> Found:
     return Found(None, tuple(skipped))
 
 
-def _allocate_adam_state(optimizer: Any) -> None:
-    """Give torch's Adam under the distributed optimizer its state, zero, before a load.
+def _prepare_torch_adam(optimizer: Any) -> None:
+    """Make a fresh torch Adam under the distributed optimizer ready to be loaded into.
 
-    Megatron reads the number of steps out of that state, which a fresh optimizer does not have.
+    Megatron reads the number of steps out of Adam's state, which a fresh one does not have yet; and
+    once it is there, it looks for a `step` beside each parameter's moments, where none is stored.
     """
     for inner in optimizer.chained_optimizers:
         adam = inner.optimizer
@@ -96,6 +97,14 @@ def _allocate_adam_state(optimizer: Any) -> None:
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
+        fill = inner._set_main_param_and_optimizer_states
+
+        def fill_without_step(
+            parameter: Any, tensors: dict[str, Any], fill: Callable[..., None] = fill
+        ) -> None:
+            fill(parameter, {"step": None, **tensors})
+
+        inner._set_main_param_and_optimizer_states = fill_without_step
 
 
 def _split_step_tensors(optimizer: Any) -> None:
@@ -109,6 +118,21 @@ def _split_step_tensors(optimizer: Any) -> None:
             step = state.get("step")
             if isinstance(step, torch.Tensor):
                 state["step"] = step.detach().clone()
+
+
+def _what_failed(error: BaseException, root: Path) -> str:
+    """One line. Writers in processes of their own tell no more than that an OSError came."""
+    if isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    causes = (
+        [str(cause) for cause, _ in error.failures.values()]
+        if isinstance(error, CheckpointException)
+        else [str(error)]
+    )
+    lines = [line for cause in causes for line in cause.splitlines() if line.strip()]
+    free = shutil.disk_usage(root if root.exists() else root.parent).free
+    told = lines[0] if lines else "no reason given"
+    return f"{type(error).__name__}: {told}; {free / 2**20:.1f} MiB are free"
 
 
 class Checkpointer:
@@ -150,11 +174,16 @@ class Checkpointer:
         """
         final = step_directory(self.root, step)
         temporary = self.root / f".{final.name}.tmp"
-        self._all_or_none(lambda: self._prepare(temporary, trainer_state), "start")
-        self._all_or_none(lambda: self._write_dist(temporary), "write")
-        self._all_or_none(lambda: self._write_rng(temporary), "write")
-        described = self._describe(temporary)
-        self._all_or_none(lambda: self._publish(temporary, final, described), "finish")
+        try:
+            self._all_or_none(lambda: self._prepare(temporary, trainer_state), "start")
+            self._all_or_none(lambda: self._write_dist(temporary), "write")
+            self._all_or_none(lambda: self._write_rng(temporary), "write")
+            described = self._describe(temporary)
+            self._all_or_none(lambda: self._publish(temporary, final, described), "finish")
+        except CheckpointError:
+            if self._mesh.is_main:  # a full disk should not stay full of half a checkpoint
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
         return final
 
     def _all_or_none(self, action: Callable[[], None], what: str) -> None:
@@ -162,11 +191,10 @@ class Checkpointer:
         reason = ""
         try:
             action()
-        except (OSError, RuntimeError, ValueError) as error:
-            # torch.save on a full disk raises RuntimeError, safetensors its own subclass.
-            reason = f"rank {self._mesh.rank}: {type(error).__name__}: {str(error).splitlines()[0]}"
-        except Exception as error:  # noqa: BLE001 - megatron wraps writers' errors in its own types
-            reason = f"rank {self._mesh.rank}: {type(error).__name__}: {error}"
+        except (Exception, CheckpointException) as error:  # noqa: BLE001 - writers raise anything
+            # torch.save on a full disk raises RuntimeError, safetensors its own subclass, and
+            # torch's collective writer something that is no Exception at all.
+            reason = f"rank {self._mesh.rank}: {_what_failed(error, self.root)}"
         reasons: list[str] = [""] * self._mesh.world_size
         dist.all_gather_object(reasons, reason)
         failed = [r for r in reasons if r]
@@ -180,15 +208,14 @@ class Checkpointer:
         if not self._mesh.is_main:
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():  # a killed run's; where it cannot be removed, that is the reason
+            shutil.rmtree(temporary)
         (temporary / "dist").mkdir(parents=True)
         (temporary / "rng").mkdir()
         self._write_assets(temporary)
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
-        if is_loading:
-            _allocate_adam_state(self._optimizer)
         model_state = sharded_weights(self._model)
         optimizer_state = self._optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=dict(SHARDING_METADATA)
@@ -227,7 +254,7 @@ class Checkpointer:
         pointer = self.root / f".{LATEST}.tmp"
         pointer.write_text(final.name + "\n")
         fsync_path(pointer)
-        os.replace(pointer, self.root / LATEST)
+        pointer.replace(self.root / LATEST)
         fsync_path(self.root)
         for old in _candidates(self.root)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
@@ -243,6 +270,7 @@ class Checkpointer:
         its seed again (training itself draws nothing: there is no dropout).
         """
         check_dist_checkpoint(checkpoint / "dist")
+        _prepare_torch_adam(self._optimizer)
         loaded = dist_checkpointing.load(
             self._sharded_state(is_loading=True), str(checkpoint / "dist")
         )

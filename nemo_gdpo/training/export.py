@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-
 from nemo_gdpo import __version__
 from nemo_gdpo.conversion.assets import ASSETS, base_licence
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
@@ -47,10 +45,11 @@ def export_run(run: Run, checkpoint: Path) -> Path:
     facts = {
         "base_model": run.source.name,
         "licence": base_licence(checkpoint / ASSETS),
-        "objective": {"method": method, **OmegaConf.to_container(cfg.objective)},
+        "objective": {"method": method} | dict(cfg.objective.items()),
         "data": {"path": cfg.data.train_path, "fingerprint": run.train.fingerprint,
                  "pairs": len(run.train)},
-        "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{run.mesh.data_size}",
+        "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
+                  f"DP{run.mesh.data_size}",
         "precision": cfg.precision,
         "versions": {"nemo_gdpo": __version__} | {
             name: version(name) for name in ("torch", "megatron-core", "nemo-toolkit")

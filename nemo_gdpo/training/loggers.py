@@ -33,8 +33,8 @@ def _lightning_loggers(cfg: DictConfig, output_dir: Path) -> list[Any]:
             "logger.wandb=true, but there is no key: export WANDB_API_KEY, or WANDB_MODE=offline, "
             "or set logger.wandb=false"
         )
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Trainer
-    from lightning.pytorch.plugins.environments import LightningEnvironment
     from nemo.utils.exp_manager import exp_manager
 
     # The trainer serves exp_manager only. Its own environment keeps it from joining our world.

@@ -60,7 +60,7 @@ def run_with_hydra(overrides: Sequence[str], task: Callable[[DictConfig], int]) 
     status = EXIT_FAILED
     failure: Exception | None = None
 
-    @hydra_runner(config_path=str(config_dir()), config_name="train")
+    @hydra_runner(config_path=str(config_dir()), config_name="train")  # type: ignore[untyped-decorator]
     def entry(cfg: DictConfig) -> None:
         nonlocal status, failure
         quiet_libraries()  # again: Hydra has just configured logging

@@ -1,7 +1,7 @@
 """Keep libraries' chatter out of a run's output; NEMO_GDPO_VERBOSE=1 lets it through.
 
-Errors stay. What a library says about its own fallbacks (no Apex, no Transformer Engine) is asked of
-the platform instead, and refused where it would matter.
+Errors stay. What a library says about its own fallbacks (no Apex, no Transformer Engine) is asked
+of the platform instead, and refused where it would matter.
 """
 
 from __future__ import annotations

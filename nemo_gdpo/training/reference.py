@@ -8,12 +8,12 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_gdpo.data.sampler import PreferenceSampler
+from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
 from nemo_gdpo.progress import progress_bar
-from nemo_gdpo.training.batches import SENTINEL, BatchBuilder
+from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.reference_store import (
     ReferenceKey,
@@ -36,7 +36,8 @@ def response_lengths(pairs: Sequence[TokenizedPair]) -> list[int]:
 
 
 def _split_rows(values_TC: Tensor, micro_batch: PreferenceMicroBatch) -> list[Tensor]:
-    return list(values_TC.split(micro_batch.rows.response_lengths_N.tolist()))
+    lengths = micro_batch.rows.response_lengths_N.tolist()
+    return list(values_TC.split(lengths))  # type: ignore[no-untyped-call]
 
 
 def compute_cache(

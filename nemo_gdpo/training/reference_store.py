@@ -150,7 +150,8 @@ def _assemble(directory: Path, names: Sequence[str], lengths: Sequence[int]) -> 
             raise RuntimeError(f"shard {name} cannot be read ({error})") from error
         if values is None:
             values = torch.full((int(offsets[-1]), shard["values"].shape[1]), float("nan"))
-        rows = shard["values"].split(shard["lengths"].tolist())
+        lengths_of_rows = shard["lengths"].tolist()
+        rows = shard["values"].split(lengths_of_rows)  # type: ignore[no-untyped-call]
         for row, row_values in zip(shard["rows"].tolist(), rows, strict=True):
             start, stop = int(offsets[row]), int(offsets[row + 1])
             if row_values.shape[0] != stop - start:

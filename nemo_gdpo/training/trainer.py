@@ -62,7 +62,7 @@ class Progress:
 
 
 def metric_names(objective: Any) -> list[str]:
-    """The per-pair values that a step yields, found out by calling the objective on one toy pair."""
+    """The per-pair values that a step yields, found by calling the objective on one toy pair."""
     logps = torch.full((1, 2), -1.0)
     toy = TokenLogps(logps, torch.ones(1, 2, dtype=torch.bool), logps, logps)
     pair = PairLogps(chosen=toy, rejected=toy)

@@ -151,6 +151,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "nothing reads it",
     ),
     ({"data__max_prompt_length": 1024}, "data.max_prompt_length", "leaves no room"),
+    ({f"model__{CP}": 2, "data__packing": True}, "data.packing", "not cut over context-parallel"),
     (
         {"data__preset": "anthropic_hh", "data__format": "trl"},
         "data.format",

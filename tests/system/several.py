@@ -1,14 +1,15 @@
 """Runs several command lines in one process, to pay for importing torch and megatron once.
 
-`python -m tests.system.several CASES.json [RANK SIZE]`: a list of {"argv": [...], "out": FILE,
-"err": FILE, "port": N}. Prints the list of exit statuses. With a rank it is one of SIZE processes, and
-every command line joins their world, as under torchrun.
+`python -m tests.system.several CASES.json [RANK SIZE]` prints the list of exit statuses. A case is
+{"argv": [...], "out": FILE, "err": FILE, "port": N}; "!" before an argv is for other programs.
+With a rank it is one of SIZE processes, and every command line joins their world, as torchrun does.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +35,8 @@ def run_one(case: dict[str, Any], rank: int | None, size: int) -> int:
             with Path(case[name] + suffix).open("w") as file:
                 os.dup2(file.fileno(), descriptor)
         try:
+            if case["argv"][0] == "!":  # a command between two runs
+                return subprocess.run(case["argv"][1:], check=False).returncode
             return main(case["argv"])
         except Exception:  # noqa: BLE001 - what the interpreter does with it
             traceback.print_exc()

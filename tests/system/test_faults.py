@@ -1,4 +1,4 @@
-"""Disks that fill up, ranks that die, signals at bad moments: nothing is lost, and one line says it."""
+"""Disks that fill up, ranks that die, signals at bad moments: nothing is lost, one line says it."""
 
 from __future__ import annotations
 
@@ -51,49 +51,47 @@ def small_disk(root: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def _used(place: Path) -> int:
-    state = os.statvfs(place)
-    return (state.f_blocks - state.f_bfree) * state.f_frsize
-
-
 def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_disk: Path) -> None:
     """Start, fill up, go read-only, mend: one run through all of it."""
     output = small_disk.parent
     train = ["train", *common(model, data, output, *steps(6), "trainer.save_interval=3")]
-    begun = several(root / "logs-begun", {"begun": train})["begun"]
-    assert begun.status == 0, begun.err
-    shutil.rmtree(small_disk / "step_00000006")
-    (small_disk / "latest").write_text("step_00000003\n")
 
-    # Room for half a checkpoint. tmpfs counts whole pages.
-    room = _used(small_disk) // 2
-    _mount("-o", f"remount,size={_used(small_disk) + room}", str(small_disk))
-    full = several(root / "logs-full", {"full": train})["full"]
-    assert full.status == 1, full.err
-    (line,) = full.complaints
-    assert "error: could not" in line
-    assert str(small_disk) in line
-    assert "No space left" in line or "Errno 28" in line
-    assert "previous checkpoint is untouched" in line
-    assert "Traceback" not in full.err
-    assert (small_disk / "latest").read_text() == "step_00000003\n"
-    assert find_newest_valid(small_disk).path == small_disk / "step_00000003"
-    assert [e["step"] for e in metrics(output)] == [0, 1, 2, 3, 4, 5]
+    def shell(script: str) -> list[str]:
+        return ["!", "sh", "-euc", f"cd {small_disk}; {script}"]
 
-    _mount("-o", "remount,ro,size=64m", str(small_disk))
-    refused = several(root / "logs-ro", {"ro": train})["ro"]
-    assert refused.status == 1, refused.err
-    (line,) = refused.complaints
-    assert "Read-only file system" in line
-    assert "Traceback" not in refused.err
-
-    _mount("-o", "remount,rw,size=64m", str(small_disk))
-    mended = several(root / "logs-mended", {"mended": train})["mended"]
-    assert mended.status == 0, mended.err
-    assert "resumed step_00000003: 3 of 6 steps" in mended.out
-    assert (small_disk / "latest").read_text() == "step_00000006\n"
-    left = sorted(path.name for path in small_disk.iterdir())
-    assert left == ["latest", "step_00000003", "step_00000006"]
+    state = "ls -A; cat latest"
+    done = several(root / "logs-disk", {
+        "begun": train,
+        # Room for half a checkpoint beside the first.
+        "shrink": shell(
+            "rm -r step_00000006; echo step_00000003 > latest; "
+            "used=$(df -B1 --output=used . | tail -1); "
+            "mount -o remount,size=$((used + used / 2)) ."
+        ),
+        "full": train,
+        "after_full": shell(f"{state}; mkdir .step_00000006.tmp; mount -o remount,ro,size=64m ."),
+        "read_only": train,
+        "after_read_only": shell(f"{state}; mount -o remount,rw ."),
+        "mended": train,
+        "end": shell(state),
+    })  # fmt: skip
+    for name in ("begun", "shrink", "after_full", "after_read_only", "mended", "end"):
+        assert done[name].status == 0, f"{name}: {done[name].err}"
+    for name, reason in (("full", "MiB are free"), ("read_only", "Read-only file system")):
+        assert done[name].status == 1, done[name].err
+        (line,) = done[name].complaints
+        assert "error: could not" in line
+        assert str(small_disk) in line
+        assert reason in line or "No space left" in line
+        assert "previous checkpoint is untouched" in line
+        assert "Traceback" not in done[name].err
+    # Half a checkpoint does not keep the disk full, and `latest` has not moved.
+    assert done["after_full"].out.split() == ["latest", "step_00000003", "step_00000003"]
+    assert done["after_read_only"].out.split()[-1] == "step_00000003"
+    assert "resumed step_00000003: 3 of 6 steps" in done["mended"].out
+    left = ["latest", "step_00000003", "step_00000006", "step_00000006"]
+    assert done["end"].out.split() == left
+    assert [entry["step"] for entry in metrics(output)] == [*range(6)]
 
 
 def _children(process: subprocess.Popen[str]) -> list[int]:

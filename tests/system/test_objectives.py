@@ -65,7 +65,10 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
         f"data.validation_path={ahead / 'data' / 'validation'}",
         f"reference_cache_dir={ahead / 'reference'}",
     ]
-    cases["reference"] = ["reference", *common(model, data, ahead / "run", "objective=gdpo", *ready)]
+    cases["reference"] = [
+        "reference",
+        *common(model, data, ahead / "run", "objective=gdpo", *ready),
+    ]
     cases["from_ready"] = ["train", *common(model, data, ahead / "run", "objective=gdpo", *ready,
                                             *steps(4))]  # fmt: skip
     done = several(root / "output", cases)
@@ -129,9 +132,7 @@ def _first_batch_mean(data: Path, root: Path) -> float:
     return sum(math.log(1 + gap) for gap in gaps) / 4
 
 
-def test_adpo_asks_for_everything_first_and_less_later(
-    runs: dict[str, Result], root: Path
-) -> None:
+def test_adpo_asks_for_everything_first_and_less_later(runs: dict[str, Result], root: Path) -> None:
     entries = log(runs, root, "adpo")
     assert entries[0]["adpo/query_rate"] == 1.0
     assert entries[0]["adpo/queries_total"] == 4
@@ -183,7 +184,7 @@ def test_validation_adds_its_means_at_the_configured_steps(
 
 
 def _megatron_logits(checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """A plain forward pass on a checkpoint's tensors: what Megatron's weights say, without HF names."""
+    """A plain forward pass on a checkpoint's tensors: what the weights say, without HF names."""
     from nemo_gdpo.conversion.dist_reader import DistTensorSource
 
     source = DistTensorSource(checkpoint / "dist")

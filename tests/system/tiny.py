@@ -1,4 +1,4 @@
-"""A tiny random Llama with a real tokenizer, preference pairs, and the command line as a process."""
+"""A tiny random Llama with a real tokenizer, preference pairs, the command line as a process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,24 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from tests.data.toy_tokenizers import LLAMA3, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
-WORDS = "good bad dull long short film review liked very much and it was a fine answer".split()
+WORDS = [
+    "good",
+    "bad",
+    "dull",
+    "long",
+    "short",
+    "film",
+    "review",
+    "liked",
+    "very",
+    "much",
+    "and",
+    "it",
+    "was",
+    "a",
+    "fine",
+    "answer",
+]
 DEADLINE = 150.0
 """Seconds after which a command is taken to hang."""
 QUIET = ["logger.tensorboard=false", "export_hf=false"]
@@ -32,7 +48,11 @@ def save_model(directory: Path, *, seed: int = 7, **changes: Any) -> Path:
     """A Hugging Face directory: 2 layers, 4 heads, 2 KV groups, tokenizer with chat template."""
     headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer = build_tokenizer(
-        bos="<|begin_of_text|>", eos="<|end_of_text|>", extra=headers, template=LLAMA3, adds_bos=True
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        extra=headers,
+        template=LLAMA3,
+        adds_bos=True,
     )
     stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
     torch.manual_seed(seed)
@@ -118,8 +138,11 @@ def started(verb: str, *overrides: str, cwd: Path | None = None) -> Iterator[sub
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:  # only when the test failed: the command stops its own ranks
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
+            process.kill()
         process.wait()
 
 

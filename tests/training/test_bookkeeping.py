@@ -92,7 +92,9 @@ class TestMetricsLog:
 
     def test_steps_that_come_again_and_a_torn_line_are_dropped(self, tmp_path: Path) -> None:
         path = tmp_path / "metrics.jsonl"
-        path.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "loss": 2}\n{"step": 2, "loss": 3}\n{"st')
+        path.write_text(
+            '{"step": 0, "loss": 1.5}\n{"step": 1, "loss": 2}\n{"step": 2, "loss": 3}\n{"st'
+        )
         with MetricsLog(OFF, tmp_path, enabled=True, resume_step=2) as log:
             log.write({"step": 2, "loss": 4.0})
         assert [json.loads(line) for line in self.lines(tmp_path)] == [

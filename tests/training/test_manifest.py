@@ -44,7 +44,8 @@ def test_reasons(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"files": []}', '{"files": {}}', '{"files": {"a": 1}}', "\x00"]
+    "content",
+    ["", "{", "[]", "{}", '{"files": []}', '{"files": {}}', '{"files": {"a": 1}}', "\x00"],
 )
 def test_a_damaged_manifest_is_a_reason(checkpoint: Path, content: str) -> None:
     (checkpoint / "manifest.json").write_text(content)

@@ -39,7 +39,9 @@ def row(number: int) -> torch.Tensor:
     return torch.stack([-number - positions / 10, -100.0 - number - positions / 10], dim=1)
 
 
-def write(directory: Path, rows: list[int], *, values: dict[int, torch.Tensor] | None = None) -> None:
+def write(
+    directory: Path, rows: list[int], *, values: dict[int, torch.Tensor] | None = None
+) -> None:
     partial = start_cache(directory)
     writer = ReferenceShardWriter(partial, "0000", rows_per_shard=2)
     for number in rows:
@@ -71,7 +73,9 @@ def test_two_writers_make_one_cache(tmp_path: Path) -> None:
             writer.add(number, row(number))
         writer.flush()
     finish_cache(directory, KEY, LENGTHS)
-    assert torch.equal(load_cache(directory, KEY, LENGTHS).columns([0]), torch.cat([row(0), row(1)]))
+    assert torch.equal(
+        load_cache(directory, KEY, LENGTHS).columns([0]), torch.cat([row(0), row(1)])
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""The cases of each launch: a mesh and settings that must train like the plain run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.parallel.material import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of three updates."""
+
+    name: str
+    """Mesh and settings; unique within its launch and objective."""
+    objective: str
+    overrides: tuple[str, ...] = ()
+    model: str = "tied"
+    gradient: bool = False
+    """Export the first gradient as though it were weights (data-parallel size 1 only)."""
+    equal_start: bool = False
+    """Start from the reference itself, with the gate on."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.objective}/{self.model}/{self.name}"
+
+
+TP2 = ("model.tensor_model_parallel_size=2",)
+SP = ("model.sequence_parallel=true",)
+PP2 = ("model.pipeline_model_parallel_size=2",)
+VP2 = ("model.virtual_pipeline_model_parallel_size=2",)
+CP2 = ("model.context_parallel_size=2",)
+ZERO = ("optim.use_distributed_optimizer=true",)
+OVERLAP = ("optim.overlap_grad_reduce=true",)
+PACKED = ("data.packing=true",)
+RESIDENT = ("reference=resident",)
+
+
+def micro(size: int) -> tuple[str, ...]:
+    return (f"model.micro_batch_size={size}",)
+
+
+def recompute(how: str) -> tuple[str, ...]:
+    return (f"model.activations_checkpoint_granularity={how}",)
+
+
+VARIED = ("dpo", "gdpo_db", "gdpo_tb")
+"""The objectives that go through every setting: log-probs alone, EOS per position, EOS at the end.
+"""
+
+
+def _each(settings: dict[str, tuple[str, ...]], objectives: tuple[str, ...]) -> list[Case]:
+    return [Case(n, objective, s) for n, s in settings.items() for objective in objectives]
+
+
+ONE = [
+    *(Case("plain", objective, gradient=True) for objective in OBJECTIVES),
+    *(Case("plain", "gdpo_db", model=model) for model in ("untied", "llama3")),
+    *_each({"packed": PACKED, "micro 1": micro(1)}, VARIED),
+    *_each(
+        {
+            "micro 4": micro(4),
+            "packed, micro 8": PACKED + micro(8),
+            "resident": RESIDENT,
+            "recompute selective": recompute("selective"),
+            "recompute full": recompute("full"),
+            "distributed optimizer": ZERO,
+        },
+        ("gdpo_db",),
+    ),
+    Case("gate", "dpo", equal_start=True),
+    Case("gate", "gdpo_tb", equal_start=True),
+]
+
+TWO = [
+    *_each({"TP2": TP2, "PP2": PP2, "DP2": (), "CP2": CP2}, VARIED),
+    *_each(
+        {
+            "TP2 SP": TP2 + SP,
+            "TP2 SP packed": TP2 + SP + PACKED,
+            "TP2 SP recompute full": TP2 + SP + recompute("full"),
+            "PP2 VP2": PP2 + VP2,
+            "PP2 VP2 resident": PP2 + VP2 + RESIDENT,
+            "PP2 micro 4": PP2 + micro(4),
+            "PP2 packed": PP2 + PACKED,
+            "PP2 recompute full": PP2 + recompute("full"),
+            "CP2 resident, micro 1": CP2 + RESIDENT + micro(1),
+            "CP2 recompute selective": CP2 + recompute("selective"),
+            "DP2 distributed optimizer": ZERO,
+            "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
+            "DP2 overlap": OVERLAP,
+            "DP2 packed, micro 4": PACKED + micro(4),
+            "DP2 resident, micro 1": RESIDENT + micro(1),
+        },
+        ("gdpo_db",),
+    ),
+    Case("DP2", "adpo"),
+    Case("DP2 micro 1", "adpo", micro(1)),
+    Case("PP2 VP2", "gdpo_db", PP2 + VP2, model="untied"),
+    Case("PP2 gate", "gdpo_tb", PP2, equal_start=True),
+]
+
+FOUR = [
+    *(Case("TP2 PP2 SP", objective, TP2 + PP2 + SP, gradient=True) for objective in OBJECTIVES),
+    *(Case("TP2 PP2", "gdpo_db", TP2 + PP2, model=model) for model in ("tied", "untied", "llama3")),
+    *_each({"TP2 DP2": TP2, "PP2 DP2": PP2}, ("dpo", "gdpo_db")),
+    *_each(
+        {
+            "TP2 DP2 SP distributed optimizer": TP2 + SP + ZERO + OVERLAP,
+            "PP2 VP2 DP2 distributed optimizer, overlap": PP2 + VP2 + ZERO + OVERLAP,
+            "TP2 CP2 SP": TP2 + SP + CP2,
+            "PP2 CP2": PP2 + CP2,
+            "CP2 DP2": CP2,
+            "DP4": (),
+        },
+        ("gdpo_db",),
+    ),
+    Case("DP4", "adpo"),
+    Case("PP2 DP2", "adpo", PP2),
+]
+
+LAUNCHES: dict[int, list[Case]] = {1: ONE, 2: TWO, 4: FOUR}
+"""Number of ranks -> what they run."""

@@ -1,0 +1,137 @@
+"""What every case of the launches trains on: tiny random Llamas, pairs of tokens, settings.
+
+Importable without pytest: ranks and tests both read it.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+
+VOCAB, END, PAD = 101, 2, 0
+"""101 is prime: every tensor-parallel size pads it."""
+PAIRS, BATCH, STEPS = 12, 8, 3
+"""Three batches of 8 of 12 pairs are two epochs; one batch straddles them."""
+CLIP, WEIGHT_DECAY, LEARNING_RATE, BETAS, EPS = 1.0, 0.1, 5e-4, (0.9, 0.95), 1e-6
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "untied": {"tie_word_embeddings": False},
+    # The original context is shorter than the sequences, so that all three bands are used.
+    "llama3": {
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+}
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"name": "dpo", "beta": 0.3},
+    "ipo": {"name": "ipo", "beta": 0.3},
+    "odpo": {"name": "odpo", "beta": 0.3, "alpha": 1.0, "offset": "log1p"},
+    "adpo": {"name": "adpo", "beta": 0.3, "gamma": 0.25},
+    "gdpo_db": {"name": "gdpo", "balance": "db", "eos_temperature": 0.7},
+    "gdpo_subtb": {"name": "gdpo", "balance": "subtb", "subtb_lambda": 0.9},
+    "gdpo_tb": {"name": "gdpo", "balance": "tb", "alpha": 1.0},
+}
+"""Name of a setting -> the `objective` section, where it differs from the defaults."""
+
+
+def save_models(folder: Path, kind: str) -> None:
+    """Two Hugging Face directories, `reference` and `policy`; the second strays from the first.
+
+    Were they equal, half of the losses would be constants that a wrong log-prob cannot move.
+    """
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": END,
+        "pad_token_id": None,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**shape, **MODELS[kind]))
+    draw = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=draw)
+            parameter.copy_(noise * 0.1 + (parameter.dim() == 1))
+        model.save_pretrained(folder / kind / "reference")
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.01)
+        model.save_pretrained(folder / kind / "policy")
+
+
+def _response(draw: random.Random, words: int, *, complete: bool) -> TokenizedResponse:
+    ids = tuple(draw.randrange(3, VOCAB) for _ in range(words))
+    return TokenizedResponse((*ids, END) if complete else ids, complete)
+
+
+def dataset() -> PreferenceDataset:
+    """Pairs of unequal lengths; one response is its end token alone, two were cut."""
+    draw = random.Random(5)
+    pairs = []
+    for number in range(PAIRS):
+        words = (draw.randrange(2, 14), 0 if number == 3 else draw.randrange(2, 14))
+        chosen, rejected = (
+            _response(draw, count, complete=(number, side) not in {(5, 0), (7, 1)})
+            for side, count in enumerate(words)
+        )
+        pairs.append(
+            TokenizedPair(
+                id=f"pair-{number}",
+                prompt_ids=(1, *(draw.randrange(3, VOCAB) for _ in range(draw.randrange(1, 10)))),
+                chosen=chosen,
+                rejected=rejected,
+                chosen_score=2.0 + number % 3,
+                rejected_score=1.0 - number % 2,
+            )
+        )
+    return PreferenceDataset.from_pairs(pairs, end_token_id=END, pad_token_id=PAD)
+
+
+def overrides(objective: str) -> list[str]:
+    """The configuration that all cases of an objective share."""
+    settings = dict(OBJECTIVES[objective])
+    group = settings.pop("name")
+    return [
+        f"objective={group}",
+        *(f"objective.{key}={value}" for key, value in settings.items()),
+        "optim=adamw_constant",
+        f"optim.lr={LEARNING_RATE}",
+        f"optim.weight_decay={WEIGHT_DECAY}",
+        f"optim.betas=[{BETAS[0]},{BETAS[1]}]",
+        f"optim.eps={EPS}",
+        "data.train_path=none.jsonl",
+        "data.max_length=64",
+        "data.max_prompt_length=32",
+        "data.seed=3",
+        f"model.global_batch_size={BATCH}",
+        "model.micro_batch_size=2",
+        "model.make_vocab_size_divisible_by=16",
+        # Smaller than a micro-batch, so that chunks are really put together.
+        "model.logprob_chunk_tokens=24",
+        f"trainer.gradient_clip_val={CLIP}",
+        f"trainer.max_steps={STEPS}",
+        "trainer.max_epochs=null",
+        # The policy strays from the reference on purpose; the gate has a case of its own.
+        "trainer.check_initial_loss=false",
+        "logger.tensorboard=false",
+    ]
