@@ -116,9 +116,11 @@ class PairEncoder:
 
     @cached_property
     def pad_token_id(self) -> int:
-        """The padding id; without a pad token the EOS, which masks never let through."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad) if pad is not None else self.text_end_token_id
+        """The padding id; without a pad token any id does, because masks never let it through."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
 
     # --- BOS --------------------------------------------------------------------------------
 

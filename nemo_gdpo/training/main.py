@@ -33,6 +33,7 @@ def guarded(task: Callable[[], int]) -> int:
     from nemo_gdpo.training.checkpoint import CheckpointError
     from nemo_gdpo.training.gate import GateError
     from nemo_gdpo.training.metrics import NotFiniteError
+    from nemo_gdpo.training.reference import ReferenceWriteError
 
     try:
         return task()
@@ -41,7 +42,7 @@ def guarded(task: Callable[[], int]) -> int:
         if _on_main_rank():
             _say(str(error))
         return EXIT_USER_ERROR
-    except (GateError, NotFiniteError, CheckpointError) as error:
+    except (GateError, NotFiniteError, CheckpointError, ReferenceWriteError) as error:
         # Computed alike, or agreed upon, on every rank.
         if _on_main_rank():
             _say(str(error))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
@@ -15,12 +18,14 @@ from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
 from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.metrics import NotFiniteError
 from nemo_gdpo.training.reference_store import (
     ReferenceKey,
     ReferenceShardWriter,
     ReferenceStore,
     finish_cache,
     load_cache,
+    partial_directory,
     start_cache,
 )
 from nemo_gdpo.training.signals import StopRequest
@@ -28,6 +33,10 @@ from nemo_gdpo.training.signals import StopRequest
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error
     """A signal asked to stop; everything that should be kept is on disk."""
+
+
+class ReferenceWriteError(RuntimeError):
+    """The cache could not be written; nothing of it is used."""
 
 
 def response_lengths(pairs: Sequence[TokenizedPair]) -> list[int]:
@@ -55,13 +64,12 @@ def compute_cache(
 
     Raises:
         Stopped: a signal came; nothing is left behind.
-        RuntimeError: a value is not finite.
+        NotFiniteError: a log-prob is not finite; names the pairs.
+        ReferenceWriteError: a rank could not write.
     """
-    if mesh.is_main:
-        start_cache(directory)
-    dist.barrier()
-    partial = directory.with_name(directory.name + ".partial")
-    writer = ReferenceShardWriter(partial, f"{mesh.data_rank:04d}")
+    start = partial(start_cache, directory)
+    _agree(_reason_of(start) if mesh.is_main else "", mesh, directory)
+    writer = ReferenceShardWriter(partial_directory(directory), f"{mesh.data_rank:04d}")
     count = len(builder.pairs)
     with progress_bar(total=count, unit="pair", label=label, enabled=mesh.is_main) as bar:
         for indices in PreferenceSampler(count, 0, "").validation_batches(global_batch_size):
@@ -69,15 +77,85 @@ def compute_cache(
                 raise Stopped
             micro_batches = builder.build(indices, None)
             outputs = model.get_reference_logprobs(micro_batches)
+            _refuse_not_finite(model, mesh, micro_batches, outputs, builder, indices)
+            reason = ""
             if model.holds_loss:
-                for micro_batch, values in zip(micro_batches, outputs, strict=True):
-                    _write_rows(writer, micro_batch, values, indices)
+                reason = _reason_of(partial(_write_all, writer, micro_batches, outputs, indices))
+            _agree(reason, mesh, directory)
             bar.update(sum(index != SENTINEL for index in indices))
-    writer.flush()
-    dist.barrier()
-    if mesh.is_main:
-        finish_cache(directory, key, response_lengths(builder.pairs))
-    dist.barrier()
+    _agree(_reason_of(writer.flush), mesh, directory)
+    lengths = response_lengths(builder.pairs)
+    finish = partial(finish_cache, directory, key, lengths)
+    _agree(_reason_of(finish) if mesh.is_main else "", mesh, directory)
+
+
+def _reason_of(action: Callable[[], object]) -> str:
+    """Why writing failed on this rank, or nothing."""
+    try:
+        action()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _agree(reason: str, mesh: Mesh, directory: Path) -> None:
+    """Raise on every rank when any could not write; nobody waits for a rank that has left.
+
+    Raises:
+        ReferenceWriteError: with the first reason.
+    """
+    failed = torch.tensor([float(bool(reason))], device=mesh.device)
+    dist.all_reduce(failed)
+    if not failed.item():
+        return
+    reasons: list[str] = [""] * mesh.world_size
+    dist.all_gather_object(reasons, reason)
+    raise ReferenceWriteError(
+        f"the reference cache {directory} could not be written "
+        f"({next(r for r in reasons if r)}); free space or mend the permissions, then start again"
+    )
+
+
+def _refuse_not_finite(
+    model: MegatronGPTPreferenceModel,
+    mesh: Mesh,
+    micro_batches: Sequence[PreferenceMicroBatch],
+    outputs: Sequence[Tensor],
+    builder: BatchBuilder,
+    indices: Sequence[int],
+) -> None:
+    """Stop on every rank, naming the pairs, when a log-prob is not finite.
+
+    Raises:
+        NotFiniteError: with the ids.
+    """
+    bad = torch.zeros(len(indices), device=mesh.device)
+    if model.holds_loss:
+        for micro_batch, values in zip(micro_batches, outputs, strict=True):
+            flags = [
+                not bool(torch.isfinite(row).all()) for row in _split_rows(values, micro_batch)
+            ]
+            slots = micro_batch.slot_B.tolist()
+            for position, slot in enumerate(slots):
+                if slot != SENTINEL:
+                    bad[slot] = float(flags[position] or flags[position + len(slots)])
+    dist.all_reduce(bad)
+    if bool(bad.any()):
+        named = [builder.pairs[indices[i]].id for i in bad.nonzero().flatten().tolist()]
+        raise NotFiniteError(
+            f"the reference's log-probs are not finite for pairs {', '.join(named[:8])}"
+            f"{' and more' if len(named) > 8 else ''}; check the model's weights and the precision"
+        )
+
+
+def _write_all(
+    writer: ReferenceShardWriter,
+    micro_batches: Sequence[PreferenceMicroBatch],
+    outputs: Sequence[Tensor],
+    indices: Sequence[int],
+) -> None:
+    for micro_batch, values in zip(micro_batches, outputs, strict=True):
+        _write_rows(writer, micro_batch, values, indices)
 
 
 def _write_rows(
@@ -86,6 +164,7 @@ def _write_rows(
     values_TC: Tensor,
     indices: Sequence[int],
 ) -> None:
+    """Queue a micro-batch's rows; sentinels are passed over."""
     rows = _split_rows(values_TC, micro_batch)
     slots = micro_batch.slot_B.tolist()
     for position, slot in enumerate(slots):

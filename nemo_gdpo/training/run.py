@@ -11,6 +11,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.models import MODEL_CLASSES, MegatronGPTPreferenceModel
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.objectives import build_objective
@@ -129,6 +130,10 @@ def assemble(cfg: DictConfig) -> Run:
     train = load_split(cfg, "train", source, output_dir, mesh)
     validation = load_split(cfg, "validation", source, output_dir, mesh)
     assert train is not None
+    # Now, not after an hour of reference computation: is there one global batch of pairs?
+    PreferenceSampler(len(train), cfg.data.seed, train.fingerprint).global_batch(
+        0, cfg.model.global_batch_size
+    )
     model = MODEL_CLASSES[cfg.objective.name](
         cfg,
         objective=objective,

@@ -102,7 +102,7 @@ def test_overrides_win_over_an_experiment() -> None:
     assert plain["model"]["tensor_model_parallel_size"] == 2
     assert plain["model"]["pipeline_model_parallel_size"] == 1
     assert plain["optim"]["lr"] == 1e-5
-    assert plain["trainer"]["max_steps"] == 40
+    assert plain["trainer"]["max_steps"] == 30
 
 
 def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,12 +112,11 @@ FOUR = [
             "TP2 CP2 SP": TP2 + SP + CP2,
             "PP2 CP2": PP2 + CP2,
             "CP2 DP2": CP2,
-            "DP4": (),
         },
         ("gdpo_db",),
     ),
     Case("DP4", "adpo"),
-    Case("PP2 DP2", "adpo", PP2),
+    Case("TP2 DP2", "adpo", TP2),
 ]
 
 LAUNCHES: dict[int, list[Case]] = {1: ONE, 2: TWO, 4: FOUR}

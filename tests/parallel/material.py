@@ -43,11 +43,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ipo": {"name": "ipo", "beta": 0.3},
     "odpo": {"name": "odpo", "beta": 0.3, "alpha": 1.0, "offset": "log1p"},
     "adpo": {"name": "adpo", "beta": 0.3, "gamma": 0.25},
-    "gdpo_db": {"name": "gdpo", "balance": "db", "eos_temperature": 0.7},
-    "gdpo_subtb": {"name": "gdpo", "balance": "subtb", "subtb_lambda": 0.9},
+    "gdpo_db": {"name": "gdpo", "balance": "db", "alpha": 0.5, "eos_temperature": 0.7},
+    "gdpo_subtb": {"name": "gdpo", "balance": "subtb", "alpha": 0.5, "subtb_lambda": 0.9},
     "gdpo_tb": {"name": "gdpo", "balance": "tb", "alpha": 1.0},
 }
-"""Name of a setting -> the `objective` section, where it differs from the defaults."""
+"""Name of a setting -> the `objective` section; nothing in it is left to a differing default."""
 
 
 def save_models(folder: Path, kind: str) -> None:

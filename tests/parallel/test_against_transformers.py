@@ -1,0 +1,124 @@
+"""Log-probs, gradients and updates are those of transformers, autograd and torch's AdamW."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+from tests.parallel import oracle
+from tests.parallel.material import MODELS, OBJECTIVES, STEPS, dataset
+
+pytestmark = pytest.mark.parallel
+
+World = Callable[[int], dict[str, Any]]
+Train = Callable[[str], oracle.Trajectory]
+
+MESHES = {"one rank": (1, "plain"), "TP2 x PP2 with SP": (4, "TP2 PP2 SP")}
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Train:
+    """Name of an objective's setting -> its trajectory in plain torch, from the tied model."""
+
+    @lru_cache(maxsize=None)
+    def train(name: str) -> oracle.Trajectory:
+        return oracle.train(name, folder / "tied", dataset())
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def exported(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], dict[str, Tensor]]:
+    """(mesh, objective) -> the first gradient of the trainer, under transformers' names."""
+
+    @lru_cache(maxsize=None)
+    def gradient(mesh: str, objective: str) -> dict[str, Tensor]:
+        size, name = MESHES[mesh]
+        target = tmp_path_factory.mktemp("gradient") / "hf"
+        convert_megatron_to_hf(Path(world(size)[f"{objective}/tied/{name}"]["gradient"]), target)
+        return load_file(target / "model.safetensors")
+
+    return gradient
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_three_updates(world: World, trained: Train, objective: str) -> None:
+    found, expected = world(1)[f"{objective}/tied/plain"], trained(objective)
+    for step in range(STEPS):
+        entry, per_pair = found["entries"][step], found["per_pair"][step]
+        assert entry["loss"] == pytest.approx(expected.losses[step], rel=1e-4), step
+        assert entry["grad_norm"] == pytest.approx(expected.grad_norms[step], rel=1e-4), step
+        losses = expected.per_pair_losses[step]
+        assert per_pair["loss"] == pytest.approx(losses, rel=1e-3, abs=1e-3), step
+        for side, sums in expected.logps[step].items():
+            assert per_pair[f"logps/{side}"] == pytest.approx(sums, abs=1e-3), (step, side)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_of_every_parameter(
+    exported: Callable[[str, str], dict[str, Tensor]],
+    trained: Train,
+    objective: str,
+    mesh: str,
+) -> None:
+    found, expected = exported(mesh, objective), trained(objective).gradient
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 1e-3, name
+        difference = (found[name] - gradient).norm() / gradient.norm()
+        assert difference < 1e-4, f"{name}: {difference:.1e}"
+
+
+def test_each_objective_changes_the_weights_in_its_own_way(
+    exported: Callable[[str, str], dict[str, Tensor]],
+) -> None:
+    flat = {
+        objective: torch.cat(
+            [g.flatten() for _, g in sorted(exported("one rank", objective).items())]
+        )
+        for objective in OBJECTIVES
+    }
+    for one, other in itertools.combinations(OBJECTIVES, 2):
+        cosine = torch.cosine_similarity(flat[one], flat[other], dim=0)
+        assert cosine < 0.995, f"{one} and {other} pull in the same direction ({cosine:.4f})"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_log_probs_of_every_token(world: World, folder: Path, kind: str, size: int) -> None:
+    """Label, EOS and tempered EOS of the cached reference, at every response position."""
+    name = "plain" if size == 1 else "TP2 PP2 SP" if kind == "tied" else "TP2 PP2"
+    found = world(size)[f"gdpo_db/{kind}/{name}"]["reference"]
+    model = LlamaForCausalLM.from_pretrained(folder / kind / "reference")
+    data = dataset()
+    assert len(found) == len(data)
+    for values, pair in zip(found, data, strict=True):
+        with torch.no_grad():
+            parts = [oracle.columns(model, pair, s, 0.7) for s in (pair.chosen, pair.rejected)]
+        torch.testing.assert_close(torch.tensor(values), torch.cat(parts), rtol=0, atol=1e-4)
+
+
+def test_rope_scaling_matters_at_these_lengths(folder: Path) -> None:
+    """Otherwise the test above would pass without any scaling."""
+    directory = folder / "llama3" / "reference"
+    scaled = LlamaForCausalLM.from_pretrained(directory)
+    plain = LlamaForCausalLM.from_pretrained(
+        directory, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+    )
+    pair = max(dataset(), key=lambda p: len(p.prompt_ids) + len(p.chosen.ids))
+    with torch.no_grad():
+        one, other = (oracle.columns(m, pair, pair.chosen, 1.0) for m in (scaled, plain))
+    assert (one - other).abs().max() > 0.05
