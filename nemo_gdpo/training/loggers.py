@@ -87,6 +87,7 @@ class MetricsLog:
         """
         self._file: Any = None
         self._loggers: list[Any] = []
+        self._wandb = False
         if not enabled:
             return
         path = output_dir / "metrics.jsonl"
@@ -96,6 +97,7 @@ class MetricsLog:
         temporary.replace(path)
         self._file = path.open("a")
         self._loggers = _lightning_loggers(cfg, output_dir)
+        self._wandb = bool(cfg.logger.wandb)
 
     @staticmethod
     def _lines_before(path: Path, step: int) -> list[str]:
@@ -132,5 +134,10 @@ class MetricsLog:
     ) -> None:
         for logger in self._loggers:
             logger.finalize("success" if kind is None else "failed")
+        if self._wandb:
+            # Wait for its service to write what it was sent: the process may end right after.
+            import wandb
+
+            wandb.finish(exit_code=0 if kind is None else 1)
         if self._file is not None:
             self._file.close()

@@ -74,24 +74,20 @@ ONE = [
 ]
 
 TWO = [
-    *_each({"TP2": TP2, "PP2": PP2, "DP2": (), "CP2": CP2}, VARIED),
+    *_each({"TP2": TP2, "PP2": PP2, "DP2": (), "CP2": CP2}, ("dpo", "gdpo_db")),
+    Case("PP2", "gdpo_tb", PP2),
     *_each(
         {
             "TP2 SP": TP2 + SP,
             "TP2 SP packed": TP2 + SP + PACKED,
             "TP2 SP recompute full": TP2 + SP + recompute("full"),
             "PP2 VP2": PP2 + VP2,
-            "PP2 VP2 resident": PP2 + VP2 + RESIDENT,
             "PP2 micro 4": PP2 + micro(4),
             "PP2 packed": PP2 + PACKED,
-            "PP2 recompute full": PP2 + recompute("full"),
             "CP2 resident, micro 1": CP2 + RESIDENT + micro(1),
-            "CP2 recompute selective": CP2 + recompute("selective"),
             "DP2 distributed optimizer": ZERO,
             "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
-            "DP2 overlap": OVERLAP,
-            "DP2 packed, micro 4": PACKED + micro(4),
-            "DP2 resident, micro 1": RESIDENT + micro(1),
+            "DP2 overlap, packed, micro 4": OVERLAP + PACKED + micro(4),
         },
         ("gdpo_db",),
     ),
@@ -110,13 +106,11 @@ FOUR = [
             "TP2 DP2 SP distributed optimizer": TP2 + SP + ZERO + OVERLAP,
             "PP2 VP2 DP2 distributed optimizer, overlap": PP2 + VP2 + ZERO + OVERLAP,
             "TP2 CP2 SP": TP2 + SP + CP2,
-            "PP2 CP2": PP2 + CP2,
             "CP2 DP2": CP2,
         },
         ("gdpo_db",),
     ),
     Case("DP4", "adpo"),
-    Case("TP2 DP2", "adpo", TP2),
 ]
 
 LAUNCHES: dict[int, list[Case]] = {1: ONE, 2: TWO, 4: FOUR}

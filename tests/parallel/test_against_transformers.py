@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ MESHES = {"one rank": (1, "plain"), "TP2 x PP2 with SP": (4, "TP2 PP2 SP")}
 def trained(folder: Path) -> Train:
     """Name of an objective's setting -> its trajectory in plain torch, from the tied model."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def train(name: str) -> oracle.Trajectory:
         return oracle.train(name, folder / "tied", dataset())
 
@@ -43,7 +43,7 @@ def exported(
 ) -> Callable[[str, str], dict[str, Tensor]]:
     """(mesh, objective) -> the first gradient of the trainer, under transformers' names."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def gradient(mesh: str, objective: str) -> dict[str, Tensor]:
         size, name = MESHES[mesh]
         target = tmp_path_factory.mktemp("gradient") / "hf"

@@ -1,0 +1,70 @@
+"""Rotary frequencies are those of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.models.rope import inverse_frequencies
+from tests.models.megatron_parts import MODEL
+
+LLAMA31 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SCALINGS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "Llama 3.1": LLAMA31,
+    "Llama 3.2": LLAMA31 | {"factor": 32.0},
+    # Megatron's own implementation has 1, 4 and 8192 hard-coded.
+    "other numbers": LLAMA31
+    | {"low_freq_factor": 2.0, "high_freq_factor": 6.0, "original_max_position_embeddings": 512},
+}
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_transformers_agrees(name: str, base: float) -> None:
+    scaling = SCALINGS[name]
+    config = LlamaConfig(
+        hidden_size=512,
+        num_attention_heads=4,
+        head_dim=128,
+        rope_parameters={"rope_type": "default", **(scaling or {}), "rope_theta": base},
+    )
+    kind = config.rope_parameters["rope_type"]
+    if kind == "default":
+        expected, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+    else:
+        expected, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    assert factor == 1.0
+    model = replace(MODEL, kv_channels=128, rotary_base=base, rotary_scaling=scaling)
+    torch.testing.assert_close(inverse_frequencies(model), expected, rtol=1e-6, atol=0)
+
+
+def test_llama3_keeps_short_waves_and_stretches_long_ones() -> None:
+    model = replace(MODEL, kv_channels=128, rotary_base=500000.0)
+    plain = inverse_frequencies(model)
+    scaled = inverse_frequencies(replace(model, rotary_scaling=LLAMA31))
+    ratio = plain / scaled
+    assert ratio[0] == 1.0
+    assert ratio[-1] == pytest.approx(8.0)
+    assert ((ratio > 1.01) & (ratio < 7.99)).any(), "no frequency lies in the ramp"
+
+
+def test_an_unknown_scaling_is_refused_by_name() -> None:
+    model = replace(MODEL, rotary_scaling={"rope_type": "yarn", "factor": 4.0})
+    with pytest.raises(UserError, match=r"yarn .* supported: default, linear, llama3"):
+        inverse_frequencies(model)
