@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron
-from tests.parallel.cases import Case
 from tests.parallel.launch import launch
 from tests.parallel.material import MODELS, save_models
-
-Find = Callable[[Case, int], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +28,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(folder: Path) -> Callable[[int], dict[str, Any]]:
     """Number of ranks -> the results of all its cases; started when first asked for."""
 
-    @cache
+    kept: dict[int, dict[str, Any] | AssertionError] = {}
+
     def results(size: int) -> dict[str, Any]:
-        return launch(folder, size)
+        if size not in kept:
+            try:
+                kept[size] = launch(folder, size)
+            except AssertionError as error:
+                kept[size] = error  # every test of this world fails at once, without a new launch
+        found = kept[size]
+        if isinstance(found, AssertionError):
+            raise found
+        return found
 
     return results
