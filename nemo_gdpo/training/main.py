@@ -47,6 +47,10 @@ def guarded(task: Callable[[], int]) -> int:
         if _on_main_rank():
             _say(str(error))
         return EXIT_FAILED
+    except OSError as error:
+        # On this rank alone (a full disk under metrics.jsonl, say); the launcher stops the others.
+        _say(f"{error}; the newest checkpoint is whole: mend this and start again")
+        return EXIT_FAILED
 
 
 def run_with_hydra(overrides: Sequence[str], task: Callable[[DictConfig], int]) -> int:

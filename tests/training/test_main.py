@@ -1,0 +1,50 @@
+"""Known failures of a rank end in one line and an exit status."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from nemo_gdpo.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
+from nemo_gdpo.training.gate import GateError
+from nemo_gdpo.training.main import guarded
+from nemo_gdpo.training.metrics import NotFiniteError
+from nemo_gdpo.training.reference import ReferenceWriteError
+
+
+def _raises(error: Exception) -> Callable[[], int]:
+    def task() -> int:
+        raise error
+
+    return task
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("data.train_path=x: there is no such file"), EXIT_USER_ERROR),
+        (GateError("step 0: two models"), EXIT_FAILED),
+        (NotFiniteError("step 3: pairs a, b"), EXIT_FAILED),
+        (ReferenceWriteError("the reference cache r could not be written"), EXIT_FAILED),
+        (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), EXIT_FAILED),
+    ],
+)
+def test_one_line(
+    error: Exception,
+    status: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert guarded(_raises(error)) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("nemo-gdpo: error: ")
+    assert str(error) in lines[0]
+
+
+def test_a_bug_stays_a_traceback() -> None:
+    with pytest.raises(KeyError):
+        guarded(_raises(KeyError("oops")))
