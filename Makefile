@@ -21,7 +21,7 @@ help: ## show this list
 python: ## print the path of the training environment's Python, making it when it is missing
 	@$(PYTHON) tools/environment.py training
 
-demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (about 10 minutes)
+demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (7 minutes once installed)
 	@"$(TRAINING)" tools/demo.py
 
 test: ## all tests

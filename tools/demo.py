@@ -1,4 +1,4 @@
-"""The whole path on real input, in about ten minutes on two cores.
+"""The whole path on real input, in about seven minutes on two cores.
 
 SmolLM2-135M-Instruct and human-rated film snippets: pairs, conversion to Megatron, GDPO on a 2-rank
 mesh, export, and a comparison of the base and the trained model in plain transformers. Every stage
