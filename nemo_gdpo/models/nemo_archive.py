@@ -17,7 +17,6 @@ from nemo.core.classes.common import ALLOWED_TARGET_PREFIXES
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_gdpo.conversion.assets import ASSETS
 from nemo_gdpo.conversion.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
@@ -187,6 +186,3 @@ def _build(
         end_token_id=int(cfg.end_token_id),
         trainer=trainer,
     )
-
-
-__all__ = ["ASSETS", "PreferenceSaveRestoreConnector", "allow_our_targets", "extract"]

@@ -17,7 +17,7 @@ def build_optimizer(cfg: DictConfig, chunks: list[Any]) -> Any:
     optim = cfg.optim
     low_precision = cfg.precision != "fp32"
     config = OptimizerConfig(
-        optimizer="adam",
+        optimizer=optim.name,
         lr=optim.lr,
         min_lr=optim.sched.min_lr,
         weight_decay=optim.weight_decay,
