@@ -15,7 +15,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-generation demo test lint format types check clean
+.PHONY: help python python-generation demo experiment test lint format types check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -29,6 +29,12 @@ python-generation: ## print the path of the Python that has vLLM and Ray, making
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (7 minutes once installed)
 	$(GENERATION)
 	@"$(TRAINING)" tools/demo.py
+
+HOURS ?= 2
+SEEDS ?= 3
+experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3; goes on where it was stopped)
+	$(GENERATION)
+	@"$(TRAINING)" tools/experiment.py --hours $(HOURS) --seeds $(SEEDS)
 
 test: ## all tests
 	$(GENERATION)
