@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_gdpo.config import compose
+from nemo_gdpo.config.evaluation import EVALUATE
+from nemo_gdpo.evaluation.evaluate import evaluate
+from nemo_gdpo.evaluation.results import Point, Results
+
+NO_ENCODER = "evaluation.encoder=null"
 PLAIN = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
 GOOD = [
     "It was a wonderful film and I liked it very much.",
@@ -49,3 +55,20 @@ def ordinary(directory: Path, *, prompts: int = 4, **changes: Any) -> Path:
         directory,
         [row(f"p{n}", [GOOD[(n + k) % 4] for k in range(4)], **changes) for n in range(prompts)],
     )
+
+
+def run(output: Path, runs: dict[str, Path], *overrides: str) -> Results:
+    """A whole evaluation in this process."""
+    named = ", ".join(f"{name}: {path}" for name, path in runs.items())
+    arguments = [
+        f"evaluation.runs={{{named}}}",
+        f"output_dir={output}",
+        "evaluation.bootstrap.resamples=200",
+        *overrides,
+    ]
+    return evaluate(EVALUATE.parse(compose(arguments, root=EVALUATE).plain))
+
+
+def point(results: Results, name: str = "base", number: int = 0) -> Point:
+    (found,) = (entry for entry in results.runs if entry.name == name)
+    return found.points[number]
