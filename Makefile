@@ -15,16 +15,19 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-generation demo experiment test lint format types check clean
+.PHONY: help python python-generation python-generation-gpu demo experiment test lint format types check clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 python: ## print the path of the training environment's Python, making it when it is missing
 	@$(PYTHON) tools/environment.py training
 
 python-generation: ## print the path of the Python that has vLLM and Ray, making it when it is missing
 	@$(PYTHON) tools/environment.py generation
+
+python-generation-gpu: ## the same for NVIDIA GPUs
+	@$(PYTHON) tools/environment.py generation-gpu
 
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (7 minutes once installed)
 	$(GENERATION)

@@ -14,7 +14,7 @@ NEMO_GDPO_IMAGE="${NEMO_GDPO_IMAGE:-}"
 NEMO_GDPO_MOUNTS="${NEMO_GDPO_MOUNTS:-}"
 
 # The interpreter of the generation environment (`make python-generation`, or on GPUs
-# `tools/environment.py generation-gpu`), as the nodes or the container see it.
+# `make python-generation-gpu`), as the nodes or the container see it.
 if [[ -z "${NEMO_GDPO_GENERATION_PYTHON:-}" ]]; then
   NEMO_GDPO_GENERATION_PYTHON="$NEMO_GDPO_HOME/.venv/generation-gpu/bin/python"
   if [[ ! -x "$NEMO_GDPO_GENERATION_PYTHON" ]]; then

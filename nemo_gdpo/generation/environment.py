@@ -24,6 +24,8 @@ MODULE = "nemo_gdpo.generation.run"
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parents[2]
 """Of a clone."""
+GPU_DEVICE = Path("/dev/nvidiactl")
+"""There when NVIDIA's driver is, whatever build of torch this interpreter has."""
 _PROBE = (
     "import importlib.util as u, sys; "
     "sys.exit(3 if u.find_spec('vllm') is None else 4 if u.find_spec('nemo_gdpo') is None else 0)"
@@ -62,14 +64,20 @@ def find_python(configured: str | None) -> Path | None:
         return _checked(python, origin)
     if has_vllm():
         return None
-    python = ROOT / ".venv" / "generation" / "bin" / "python"
-    if _is_clone() and python.exists():
-        return _checked(python, str(python))
+    for environment in _own_environments() if _is_clone() else ():
+        python = ROOT / ".venv" / environment / "bin" / "python"
+        if python.exists():
+            return _checked(python, str(python))
     raise UserError(
         "there is no generation environment (vLLM is not installed here); run `make "
-        f"python-generation` in the clone, or name the python of one with vLLM: export {VARIABLE}="
-        "PYTHON"
+        f"python-{_own_environments()[0]}` in the clone, or name the python of one with vLLM: "
+        f"export {VARIABLE}=PYTHON"
     )
+
+
+def _own_environments() -> tuple[str, ...]:
+    """Names below the clone's .venv, the fastest that this machine can use first."""
+    return ("generation-gpu", "generation") if GPU_DEVICE.exists() else ("generation",)
 
 
 def _checked(python: Path, origin: str) -> Path:

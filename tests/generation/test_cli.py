@@ -212,6 +212,22 @@ def test_the_clones_own_environment_is_found(
     assert cli.main(["generate", *valid]) == EXIT_REQUEUE
 
 
+def test_on_a_machine_with_a_gpu_its_own_environment_comes_first(
+    valid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "environment.py").write_text("")
+    monkeypatch.setattr(environment, "GPU_DEVICE", tmp_path)
+    assert "`make python-generation-gpu`" in _refused(capsys, *valid)
+    for name, status in (("generation", 1), ("generation-gpu", 75)):
+        place = tmp_path / ".venv" / name / "bin"
+        place.mkdir(parents=True)
+        _write_stub(place, f"sys.exit({status})")
+    assert cli.main(["generate", *valid]) == 75
+    monkeypatch.setattr(environment, "GPU_DEVICE", tmp_path / "none")
+    assert cli.main(["generate", *valid]) == 1
+
+
 def test_a_child_that_is_killed(
     valid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
