@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nemo_gdpo import __version__
@@ -76,7 +76,7 @@ def write_hf(
     stated = {
         "licence": base_licence(assets),
         "precision": f"weights in {', '.join(sorted({_type_name(spec) for spec in specs}))}",
-        "versions": {"nemo_gdpo": __version__, "torch": version("torch")},
+        "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)},
         **(facts or {}),
     }
     expected = sum(spec.nbytes for spec in specs)

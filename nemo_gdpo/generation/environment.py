@@ -110,6 +110,17 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
+def _ended(child: subprocess.Popen[bytes]) -> int:
+    """Wait for it, waking now and then.
+
+    A signal that comes between Python's last look and the system call of a wait without end is
+    answered only when the child ends, hours later.
+    """
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=60.0)
+
+
 def run_there(python: Path, arguments: Sequence[str]) -> int:
     """Run the sampling part with another interpreter, pass signals on, return its exit status.
 
@@ -139,7 +150,7 @@ def run_there(python: Path, arguments: Sequence[str]) -> int:
         child = subprocess.Popen(command, env=child_environment(), process_group=0)
         for early in sorted(forwarded):  # came before there was a child
             child.send_signal(early)
-        status = child.wait()
+        status = _ended(child)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from nemo_gdpo import __version__
 from nemo_gdpo.conversion.assets import base_licence
 from nemo_gdpo.conversion.card import write_facts
@@ -51,9 +53,9 @@ def run_facts(run: Run) -> dict[str, Any]:
         "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
                   f"DP{run.mesh.data_size}",
         "precision": cfg.precision,
-        "versions": {"nemo_gdpo": __version__} | {
-            name: version(name) for name in ("torch", "megatron-core", "nemo-toolkit")
-        },
+        # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
+        "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
+        | {name: version(name) for name in ("megatron-core", "nemo-toolkit")},
         "metrics": _last_metrics(run.output_dir),
         "citations": [citation],
     }  # fmt: skip

@@ -249,7 +249,7 @@ def test_signals_are_passed_on(number: signal.Signals, tmp_path: Path) -> None:
         "def stop(number, frame):\n"
         "    open(here + '/got', 'w').write(str(number)); sys.exit(75)\n"
         "for n in (signal.SIGTERM, signal.SIGUSR1): signal.signal(n, stop)\n"
-        "open(here + '/ready', 'w').close(); time.sleep(60)",
+        "open(here + '/ready', 'w').close()\nwhile True: time.sleep(0.05)",
     )
     code = (
         "import sys; from pathlib import Path; from nemo_gdpo.generation.environment import "
@@ -267,7 +267,9 @@ def test_signals_are_passed_on(number: signal.Signals, tmp_path: Path) -> None:
 
 
 def test_a_signal_before_the_child_can_answer_it(tmp_path: Path) -> None:
-    script = _write_stub(tmp_path, "open(here + '/ready', 'w').close(); time.sleep(60)")
+    script = _write_stub(
+        tmp_path, "open(here + '/ready', 'w').close()\nwhile True: time.sleep(0.05)"
+    )
     code = (
         "import sys; from pathlib import Path; from nemo_gdpo.generation.environment import "
         f"run_there; sys.exit(run_there(Path({str(script)!r}), []))"
