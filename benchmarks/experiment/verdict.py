@@ -6,6 +6,9 @@ anew together, so that what makes a prompt easy cancels. An outcome follows from
     held            the interval of the difference lies beyond 0 on the claimed side
     the opposite    it lies beyond 0 on the other side
     not decided     it holds 0
+
+A sampling setting at which one of the arms looks degenerate (noise at a high temperature, say)
+takes no part, as on the page's frontiers: its diversity is not to be taken at face value.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from nemo_gdpo.evaluation.results import Interval, Point, Results, Sampling
 
 MARGIN = 0.05
 """Of sentiment, which goes from -1 to 1: losing less than this counts as a comparable reward."""
+DEGENERATE = "could not be asked: the arm looks degenerate"
 OUTSIDE = 0.2
 """Share of draws in which a curve may fail to reach the other arm's reward."""
 
@@ -88,18 +92,24 @@ class Comparison:
             for seed in seeds
         ]
 
-    def flagged(self, arm: str) -> list[str]:
-        """Where the arm looks degenerate: `T=1 (noise)`."""
-        found = []
+    def flags(self, arm: str, sampling: Sampling) -> set[str]:
+        """Names of what looks degenerate there, in any of the arm's seeds."""
+        points = self.points(arm, sampling, sorted(self.found[arm]))
+        return {flag.name for point in points for flag in point.flags}
+
+    def sound(self, *arms: str) -> list[Sampling]:
+        """The sampling settings at which none of the arms looks degenerate."""
+        return [s for s in self.samplings if not any(self.flags(arm, s) for arm in arms)]
+
+    def left_out(self, *arms: str) -> tuple[str, ...]:
+        """A line for each of the other settings."""
+        lines = []
         for sampling in self.samplings:
-            names = {
-                flag.name
-                for point in self.points(arm, sampling, sorted(self.found[arm]))
-                for flag in point.flags
-            }
-            if names:
-                found.append(f"{sampling.label()} ({', '.join(sorted(names))})")
-        return found
+            why = {arm: self.flags(arm, sampling) for arm in arms}
+            named = [f"{arm} ({', '.join(sorted(names))})" for arm, names in why.items() if names]
+            if named:
+                lines.append(f"at {sampling.label()}: not counted, degenerate: {', '.join(named)}")
+        return tuple(lines)
 
     def difference(
         self, first: str, second: str, metric: str, sampling: Sampling
@@ -125,13 +135,13 @@ class Comparison:
         the first arm's reward, anew in every draw.
 
         Returns:
-            None when the second arm's sweep does not reach that reward, by its means or in more
-            than a fifth of the draws.
+            None when the second arm's sweep, as far as it is sound, does not reach that reward, by
+            its means or in more than a fifth of the draws.
         """
         seeds = self.seeds(first, second)
         drawn = draws(len(seeds), self.prompts, self.resamples, seed=3)
         here = self.points(first, sampling, seeds)
-        curve = [self.points(second, other, seeds) for other in self.samplings]
+        curve = [self.points(second, other, seeds) for other in self.sound(second)]
 
         def both(points: list[Point]) -> tuple[Values, Values, float, float]:
             reward, diversity = (
@@ -231,19 +241,20 @@ def _learned(c: Comparison, arm: str) -> Verdict:
     evidence = tuple(
         f"{_words(d.metric)} {d.text()} against the untouched model at {d.sampling}" for d in known
     )
+    claim = f"{arm}: training raised the reward"
+    if names := c.flags(arm, sampling):
+        evidence += (f"degenerate at {sampling.label()}: {', '.join(sorted(names))}",)
+        return Verdict(claim, DEGENERATE, evidence + _seeds_note(known), known)
     return Verdict(
-        f"{arm}: training raised the reward",
-        _outcome([found.sign()] if found else []),
-        evidence + _seeds_note(known),
-        known,
+        claim, _outcome([found.sign()] if found else []), evidence + _seeds_note(known), known
     )
 
 
 def _more_diverse(c: Comparison, arm: str, other: str) -> Verdict:
     """The paper's claim: more diversity at a comparable reward."""
     differences, evidence, signs = [], [], []
-    flags = c.flagged(arm)
-    for sampling in c.samplings:
+    sound = c.sound(arm, other)
+    for sampling in sound:
         matched = c.at_same_reward(arm, other, sampling)
         diversity = c.difference(arm, other, c.diversity, sampling)
         reward = c.difference(arm, other, c.quality, sampling)
@@ -262,21 +273,22 @@ def _more_diverse(c: Comparison, arm: str, other: str) -> Verdict:
             signs.append(diversity.sign())
             line += f" (reward at most {MARGIN} lower, so diversity is compared directly)"
         evidence.append(line)
-    if flags:
-        evidence.append(f"degenerate: {', '.join(flags)}")
-    outcome = _outcome(signs) if signs else "could not be asked: no comparable reward"
-    if flags and outcome.startswith("held"):
-        outcome = "could not be asked: the arm looks degenerate"
+    if not sound:
+        outcome = DEGENERATE
+    else:
+        outcome = _outcome(signs) if signs else "could not be asked: no comparable reward"
     return Verdict(
         f"{arm} is more diverse than {other} at a comparable reward",
         outcome,
-        tuple(evidence) + _seeds_note(differences),
+        (*evidence, *c.left_out(arm, other), *_seeds_note(differences)),
         tuple(differences),
     )
 
 
 def _released(c: Comparison) -> Verdict:
-    flags = c.flagged(RELEASED_ARM)
+    # What noise does to the untouched model as well is the temperature's fault.
+    own = {s.label(): c.flags(RELEASED_ARM, s) - c.flags(BASE, s) for s in c.samplings}
+    flags = [f"{label} ({', '.join(sorted(names))})" for label, names in own.items() if names]
     sampling = _at_one(c)
     known = tuple(
         d
@@ -288,7 +300,7 @@ def _released(c: Comparison) -> Verdict:
         f"{_words(d.metric)} {d.text()} against the untouched model at {d.sampling}" for d in known
     )
     if flags:
-        evidence += (f"flagged at {', '.join(flags)}",)
+        evidence += (f"degenerate, and the untouched model is not: {', '.join(flags)}",)
     lost = any(d.metric == c.diversity and d.sign() < 0 for d in known)
     outcome = "did not hold" if flags or lost else "held"
     return Verdict(
@@ -302,19 +314,27 @@ def _released(c: Comparison) -> Verdict:
 def _simple(
     c: Comparison, first: str, second: str, metric: str, claim: str, *, wanted: int = 1
 ) -> Verdict:
-    known = tuple(
-        d for s in c.samplings if (d := c.difference(first, second, metric, s)) is not None
-    )
-    evidence = tuple(f"at {d.sampling}: {_words(metric)} {d.text()}" for d in known)
+    known, evidence = _differences(c, first, second, metric)
     return Verdict(
         claim, _outcome([wanted * d.sign() for d in known]), evidence + _seeds_note(known), known
     )
 
 
-def _no_worse(c: Comparison, first: str, second: str, labels: str) -> Verdict:
+def _differences(
+    c: Comparison, first: str, second: str, metric: str
+) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
+    """At every setting at which both are sound, and a line for each setting."""
     known = tuple(
-        d for s in c.samplings if (d := c.difference(first, second, c.quality, s)) is not None
+        d
+        for s in c.sound(first, second)
+        if (d := c.difference(first, second, metric, s)) is not None
     )
+    lines = tuple(f"at {d.sampling}: {_words(metric)} {d.text()}" for d in known)
+    return known, lines + c.left_out(first, second)
+
+
+def _no_worse(c: Comparison, first: str, second: str, labels: str) -> Verdict:
+    known, evidence = _differences(c, first, second, c.quality)
     held = [d.value.low > -MARGIN for d in known]
     lost = [d.value.high < 0 for d in known]
     if not known:
@@ -325,7 +345,6 @@ def _no_worse(c: Comparison, first: str, second: str, labels: str) -> Verdict:
         outcome = "the opposite"
     else:
         outcome = "not decided"
-    evidence = tuple(f"at {d.sampling}: {_words(c.quality)} {d.text()}" for d in known)
     return Verdict(
         f"{first} loses at most {MARGIN} of reward against {second}, with fewer labels",
         outcome,

@@ -33,9 +33,13 @@ def results(
     points: Sequence[Mapping[str, Values]],
     *,
     flags: Sequence[str] = (),
+    flagged_at: Sequence[float] = TEMPERATURES,
     facts: Mapping[str, object] | None = None,
 ) -> Results:
-    """One run, one mapping (metric -> a value for each prompt) a temperature."""
+    """One run, one mapping (metric -> a value for each prompt) a temperature.
+
+    `flags` are set at the temperatures `flagged_at`.
+    """
     made = []
     for temperature, metrics in zip(TEMPERATURES, points, strict=False):
         means = {}
@@ -50,7 +54,7 @@ def results(
                 means,
                 {name: list(values) for name, values in metrics.items()},
                 {"responses": 4},
-                [Flag(flag, f"it is {flag}") for flag in flags],
+                [Flag(f, f"it is {f}") for f in flags if temperature in flagged_at],
             )
         )
     prompts = [f"p{n}" for n in range(made[0].num_prompts)]

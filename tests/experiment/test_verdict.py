@@ -83,7 +83,30 @@ def test_degenerate_arm_cannot_win() -> None:
     made = verdicts(found(([0.48, 0.4, 0.32], [0.52, 0.6, 0.68]), flags=["noise"]), 400)
     verdict = outcome(made, "is more diverse than dpo")
     assert verdict.outcome == "could not be asked: the arm looks degenerate"
-    assert "degenerate: T=0.7 (noise), T=1 (noise), T=1.3 (noise)" in verdict.evidence
+    assert "at T=0.7: not counted, degenerate: gdpo-tb-k8 (noise)" in verdict.evidence
+    learned = outcome(made, "gdpo-tb-k8: training raised")
+    assert learned.outcome == "could not be asked: the arm looks degenerate"
+
+
+def test_a_setting_that_degenerates_takes_no_part() -> None:
+    """At 1.3 every arm is noise: what is found at the other two settings counts."""
+
+    def arms(dpo_at_one_three: float) -> Found:
+        sound_dpo = sweep([0.5, 0.4, 0.3], [0.4, 0.5, dpo_at_one_three])
+        gdpo = sweep([0.48, 0.42, 0.3], [0.52, 0.58, 0.1])
+        hot = {"flags": ["noise"], "flagged_at": [1.3]}
+        return {
+            "base": {1: results("base", sweep(*BASE), **hot)},
+            "dpo": {1: results("dpo", sound_dpo, **hot)},
+            "gdpo-tb-k8": {1: results("gdpo-tb-k8", gdpo, **hot)},
+        }
+
+    verdict = outcome(verdicts(arms(0.6), 400), "is more diverse than dpo")
+    assert verdict.outcome == "held"
+    line = "at T=1.3: not counted, degenerate: gdpo-tb-k8 (noise), dpo (noise)"
+    assert line in verdict.evidence
+    # Nor is the other arm's noise a point of its curve: whatever it is, nothing changes.
+    assert verdicts(arms(0.99), 400)[2] == verdict
 
 
 def test_reward_against_the_untouched_model() -> None:
@@ -102,6 +125,12 @@ def test_released_defaults_fall_by_flags_or_lost_diversity() -> None:
     assert outcome(verdicts(same, 400), claim).outcome == "held"
     flagged = found(BASE, name="gdpo-released", flags=["short"])
     assert outcome(verdicts(flagged, 400), claim).outcome == "did not hold"
+    # At a temperature that makes noise of the untouched model, too, it is not the training's fault.
+    hot = {"flags": ["noise"], "flagged_at": [1.3]}
+    both: Found = {
+        name: {1: results(name, sweep(*BASE), **hot)} for name in ("base", "gdpo-released")
+    }
+    assert outcome(verdicts(both, 400), claim).outcome == "held"
     collapsed = found(([0.2, 0.1, 0.0], [0.2, 0.3, 0.4]), name="gdpo-released")
     assert outcome(verdicts(collapsed, 400), claim).outcome == "did not hold"
 
