@@ -27,8 +27,8 @@ INTERVALS = (
 RULE = (
     "Computed from differences between arms, prompt by prompt and seed by seed, drawn anew "
     "together. An outcome follows from the intervals alone: held when the difference lies beyond 0 "
-    "on the claimed side at every setting compared, not decided when the interval holds 0. Settings at "
-    "which one of the two arms looks degenerate are not compared."
+    "on the claimed side at every setting compared, not decided when the interval holds 0. "
+    "Settings at which one of the two arms looks degenerate are not compared."
 )
 COLUMNS = (
     ("quality", None),
