@@ -173,7 +173,46 @@ def test_the_multimodal_gemma_3_is_refused_with_a_way_out(tmp_path: Path) -> Non
 
 
 _BIAS_FREE = {"attention_bias": False, "attention_dropout": 0.0}
+_LLAMA3 = _BIAS_FREE | {
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 128000, "hidden_act": "silu",
+    "initializer_range": 0.02, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "torch_dtype": "bfloat16", "use_cache": True,
+    "vocab_size": 128256,
+}  # fmt: skip
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama-2-7b-hf": {
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None,
+        "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True,
+        "vocab_size": 32000,
+    },
+    "Meta-Llama-3-8B": _LLAMA3 | {
+        "eos_token_id": 128001, "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 8192, "num_hidden_layers": 32, "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
+    "Llama-3.1-8B-Instruct": _LLAMA3 | {
+        "eos_token_id": [128001, 128008, 128009], "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 131072, "num_hidden_layers": 32,
+        "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+        "tie_word_embeddings": False,
+    },
+    "Llama-3.2-1B-Instruct": _LLAMA3 | {
+        "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_size": 2048,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "num_hidden_layers": 16,
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+        "tie_word_embeddings": True,
+    },
     "Mistral-7B-v0.1": {
         "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
         "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
@@ -261,6 +300,14 @@ def test_what_the_published_files_say(tmp_path: Path) -> None:
     for name, values in PUBLISHED.items():
         (tmp_path / "config.json").write_text(json.dumps(values))
         found[name] = read_hf_config(tmp_path)
+    assert found["Llama-2-7b-hf"].num_query_groups == 32
+    assert found["Meta-Llama-3-8B"].rotary_scaling is None
+    for name, factor in (("Llama-3.1-8B-Instruct", 8.0), ("Llama-3.2-1B-Instruct", 32.0)):
+        scaling = found[name].rotary_scaling
+        assert scaling is not None
+        assert (scaling["rope_type"], scaling["factor"]) == ("llama3", factor)
+        assert found[name].rotary_base == 500000.0
+    assert found["Llama-3.2-1B-Instruct"].tie_word_embeddings
     assert found["Mistral-7B-v0.1"].layer_windows == [4096] * 32
     assert found["Mistral-7B-v0.3"].layer_windows is None
     assert found["Qwen2.5-7B-Instruct"].layer_windows is None
