@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
                 workers=workers, budget=options.hours * 3600 - (time.monotonic() - begun),
                 done=_known(todo, world), say=say,
             )  # fmt: skip
-        return _finish(outcome, world, options, workers, time.monotonic() - begun)
+        return _finish(outcome, world, options, workers)
     except UserError as error:
         print(f"experiment: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -204,9 +204,7 @@ class _Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _finish(
-    outcome: Outcome, world: World, options: argparse.Namespace, workers: int, seconds: float
-) -> int:
+def _finish(outcome: Outcome, world: World, options: argparse.Namespace, workers: int) -> int:
     """Pool, judge, write, and say where it is."""
     found: dict[str, dict[int, Results]] = {}
     for job in sorted(outcome.done, key=lambda job: list(BY_NAME).index(job.arm.name)):
@@ -215,7 +213,7 @@ def _finish(
     if BASE not in found:
         print("experiment: the untouched model could not be measured; see above", file=sys.stderr)
         return EXIT_FAILED
-    notes = _notes(outcome, world, options, workers, seconds)
+    notes = _notes(outcome, world, options, workers)
     default = world.run_dir / "results" if options.quick else ROOT / "benchmarks" / "experiment"
     results_dir = (options.results_dir or default).absolute()
     page = publish(
@@ -234,15 +232,14 @@ def _finish(
     return EXIT_FAILED if outcome.failed else EXIT_DONE
 
 
-def _notes(
-    outcome: Outcome, world: World, options: argparse.Namespace, workers: int, seconds: float
-) -> list[str]:
+def _notes(outcome: Outcome, world: World, options: argparse.Namespace, workers: int) -> list[str]:
     """What a reader has to know: machine, model, what is missing."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     model = "SmolLM2-135M-Instruct" if options.model is None else str(options.model)
     s = world.settings
+    minutes = sum(sum(noted["seconds"].values()) for noted in outcome.done.values()) / 60
     notes = [
         f"{model}, {s.updates} updates of {s.batch} pairs (learning rate {s.learning_rate:g}, "
         f"cosine, {s.warmup} updates of warm-up) for every arm alike; none was tuned by itself.",
@@ -251,9 +248,9 @@ def _notes(
         f"{', '.join(f'{t:g}' for t in s.temperatures)}, {s.max_tokens} tokens at most.",
         "A seed draws other pairs, puts them in another order and samples anew; training itself "
         "draws nothing.",
-        f"{device}, {os.cpu_count()} cores, {workers} jobs at once, Python "
-        f"{platform.python_version()}, torch {torch.__version__}; {seconds / 60:.0f} minutes for "
-        "the last call.",
+        f"{device}, {os.cpu_count()} cores, {workers} at once, Python "
+        f"{platform.python_version()}, torch {torch.__version__}; {len(outcome.done)} jobs, "
+        f"which took {minutes:.0f} minutes, added up.",
     ]
     if outcome.left_out:
         names = ", ".join(job.name for job in outcome.left_out)
