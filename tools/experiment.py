@@ -24,6 +24,7 @@ from types import FrameType
 
 from benchmarks.experiment.arms import ARMS, BASE, BY_NAME, DPO_ARM, Job, jobs
 from benchmarks.experiment.plan import Costs, Outcome, execute, plan
+from benchmarks.experiment.pooling import in_order
 from benchmarks.experiment.publish import publish
 from benchmarks.experiment.settings import FULL, QUICK, UNSEEN, Settings
 from benchmarks.experiment.stages import StoppedError, World, finished, run_job
@@ -208,7 +209,7 @@ def _finish(outcome: Outcome, world: World, options: argparse.Namespace, workers
     """Pool, judge, write, and say where it is."""
     found: dict[str, dict[int, Results]] = {}
     for job in sorted(outcome.done, key=lambda job: list(BY_NAME).index(job.arm.name)):
-        results = read_results(world.job_dir(job) / "evaluation")
+        results = in_order(read_results(world.job_dir(job) / "evaluation"))
         found.setdefault(job.arm.name, {})[job.seed] = results
     if BASE not in found:
         print("experiment: the untouched model could not be measured; see above", file=sys.stderr)

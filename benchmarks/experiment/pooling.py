@@ -69,13 +69,53 @@ def table_SP(points: Sequence[Point], metric: str, prompts: int) -> Values:
     return np.stack([values(point, metric, prompts) for point in points])
 
 
+def in_order(results: Results) -> Results:
+    """The same with prompts in the order of their ids: arms are compared prompt by prompt."""
+
+    def ordered(run: Run) -> Run:
+        order = sorted(range(len(run.prompt_ids)), key=run.prompt_ids.__getitem__)
+        points = [
+            dataclasses.replace(
+                point,
+                per_prompt={
+                    name: [known[index] for index in order]
+                    for name, known in point.per_prompt.items()
+                },
+            )
+            for point in run.points
+        ]
+        return dataclasses.replace(
+            run, prompt_ids=[run.prompt_ids[index] for index in order], points=points
+        )
+
+    return dataclasses.replace(results, runs=[ordered(run) for run in results.runs])
+
+
+def refuse_other_prompts(found: Mapping[str, Mapping[int, Results]]) -> None:
+    """What is paired has to have the same prompts in the same order.
+
+    Raises:
+        ValueError: naming the arm and the seed.
+    """
+    first = next(iter(next(iter(found.values())).values())).runs[0].prompt_ids
+    for name, seeds in found.items():
+        for seed, results in seeds.items():
+            if results.runs[0].prompt_ids != first:
+                raise ValueError(f"{name}: seed {seed} was asked other prompts")
+
+
 def pool(found: Mapping[str, Mapping[int, Results]], resamples: int) -> Results:
     """One results object with a run for each arm.
 
     Args:
-        found: arm -> seed -> the results of its one run. All were measured in the same way.
+        found: arm -> seed -> the results of its one run, `in_order`. All were measured in the same
+            way.
         resamples: of the bootstrap.
+
+    Raises:
+        ValueError: prompts differ.
     """
+    refuse_other_prompts(found)
     first = next(iter(next(iter(found.values())).values()))
     return dataclasses.replace(
         first,
@@ -103,9 +143,6 @@ def _merged(parts: Any) -> dict[str, Any]:
 def _run(name: str, seeds: Mapping[int, Results], resamples: int) -> Run:
     runs = {seed: results.runs[0] for seed, results in sorted(seeds.items())}
     first = next(iter(runs.values()))
-    for seed, run in runs.items():
-        if run.prompt_ids != first.prompt_ids:
-            raise ValueError(f"{name}: seed {seed} was asked other prompts")
     points = [
         _point([_at(run, sampling) for run in runs.values()], list(runs), resamples)
         for sampling in (point.sampling for point in first.points)

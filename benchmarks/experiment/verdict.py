@@ -19,7 +19,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.experiment.arms import ADPO_ARM, BASE, DPO_ARM, RANDOM_ARM, RELEASED_ARM
-from benchmarks.experiment.pooling import Values, draws, interval_of, resampled_means, table_SP
+from benchmarks.experiment.pooling import (
+    Values,
+    draws,
+    interval_of,
+    refuse_other_prompts,
+    resampled_means,
+    table_SP,
+)
 from nemo_gdpo.evaluation.results import Interval, Point, Results, Sampling
 
 MARGIN = 0.05
@@ -66,6 +73,7 @@ class Comparison:
     """Arms side by side."""
 
     def __init__(self, found: Found, resamples: int) -> None:
+        refuse_other_prompts(found)
         self.found = found
         self.resamples = resamples
         first = next(iter(next(iter(found.values())).values()))

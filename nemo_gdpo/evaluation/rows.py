@@ -195,7 +195,10 @@ def _sampling(value: Any, where: str) -> Sampling:
 
 
 def align(runs: Sequence[Generations], *, shared: bool) -> list[Generations]:
-    """The same prompts, in the same order, at every point of every run.
+    """The same prompts, in the order of their ids, at every point of every run.
+
+    Not in the order of the files, in which rows stand as they finished: results of one set of
+    samples would differ, and those of two evaluations could not be paired.
 
     Args:
         runs: as read.
@@ -215,7 +218,7 @@ def align(runs: Sequence[Generations], *, shared: bool) -> list[Generations]:
                 _refuse_missing(f"{run.name} at {sampling.label()}", here, first, run)
             everywhere &= here
     _check_texts(runs, everywhere)
-    kept = tuple(prompt for prompt in first.prompt_ids if prompt in everywhere)
+    kept = tuple(sorted(everywhere))
     if not kept:
         raise UserError("evaluation.runs: no prompt is in all of them; sample the same prompts")
     place = {prompt: index for index, prompt in enumerate(kept)}

@@ -234,3 +234,14 @@ def test_seed_decides_the_intervals(tmp_path: Path) -> None:
     )
     assert first == same
     assert first != other
+
+
+def test_the_order_in_which_rows_finished_changes_nothing(tmp_path: Path) -> None:
+    rows = [row(f"p{n}", [GOOD[n % 4], "No."]) for n in range(9)]
+    found = [
+        run(tmp_path / "out", {"base": write_run(tmp_path / name, told)}, NO_ENCODER)
+        for name, told in (("in", rows), ("turned", rows[5:] + rows[4::-1]))
+    ]
+    assert found[0].runs[0].points == found[1].runs[0].points
+    assert found[0].runs[0].prompt_ids == found[1].runs[0].prompt_ids
+    assert [s.id for s in found[0].samples] == [s.id for s in found[1].samples]

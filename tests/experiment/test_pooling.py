@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from benchmarks.experiment.pooling import draws, pool, resampled_means
+from benchmarks.experiment.pooling import draws, in_order, pool, resampled_means
+from benchmarks.experiment.verdict import verdicts
 from nemo_gdpo.evaluation.results import Results
 from tests.experiment.material import results
 
@@ -73,3 +76,35 @@ def test_other_prompts_are_refused() -> None:
     more = {name: [*values, 1.0] for name, values in plain.items()}
     with pytest.raises(ValueError, match="dpo: seed 2 was asked other prompts"):
         pool({"dpo": {1: results("dpo", [plain]), 2: results("dpo", [more])}}, 100)
+
+
+def test_arms_are_paired_by_prompt_and_not_by_place() -> None:
+    """Two arms that differ by 0.1 at every prompt, one of them told in another order."""
+    easy = [0.0, 0.5, 1.0]
+    base = results("base", [{"reward": easy, "variety": easy}])
+    better = [value + 0.1 for value in easy]
+    dpo = results("dpo", [{"reward": better, "variety": better}])
+    (run,) = dpo.runs
+    (point,) = run.points
+    turned = dataclasses.replace(
+        dpo,
+        runs=[
+            dataclasses.replace(
+                run,
+                prompt_ids=run.prompt_ids[::-1],
+                points=[
+                    dataclasses.replace(
+                        point, per_prompt={k: v[::-1] for k, v in point.per_prompt.items()}
+                    )
+                ],
+            )
+        ],
+    )
+    assert in_order(turned) == dpo == in_order(dpo)
+    found = {"base": {1: base}, "dpo": {1: in_order(turned)}}
+    (verdict, *_) = verdicts(found, 200)
+    value = verdict.differences[0].value
+    assert (value.mean, value.low, value.high) == pytest.approx((0.1, 0.1, 0.1))
+    for refuse in (pool, verdicts):
+        with pytest.raises(ValueError, match="dpo: seed 1 was asked other prompts"):
+            refuse({"base": {1: base}, "dpo": {1: turned}}, 200)
