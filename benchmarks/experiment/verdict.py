@@ -262,6 +262,7 @@ def _more_diverse(c: Comparison, arm: str, other: str) -> Verdict:
     """The paper's claim: more diversity at a comparable reward."""
     differences, evidence, signs = [], [], []
     sound = c.sound(arm, other)
+    unsure = False
     for sampling in sound:
         matched = c.at_same_reward(arm, other, sampling)
         diversity = c.difference(arm, other, c.diversity, sampling)
@@ -270,21 +271,26 @@ def _more_diverse(c: Comparison, arm: str, other: str) -> Verdict:
             continue
         differences += [diversity, reward]
         line = f"at {sampling.label()}: diversity {diversity.text()}, reward {reward.text()}"
-        if matched is None:
-            line += f"; {other}'s sweep does not reach the same reward"
-        else:
+        if matched is not None:
             differences.append(matched)
             signs.append(matched.sign())
             line += f"; at the same reward diversity {matched.text()}"
-        # Beside the interpolation: as diverse or more, and no less rewarded, at one temperature.
-        if matched is None and reward.value.low > -MARGIN:
+        elif reward.value.low > -MARGIN:
+            # No interpolation needed: no less rewarded, at one temperature.
             signs.append(diversity.sign())
-            line += f" (reward at most {MARGIN} lower, so diversity is compared directly)"
+            line += f"; the reward is at most {MARGIN} lower, so diversity is compared directly"
+        elif reward.value.high > -MARGIN:
+            unsure = True
+            line += f"; whether the reward is at most {MARGIN} lower is not certain"
+        else:
+            line += "; less reward, which is not comparable"
         evidence.append(line)
     if not sound:
         outcome = DEGENERATE
+    elif signs or unsure:
+        outcome = _outcome(signs or [0])
     else:
-        outcome = _outcome(signs) if signs else "could not be asked: no comparable reward"
+        outcome = "could not be asked: no comparable reward"
     return Verdict(
         f"{arm} is more diverse than {other} at a comparable reward",
         outcome,

@@ -71,7 +71,22 @@ def test_another_reward_cannot_be_compared() -> None:
     made = verdicts(found(([0.1, 0.05, 0.0], [0.8, 0.85, 0.9])), 400)
     verdict = outcome(made, "is more diverse than dpo")
     assert verdict.outcome == "could not be asked: no comparable reward"
-    assert "dpo's sweep does not reach the same reward" in verdict.evidence[0]
+    assert verdict.evidence[0].endswith("less reward, which is not comparable")
+
+
+def test_a_reward_that_may_be_comparable_decides_nothing() -> None:
+    # Half of the prompts lose 0.5 and half win 0.3: -0.1 in the mean, give or take 0.23.
+    gdpo = sweep([0.4, 0.3, 0.2], [0.8, 0.85, 0.9])
+    for metrics in gdpo:
+        rewards = metrics["reward"]
+        metrics["reward"] = [(r or 0.0) + (0.4 if n % 2 else -0.4) for n, r in enumerate(rewards)]
+    arms = found(DPO) | {
+        "dpo": {1: results("dpo", sweep([0.5] * 3, [0.4, 0.5, 0.6]))},
+        "gdpo-tb-k8": {1: results("gdpo-tb-k8", gdpo)},
+    }
+    verdict = outcome(verdicts(arms, 400), "is more diverse than dpo")
+    assert verdict.outcome == "not decided"
+    assert "is at most 0.05 lower is not certain" in verdict.evidence[0]
 
 
 def test_more_reward_and_more_diversity_is_compared_directly() -> None:
