@@ -81,12 +81,22 @@ def publish(
         "frontiers": json.loads((run_dir / "frontier.json").read_text())["frontiers"],
     }
     (results_dir / "results.json").write_text(
-        json.dumps(everything, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
+        json.dumps(_relative(everything, run_dir), ensure_ascii=False, allow_nan=False, indent=1)
+        + "\n",
         encoding="utf-8",
     )
     shutil.rmtree(results_dir / "plots", ignore_errors=True)
     shutil.copytree(run_dir / "plots", results_dir / "plots")
     return page
+
+
+def _relative(value: Any, run_dir: Path) -> Any:
+    """Paths as seen from `run_dir`: where that is on one machine is nobody's business."""
+    if isinstance(value, dict):
+        return {key: _relative(inner, run_dir) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_relative(inner, run_dir) for inner in value]
+    return value.replace(f"{run_dir}/", "") if isinstance(value, str) else value
 
 
 def _job_facts(noted: Mapping[str, Any]) -> dict[str, Any]:

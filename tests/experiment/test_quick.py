@@ -70,7 +70,9 @@ def test_runs_to_the_end(material: Path, first: subprocess.CompletedProcess[str]
     assert "What held and what did not" in page
     table = (run / "results" / "results.md").read_text()
     assert "| gdpo-tb-k8: training raised the reward | **" in table
-    plain: dict[str, Any] = json.loads((run / "results" / "results.json").read_text())
+    text = (run / "results" / "results.json").read_text()
+    assert str(run) not in text and '"base-megatron"' in text
+    plain: dict[str, Any] = json.loads(text)
     assert plain["verdicts"][0]["claim"] == "gdpo-tb-k8: training raised the reward"
     assert (run / "results" / "plots" / "quality_diversity.png").stat().st_size > 10_000
     # A model is half a gigabyte in earnest: what was measured is not kept.
