@@ -29,7 +29,7 @@ python-generation: ## print the path of the Python that has vLLM and Ray, making
 python-generation-gpu: ## the same for NVIDIA GPUs
 	@$(PYTHON) tools/environment.py generation-gpu
 
-demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (7 minutes once installed)
+demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (12 minutes once installed)
 	$(GENERATION)
 	@"$(TRAINING)" tools/demo.py
 
