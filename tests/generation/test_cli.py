@@ -249,10 +249,12 @@ def test_signals_are_passed_on(number: signal.Signals, tmp_path: Path) -> None:
         "def stop(number, frame):\n"
         "    open(here + '/got', 'w').write(str(number)); sys.exit(75)\n"
         "for n in (signal.SIGTERM, signal.SIGUSR1): signal.signal(n, stop)\n"
-        "open(here + '/ready', 'w').close()\nwhile True: time.sleep(0.05)",
+        "open(here + '/ready', 'w').close()\nfor _ in range(1200): time.sleep(0.05)",
     )
+    # A job in the background inherits that it ignores Ctrl-C, and would rightly go on ignoring it.
     code = (
-        "import sys; from pathlib import Path; from nemo_gdpo.generation.environment import "
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pathlib import Path; from nemo_gdpo.generation.environment import "
         f"run_there; sys.exit(run_there(Path({str(script)!r}), []))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
@@ -261,14 +263,17 @@ def test_signals_are_passed_on(number: signal.Signals, tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(parent.pid, number)
-        assert parent.wait(timeout=30) == EXIT_REQUEUE
+        try:
+            assert parent.wait(timeout=30) == EXIT_REQUEUE
+        finally:
+            parent.kill()
     expected = signal.SIGTERM if number == signal.SIGINT else number
     assert (tmp_path / "got").read_text() == str(int(expected))
 
 
 def test_a_signal_before_the_child_can_answer_it(tmp_path: Path) -> None:
     script = _write_stub(
-        tmp_path, "open(here + '/ready', 'w').close()\nwhile True: time.sleep(0.05)"
+        tmp_path, "open(here + '/ready', 'w').close()\nfor _ in range(1200): time.sleep(0.05)"
     )
     code = (
         "import sys; from pathlib import Path; from nemo_gdpo.generation.environment import "
