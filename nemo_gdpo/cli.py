@@ -23,8 +23,11 @@ from nemo_gdpo.errors import (
     EXIT_FAILED,
     EXIT_REQUEUE,
     EXIT_USER_ERROR,
+    RunError,
+    Stopped,
     UserError,
 )
+from nemo_gdpo.launch.failures import report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        if _is_main_rank():
-            print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return report(error, rank=0 if _is_main_rank() else 1)
+    except (RunError, Stopped) as error:
+        return report(error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
             raise

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nemo_gdpo.conversion.logits import LogitsComparison
 from nemo_gdpo.conversion.verify import VerifyReport
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import write_file, write_json
 
 MARKDOWN, JSON = "report.md", "report.json"
 _SHOWN = 20
@@ -120,8 +120,8 @@ class Comparison:
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / JSON).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-            (directory / MARKDOWN).write_text(self.markdown(), encoding="utf-8")
+            write_json(directory / JSON, self.to_dict())
+            write_file(directory / MARKDOWN, self.markdown())
         except OSError as error:
             raise UserError(
                 f"{directory}: the report cannot be written ({error.strerror}); give a directory "

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from nemo_gdpo.config import Problem, compose
 from nemo_gdpo.config.command import CONFIG_FLAGS, answered, read_request
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.config.problem import refuse
-from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED
+from nemo_gdpo.errors import EXIT_DONE
 from nemo_gdpo.generation.environment import find_python, run_there
-from nemo_gdpo.generation.errors import GenerationError
 
 HELP = """\
 usage: nemo-gdpo generate model.restore_from_path=DIR data.prompts_path=FILE output_dir=DIR
@@ -51,6 +49,8 @@ def main(arguments: list[str]) -> int:
 
     Raises:
         UserError: the configuration or the input is wrong, or there is no environment to sample in.
+        GenerationError: disk, engine or server failed; what was written is intact.
+        Stopped: a signal came before there was anything to finish.
     """
     request = read_request("generate", arguments, CONFIG_FLAGS)
     if answered(request, HELP, GENERATE):
@@ -60,12 +60,8 @@ def main(arguments: list[str]) -> int:
     # A server needs no engine here.
     serving = config.generation.backend == "server"
     python = None if serving else find_python(config.generation.python)
-    try:
-        if python is not None:
-            return run_there(python, request.overrides)
-        from nemo_gdpo.generation.run import run
+    if python is not None:
+        return run_there(python, request.overrides)
+    from nemo_gdpo.generation.run import run
 
-        return run(config)
-    except GenerationError as error:
-        print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return run(config)

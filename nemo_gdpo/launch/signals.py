@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: what is begun is finished, then the run ends and can go on."""
+"""Stop at the next good moment when the scheduler, or Ctrl-C, asks for it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,55 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from nemo_gdpo.errors import Stopped
 
-
-class StoppedError(BaseException):
-    """Asked to stop while there was nothing to finish."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What a scheduler sends before it kills."""
+INTERACTIVE_SIGNALS = (*STOP_SIGNALS, signal.SIGINT)
+"""The same and Ctrl-C."""
 
 
 class StopRequest:
-    """Remembers a signal, and tells the engine once there is one.
+    """Remembers a signal, and tells whoever is at work once there is somebody.
 
-    Until then the signal ends the run where it stands: nothing is lost by that, and loading a model
-    may take longer than the scheduler waits.
+    Without `interrupts` the work looks at `received` at its own step boundaries. With it a signal
+    ends the work where it stands until `notify` was called: nothing is lost by that, and loading a
+    model may take longer than the scheduler waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
+        *,
+        interrupts: str | None = None,
+    ) -> None:
+        """Handlers are set when the `with` block begins.
+
+        Args:
+            signals: to catch.
+            interrupts: message of the `Stopped` that a signal raises while nobody is to be
+                notified; None only remembers it.
+        """
         self.received: int | None = None
-        self._tell: Callable[[], None] | None = None
+        self._signals = signals
+        self._interrupts = interrupts
+        self._notified: Callable[[], None] | None = None
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = number
-        if self._tell is None:
-            raise StoppedError
-        self._tell()
+        if self._notified is not None:
+            self._notified()
+        elif self._interrupts is not None:
+            raise Stopped(self._interrupts)
 
-    def sampling(self, tell: Callable[[], None]) -> None:
-        """From now on a signal calls `tell`, which has to return at once."""
-        self._tell = tell
+    def notify(self, stop: Callable[[], None]) -> None:
+        """From now on a signal calls `stop`, which has to return at once."""
+        self._notified = stop
 
     def __enter__(self) -> StopRequest:
-        for number in STOP_SIGNALS:
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

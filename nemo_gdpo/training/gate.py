@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_gdpo.errors import RunError
 from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, Objective
 
 
-class GateError(RuntimeError):
+class GateError(RunError):
     """The run's first losses are not those of a policy that equals its reference."""
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.rows import RowFile
 
 
 def _wandb_can_log_in() -> bool:
@@ -92,10 +94,8 @@ class MetricsLog:
             return
         path = output_dir / "metrics.jsonl"
         kept = self._lines_before(path, resume_step)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        write_file(path, "".join(kept))
+        self._file = RowFile(path)
         self._loggers = _lightning_loggers(cfg, output_dir)
         self._wandb = bool(cfg.logger.wandb)
 
@@ -117,8 +117,7 @@ class MetricsLog:
         """Append one step. `entry` has `step` and numbers."""
         if self._file is None:
             return
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        self._file.append((json.dumps(entry) + "\n").encode())
         numbers = {k: v for k, v in entry.items() if k != "step"}
         for logger in self._loggers:
             logger.log_metrics(numbers, step=entry["step"])

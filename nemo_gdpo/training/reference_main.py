@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE
+from nemo_gdpo.errors import EXIT_DONE
 
 
 def _rank_main(overrides: Sequence[str]) -> int:
@@ -16,13 +16,9 @@ def _rank_main(overrides: Sequence[str]) -> int:
 
     def task(cfg: DictConfig) -> int:
         def reference() -> int:
-            from nemo_gdpo.training.reference import Stopped
             from nemo_gdpo.training.run import assemble, compute_reference
 
-            try:
-                compute_reference(assemble(cfg))
-            except Stopped:
-                return EXIT_REQUEUE
+            compute_reference(assemble(cfg))
             return EXIT_DONE
 
         return guarded(reference)

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
+from nemo_gdpo.errors import Stopped
+from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models import MODEL_CLASSES, MegatronGPTPreferenceModel
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.objectives import build_objective
@@ -25,9 +27,8 @@ from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
-from nemo_gdpo.training.reference import Stopped, cached_reference
+from nemo_gdpo.training.reference import cached_reference
 from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore
-from nemo_gdpo.training.signals import StopRequest
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 
@@ -199,7 +200,7 @@ def train(cfg: DictConfig) -> Outcome:
         f"(TP{run.mesh.layout.tensor} PP{run.mesh.layout.pipeline} CP{run.mesh.layout.context} "
         f"DP{run.mesh.data_size}), {cfg.precision}, {len(run.train)} pairs"
     )
-    with StopRequest(run.mesh.device) as stop:
+    with StopRequest() as stop:
         outcome, checkpoint = _train_under_signals(run, stop)
     main = run.mesh.is_main
     leave_world()
@@ -223,7 +224,7 @@ def compute_reference(run: Run) -> None:
     Raises:
         Stopped: a signal came.
     """
-    with StopRequest(run.mesh.device) as stop:
+    with StopRequest() as stop:
         _reference_stores(run, stop)
     leave_world()
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from nemo_gdpo.config import compose
+from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models import MODEL_CLASSES, MegatronGPTPreferenceModel
 from nemo_gdpo.models.weights import load_weights, save_weights
 from nemo_gdpo.objectives import build_objective
@@ -32,7 +33,6 @@ from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
 from nemo_gdpo.training.quiet import quiet_libraries, quiet_nemo
 from nemo_gdpo.training.run import Run, layout_of
-from nemo_gdpo.training.signals import StopRequest
 from nemo_gdpo.training.trainer import PreferenceTrainer, Split
 from tests.parallel.cases import LAUNCHES, Case
 from tests.parallel.material import STEPS, dataset, overrides
@@ -102,7 +102,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     source.load_into(model)
     run = Run(cfg, output, platform, mesh, source, data, data, model)
     store = None
-    with StopRequest(mesh.device) as stop:
+    with StopRequest() as stop:
         if cfg.reference == "resident":
             model.attach_resident_reference()
         else:
