@@ -196,9 +196,7 @@ def test_replacing_without_an_exchange(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
 
 
-def test_a_stop_between_two_renames_is_recovered_from(
-    make_model: ModelMaker, tmp_path: Path
-) -> None:
+def test_a_stop_between_two_renames_is_fixed(make_model: ModelMaker, tmp_path: Path) -> None:
     source, destination = make_model(), tmp_path / "out"
     convert_hf_to_megatron(source, destination)
     before = contents(destination)

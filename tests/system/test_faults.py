@@ -59,7 +59,7 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
     def shell(script: str) -> list[str]:
         return ["!", "sh", "-euc", f"cd {small_disk}; {script}"]
 
-    state = "ls -A; cat latest"
+    state, abandoned = "ls -A; cat latest", ".step_00000006.node-1-0a1b2c3d.tmp"
     done = several(root / "logs-disk", {
         "begun": train,
         # Room for half a checkpoint beside the first.
@@ -69,7 +69,10 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
             "mount -o remount,size=$((used + used / 2)) ."
         ),
         "full": train,
-        "after_full": shell(f"{state}; mkdir .step_00000006.node-1-0a1b2c3d.tmp; mount -o remount,ro,size=64m ."),
+        "after_full": shell(
+            f"{state}; mkdir -p {abandoned}/dist; touch {abandoned}/.lock; "
+            "mount -o remount,ro,size=64m ."
+        ),
         "read_only": train,
         "after_read_only": shell(f"{state}; mount -o remount,rw ."),
         "mended": train,
