@@ -25,7 +25,7 @@ class JudgeClient:
         self._config = config
         problem = url_problem(config.url)
         if problem is not None:
-            raise UserError(f"{KEY}.url: {problem}")
+            raise UserError(f"{KEY}.url: {problem[0]}; {problem[1]}")
         self._client = Client(
             Server(
                 url=config.url,

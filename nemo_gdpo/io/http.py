@@ -54,15 +54,15 @@ class Server:
     """Raised when it does not answer."""
 
 
-def url_problem(url: str) -> str | None:
-    """Why `url` is not one that a server can be asked at, with the remedy; None when it is."""
+def url_problem(url: str) -> tuple[str, str] | None:
+    """(reason, remedy) of a URL that a server cannot be asked at; None when it can."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"{url} is not a URL; write https://host/v1"
+        return f"{url} is not a URL", "write https://host/v1"
     if parts.username or parts.password or parts.query:
         return (
-            "it carries a user, a password or a query, which would be written into logs; give the "
-            "plain URL, and the key by key_variable"
+            "it carries a user, a password or a query, which would be written into logs",
+            "give the plain URL, and the key by key_variable",
         )
     return None
 

@@ -51,18 +51,19 @@ def acquire(path: Path, *, wait: bool = False) -> BaseFileLock | None:
 
 
 @contextlib.contextmanager
-def held(path: Path, *, waiting: str) -> Iterator[None]:
+def held(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     """Wait for, then hold, a lock; nothing where the file system has none.
 
     Args:
         path: the lock's file; its directory is made.
-        waiting: printed when another process holds it.
+        waiting: printed when another process holds it; None where that takes a moment only.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = acquire(path)
     except BusyError:
-        print(waiting, file=sys.stderr, flush=True)
+        if waiting is not None:
+            print(waiting, file=sys.stderr, flush=True)
         lock = acquire(path, wait=True)
     try:
         yield

@@ -171,7 +171,7 @@ def _remove_abandoned(directory: Path, pattern: str) -> None:
 def _publishing(destination: Path) -> Iterator[None]:
     """One process at a time moves things to and from a destination."""
     lock = destination.with_name(f".{destination.name}.publishing")
-    with held(lock, waiting=f"waiting for another process to write {destination}"):
+    with held(lock):
         try:
             yield
         finally:
