@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nemo_gdpo.conversion.logits import LogitsComparison
 from nemo_gdpo.conversion.verify import VerifyReport
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.files import write_file, write_json
+from nemo_gdpo.io.files import write_file
 
 MARKDOWN, JSON = "report.md", "report.json"
 _SHOWN = 20
@@ -120,7 +121,7 @@ class Comparison:
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_json(directory / JSON, self.to_dict())
+            write_file(directory / JSON, json.dumps(self.to_dict(), indent=1) + "\n")
             write_file(directory / MARKDOWN, self.markdown())
         except OSError as error:
             raise UserError(

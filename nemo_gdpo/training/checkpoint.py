@@ -184,6 +184,8 @@ class Checkpointer:
                 self._staged.discard()
             raise
         finally:
+            if self._staged is not None:
+                self._staged.leave()
             self._staged = None
         return final
 
