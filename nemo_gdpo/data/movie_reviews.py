@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..io.files import write_file
 from .movie_snippets import Snippet, read_snippets
 
 INSTRUCTIONS = (
@@ -231,12 +232,9 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_file(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({error.strerror}): free space or choose another place"
         ) from None

@@ -7,14 +7,13 @@ which is written last: a directory without it is unfinished and refused. No pick
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from ..errors import UserError
+from ..io.staged import StagedDirectory, same_contents, stage
 from .dataset import PairArrays, PreferenceDataset
 from .tokenize import TokenizeStats
 
@@ -27,7 +26,9 @@ def is_prepared(path: str | Path) -> bool:
 
 
 def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
-    """Write the directory beside its place and rename it there.
+    """Write the directory beside its place and move it there, whole and on the disk.
+
+    What is there is kept when it is the same to the byte, and replaced otherwise.
 
     Raises:
         UserError: something that is not a prepared data set is in the way, or writing fails.
@@ -39,19 +40,20 @@ def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
         and not (target.is_dir() and not any(target.iterdir()))
     ):
         raise UserError(f"{target}: exists and is no prepared data set: choose another directory")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    staged: StagedDirectory | None = None
     try:
-        temporary.mkdir(parents=True)
-        _write(dataset, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        staged = stage(target)
+        _write(dataset, staged.path)
+        if not staged.publish(replace=False) and not same_contents(staged.path, target):
+            staged.publish(replace=True)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(
             f"{target}: cannot be written ({reason}): free space or choose another place"
         ) from None
+    finally:
+        if staged is not None:  # nothing of it, once it is in its place
+            staged.discard()
     return target
 
 

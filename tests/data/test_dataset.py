@@ -138,7 +138,15 @@ def test_prepared_round_trip(write_jsonl: Callable[..., Path], tmp_path: Path, l
     # The same entry point reads it, and saving again replaces it.
     llama3("a b c", truncation=True, max_length=2)  # leaves no trace in the settings
     assert build_dataset(target, llama3, max_length=32).fingerprint == dataset.fingerprint
+    before = (target / "manifest.json").stat().st_ino
     save_prepared(dataset, target)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["pairs.jsonl", "prepared"]
+    # The same to the byte stays where it is; something else takes its place.
+    assert (target / "manifest.json").stat().st_ino == before
+    other = build_dataset(path, llama3, max_length=16)
+    save_prepared(other, target)
+    assert (target / "manifest.json").stat().st_ino != before
+    assert load_prepared(target).settings == other.settings
     assert sorted(item.name for item in tmp_path.iterdir()) == ["pairs.jsonl", "prepared"]
 
 

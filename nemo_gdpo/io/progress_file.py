@@ -1,17 +1,16 @@
-"""Which files of an unfinished directory are complete, so that a stopped conversion goes on."""
+"""Which files of an unfinished directory are complete, so that its next writer can continue."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-JOURNAL = ".journal.json"
+from nemo_gdpo.io.files import file_sha256, fsync_path, write_file
+
+PROGRESS = ".journal.json"
 _VERSION = 1
 
 
@@ -25,27 +24,7 @@ class FinishedFile:
     """What its writer has to know about it later: plain JSON."""
 
 
-def fsync_path(path: Path) -> None:
-    """Force a file or a directory entry to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_of(key: Mapping[str, Any]) -> str:
-    """SHA-256, hex, of plain JSON."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-class Journal:
+class ProgressFile:
     """Finished files of one directory, under the key of what is being made there."""
 
     def __init__(self, directory: Path, key: str, *, kept: frozenset[str] = frozenset()) -> None:
@@ -54,14 +33,14 @@ class Journal:
         Args:
             directory: exists.
             key: `digest_of` everything that the files depend on.
-            kept: names in `directory` that are not the journal's to remove.
+            kept: names in `directory` that are not this file's to remove.
         """
         self._directory = directory
         self._key = key
         self._files: dict[str, FinishedFile] = {}
         self.is_afresh = False
         """Whether there was something unfinished that could not be used."""
-        path = directory / JOURNAL
+        path = directory / PROGRESS
         had_one = path.exists()
         found = _read(path, key)
         for name, file in (found or {}).items():
@@ -81,7 +60,7 @@ class Journal:
                 for inner in path.iterdir():
                     if inside + inner.name not in self._files:
                         shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
-            elif path.name not in self._files and path.name not in {JOURNAL, *kept}:
+            elif path.name not in self._files and path.name not in {PROGRESS, *kept}:
                 path.unlink()
         self._write()
 
@@ -109,13 +88,9 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        path = self._directory / JOURNAL
-        temporary = path.with_name(f"{JOURNAL}.new")
         files = {name: asdict(file) for name, file in self._files.items()}
         text = json.dumps({"version": _VERSION, "key": self._key, "files": files})
-        temporary.write_text(text)
-        fsync_path(temporary)
-        temporary.replace(path)
+        write_file(self._directory / PROGRESS, text)
 
 
 def _is_whole(path: Path, file: FinishedFile) -> bool:
@@ -125,11 +100,11 @@ def _is_whole(path: Path, file: FinishedFile) -> bool:
 
 
 def _read(path: Path, key: str) -> dict[str, FinishedFile] | None:
-    """The files of a journal under this key; None if there is none that can be used."""
+    """The files of a progress file under this key; None if there is none that can be used."""
     try:
         values = json.loads(path.read_text())
         if values["version"] != _VERSION or values["key"] != key:
             return None
         return {str(name): FinishedFile(**file) for name, file in values["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # cut off, or by another version: what it lists is made again
+        return None  # cut off, or by another version: what it lists is written again

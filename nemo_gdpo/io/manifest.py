@@ -1,33 +1,22 @@
-"""Sizes and hashes of a checkpoint's files: how a half-written or damaged one is recognised."""
+"""Sizes and hashes of a directory's files: how a half-written or damaged one is recognised."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from nemo_gdpo.training.reference_store import file_sha256
+from nemo_gdpo.io.files import file_sha256, fsync_path, write_file
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+"""Of the writer of a directory in the making."""
 
 
 def list_files(directory: Path) -> list[str]:
-    """All files below `directory` but the manifest, relative, sorted."""
-    return sorted(
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != MANIFEST
-    )
-
-
-def fsync_path(path: Path) -> None:
-    """Force a file or a directory entry to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """All files below `directory`, relative, sorted; without the manifest and a writer's lock."""
+    found = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    return sorted(name for name in found if name not in (LOCK, MANIFEST))
 
 
 def describe(directory: Path, names: Iterable[str]) -> dict[str, dict[str, object]]:
@@ -42,14 +31,12 @@ def describe(directory: Path, names: Iterable[str]) -> dict[str, dict[str, objec
 
 def write_manifest(directory: Path, files: dict[str, dict[str, object]]) -> None:
     """Write the manifest, force it and its directory to disk."""
-    path = directory / MANIFEST
-    path.write_text(json.dumps({"version": 1, "files": files}, indent=1, sort_keys=True) + "\n")
-    fsync_path(path)
-    fsync_path(directory)
+    text = json.dumps({"version": 1, "files": files}, indent=1, sort_keys=True) + "\n"
+    write_file(directory / MANIFEST, text)
 
 
 def why_invalid(directory: Path) -> str | None:
-    """The reason why `directory` is no whole checkpoint, or None when it is one."""
+    """The reason why `directory` is not complete, or None when it is."""
     path = directory / MANIFEST
     if not path.is_file():
         return f"it has no {MANIFEST}: it was not finished"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.cache import (
+from nemo_gdpo.errors import RunError, UserError
+from nemo_gdpo.io.arrays import (
     Array,
     Cache,
     compute_cached,
@@ -18,7 +18,6 @@ from nemo_gdpo.evaluation.cache import (
     fixed_batches,
     length_batches,
 )
-from nemo_gdpo.evaluation.errors import EvaluationError
 
 TEXTS = [f"text {n}" for n in range(10)]
 
@@ -99,7 +98,7 @@ def test_damage_and_a_full_disk_are_one_line(tmp_path: Path) -> None:
     with Cache(tmp_path / "d.sqlite") as cache:
         cache.put({"a": np.zeros(10)})
         cache._db.execute("PRAGMA max_page_count = 4")
-        with pytest.raises(EvaluationError, match=r"full.*what is there is intact"):
+        with pytest.raises(RunError, match=r"full.*what is there is intact"):
             cache.put({f"k{n}": np.zeros(4000) for n in range(9)})
         assert set(cache.get(["a", "k0"])) == {"a"}
         cache._db.execute("PRAGMA max_page_count = 4000")
@@ -112,6 +111,6 @@ def test_another_process_at_work(tmp_path: Path) -> None:
         cache._db.execute("PRAGMA busy_timeout = 10")
         other = sqlite3.connect(tmp_path / "c.sqlite", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(EvaluationError, match="locked"):
+        with pytest.raises(RunError, match="locked"):
             cache.put({"a": np.zeros(1)})
         other.close()

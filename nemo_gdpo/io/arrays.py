@@ -1,4 +1,4 @@
-"""What was computed for a text is kept, so that an interrupted evaluation goes on where it stopped.
+"""Arrays that were computed for a text are kept, so that an interrupted evaluation can resume.
 
 One SQLite file holds arrays under a hash of everything that decides them (model, settings, text).
 A batch is one transaction: after any end, a killed process included, it is there whole or not at
@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.errors import EvaluationError
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.progress import progress_bar
 
 Array = npt.NDArray[np.float64] | npt.NDArray[np.float32]
@@ -50,7 +49,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f"{path}: cannot be opened ({error}); mend its permissions") from None
+            raise UserError(f"{path}: cannot be opened ({error}); fix its permissions") from None
         with self._readable():
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS arrays "
@@ -62,9 +61,9 @@ class Cache:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise EvaluationError(
+            raise RunError(
                 f"{self.path} cannot be written ({error}); what is there is intact: free space or "
-                "mend the permissions, then run the same command again"
+                "fix the permissions, then run the same command again"
             ) from error
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path}: damaged ({error}); remove the file") from None

@@ -7,18 +7,26 @@ from collections.abc import Callable
 
 import pytest
 
-from nemo_gdpo.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
-from nemo_gdpo.training.main import guarded
+from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.errors import EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, Stopped, UserError
 from nemo_gdpo.training.metrics import NotFiniteError
 from nemo_gdpo.training.reference import ReferenceWriteError
 from nemo_gdpo.training.sanity import Step0MismatchError
+from nemo_gdpo.verbs import rank
 
 
-def _raises(error: Exception) -> Callable[[], int]:
-    def task() -> int:
-        raise error
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run a task that ends in an error; returns the exit status."""
 
-    return task
+    def run(error: BaseException) -> int:
+        def task(config: RunConfig) -> int:
+            raise error
+
+        monkeypatch.setitem(rank._TASKS, "train", task)
+        return rank.run_task("train", RunConfig())
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -32,19 +40,24 @@ def _raises(error: Exception) -> Callable[[], int]:
     ],
 )
 def test_one_line(
+    raising: Callable[[BaseException], int],
     error: Exception,
     status: int,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RANK", "0")
-    assert guarded(_raises(error)) == status
+    assert raising(error) == status
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("nemo-gdpo: error: ")
     assert str(error) in lines[0]
 
 
-def test_a_bug_stays_a_traceback() -> None:
+def test_a_bug_stays_a_traceback(raising: Callable[[BaseException], int]) -> None:
     with pytest.raises(KeyError):
-        guarded(_raises(KeyError("oops")))
+        raising(KeyError("oops"))
+
+
+def test_a_signal_asks_for_a_requeue(raising: Callable[[BaseException], int]) -> None:
+    assert raising(Stopped()) == EXIT_REQUEUE
