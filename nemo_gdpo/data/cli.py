@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def _movie_reviews(config: RunConfig) -> int:
-    from .movie_reviews import write_movie_reviews
+    from examples.film_reviews.pairs import write_movie_reviews
 
     data, target = config.data, Path(config.output_dir)
     wanted = {

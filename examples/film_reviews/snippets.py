@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ..errors import UserError
+from nemo_gdpo.errors import UserError
 
 DOWNLOAD = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d {}"
 _INNER = "/additional_resources/hutto_ICWSM_2014.tar.gz"

@@ -14,7 +14,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from tools.material import ROOT, base_model, cli, rated_snippets, say
+from examples.film_reviews.inputs import ROOT, base_model, cli, rated_snippets, say
 
 PROMPTS = 12
 SAMPLES = 8

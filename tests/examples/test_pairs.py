@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from examples.film_reviews.pairs import INSTRUCTIONS, write_movie_reviews
+from examples.film_reviews.snippets import clean_text, read_snippets
 from nemo_gdpo.data import read_pairs
-from nemo_gdpo.data.movie_reviews import INSTRUCTIONS, write_movie_reviews
-from nemo_gdpo.data.movie_snippets import clean_text, read_snippets
 from nemo_gdpo.errors import UserError
 
 RATINGS = [[2, 3, 1], [-1, -2, 0], [4, 3, 4, 1], [0, 0, 0], [-3, -4, -2], [1, -1, 0]]

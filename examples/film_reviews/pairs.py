@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .movie_snippets import Snippet, read_snippets
+from examples.film_reviews.snippets import Snippet, read_snippets
+from nemo_gdpo.errors import UserError
 
 INSTRUCTIONS = (
     "Write one sentence of a film review.",
