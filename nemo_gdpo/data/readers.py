@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from nemo_gdpo.config.hub import may_be_hub_name
+from nemo_gdpo.errors import UserError
+
 from .checks import BadPairError, check_pair
 from .formats import FORMATS, detect_format
 from .odpo_json import read_odpo_json
 from .types import RawPair, ReadStats, Row
 
 FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json"]))
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_pairs(
@@ -123,7 +123,7 @@ def read_rows(path: str | Path, *, split: str = "train") -> Iterator[Row]:
                 f"{file}: unknown kind of file {file.suffix!r}: use .jsonl, .parquet or a data set "
                 "directory"
             )
-    elif _HUB_NAME.fullmatch(str(path)) and not file.suffix and not file.parent.exists():
+    elif may_be_hub_name(str(path)):
         yield from _hub_rows(str(path), split)
     else:
         raise UserError(
