@@ -44,7 +44,7 @@ and, to compare with, DPO and IPO.
 usage: nemo-gdpo VERB [group=choice] [key=value] ...
 
   validate   name every problem of a configuration at once; needs no GPU
-  prepare    make pairs, or tokenise them, ahead of training
+  prepare    read, check and tokenise pairs ahead of training
   convert    hf-to-megatron, nemo-to-megatron, megatron-to-hf, verify, cache
   reference  compute the reference's log-probabilities ahead of training
   train      train; under torchrun or srun it joins their ranks, alone it starts its own

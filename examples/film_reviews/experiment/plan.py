@@ -137,7 +137,7 @@ def execute(
     """Run what fits into the time. A job that fails ends neither the others nor the report.
 
     Raises:
-        Whatever `run` raises that is no RuntimeError of one job; jobs that were stopped by a
+        Whatever `run` raises that is not a RuntimeError of one job; jobs that were stopped by a
         signal raise it through.
     """
     from examples.film_reviews.experiment.stages import StageError
