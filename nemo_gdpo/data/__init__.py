@@ -6,9 +6,7 @@ from .collate import (
     PackedBatch,
     PaddedBatch,
     pack_batch,
-    packed_length,
     pad_batch,
-    padded_length,
     responses_from_flat,
 )
 from .dataset import PreferenceDataset, build_dataset
@@ -39,9 +37,7 @@ __all__ = [
     "is_prepared",
     "load_prepared",
     "pack_batch",
-    "packed_length",
     "pad_batch",
-    "padded_length",
     "read_pairs",
     "responses_from_flat",
     "save_prepared",

@@ -69,31 +69,6 @@ class PreferenceDataset(Sequence[TokenizedPair]):
         self._check_ends()
         self.fingerprint = self._fingerprint()
 
-    @classmethod
-    def from_pairs(
-        cls,
-        pairs: Iterable[TokenizedPair],
-        *,
-        end_token_id: int,
-        pad_token_id: int,
-        stats: TokenizeStats | None = None,
-        settings: dict[str, Any] | None = None,
-    ) -> PreferenceDataset:
-        """Collect pairs in their order."""
-        arrays = collect_arrays(pairs)
-        stats = (
-            TokenizeStats(pairs=len(arrays.ids), end_token_id=end_token_id)
-            if stats is None
-            else stats
-        )
-        return cls(
-            arrays,
-            end_token_id=end_token_id,
-            pad_token_id=pad_token_id,
-            stats=stats,
-            settings=settings,
-        )
-
     def __len__(self) -> int:
         return len(self.arrays.ids)
 
@@ -110,16 +85,6 @@ class PreferenceDataset(Sequence[TokenizedPair]):
 
     def __iter__(self) -> Iterator[TokenizedPair]:
         return (self._pair(index) for index in range(len(self)))
-
-    def take(self, indices: Iterable[int]) -> list[TokenizedPair]:
-        """The pairs of a micro-batch. Sentinels (-1) become pair 0, which the batch weighs 0."""
-        return [self._pair(max(index, 0)) for index in indices]
-
-    @property
-    def max_sequence_length(self) -> int:
-        """The longest prompt plus response, in tokens."""
-        lengths = np.diff(self.arrays.offsets).reshape(-1, 3)
-        return int((lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])).max())
 
     def _check_ends(self) -> None:
         """The last label of every complete response is the end token, or nothing is built."""

@@ -79,10 +79,6 @@ class PreferenceSampler:
         self.consumed_pairs += global_batch_size
         return batch
 
-    def epoch(self) -> float:
-        """Epochs consumed, with the fraction."""
-        return self.consumed_pairs / self.num_pairs
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "consumed_pairs": self.consumed_pairs,
