@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .types import Message, Messages, RawPair, Row
+from nemo_gdpo.data.types import Message, Messages, RawPair, Row
+from nemo_gdpo.errors import UserError
 
 
 class BadPairError(UserError):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 
 IGNORE = -100
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError, messages
-from .types import Message, Messages, Row
+from nemo_gdpo.data.checks import BadPairError, messages
+from nemo_gdpo.data.types import Message, Messages, Row
+from nemo_gdpo.errors import UserError
 
 
 def split_prompt(

@@ -17,11 +17,11 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
-from .readers import read_pairs
-from .templates import PairEncoder
-from .tokenize import Limits, TokenizeStats, tokenize_pairs
-from .types import ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.readers import read_pairs
+from nemo_gdpo.data.templates import PairEncoder
+from nemo_gdpo.data.tokenize import Limits, TokenizeStats, tokenize_pairs
+from nemo_gdpo.data.types import ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def build_dataset(
     Raises:
         UserError: anything wrong with the input; a prepared directory made with other settings.
     """
-    from .prepared import is_prepared, load_prepared
+    from nemo_gdpo.data.prepared import is_prepared, load_prepared
 
     limits = Limits(max_prompt_length, max_length, truncation_mode)
     encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids, chat_template=chat_template)

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import UserError
-from . import presets
-from .checks import BadPairError, explicit_id, field, rest, score
-from .conversation import split_prompt
-from .types import RawPair, Row
+from nemo_gdpo.data import presets
+from nemo_gdpo.data.checks import BadPairError, explicit_id, field, rest, score
+from nemo_gdpo.data.conversation import split_prompt
+from nemo_gdpo.data.types import RawPair, Row
+from nemo_gdpo.errors import UserError
 
 
 def from_trl(row: Row) -> RawPair:

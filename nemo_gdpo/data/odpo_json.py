@@ -17,9 +17,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .checks import score, text_field
-from .types import RawPair, ReadStats, Row
+from nemo_gdpo.data.checks import score, text_field
+from nemo_gdpo.data.types import RawPair, ReadStats, Row
+from nemo_gdpo.errors import UserError
 
 
 def read_odpo_json(path: str | Path, stats: ReadStats) -> Iterator[RawPair]:
@@ -49,7 +49,7 @@ def _whole_object(raw: bytes) -> dict[str, Any] | None:
 
 
 def _grouped_rows(file: Path, stats: ReadStats) -> Iterator[RawPair]:
-    from .readers import read_rows
+    from nemo_gdpo.data.readers import read_rows
 
     groups: dict[str, list[tuple[str, float, Row]]] = {}
     for row in read_rows(file):

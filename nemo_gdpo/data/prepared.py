@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..errors import UserError
-from .dataset import PairArrays, PreferenceDataset
-from .tokenize import TokenizeStats
+from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
+from nemo_gdpo.data.tokenize import TokenizeStats
+from nemo_gdpo.errors import UserError
 
 KIND = "nemo_gdpo prepared pairs"
 VERSION = 1

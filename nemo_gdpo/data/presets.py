@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError, explicit_id, field, rest, score, text_field
-from .conversation import split_prompt
-from .types import Messages, RawPair, Row
+from nemo_gdpo.data.checks import BadPairError, explicit_id, field, rest, score, text_field
+from nemo_gdpo.data.conversation import split_prompt
+from nemo_gdpo.data.types import Messages, RawPair, Row
+from nemo_gdpo.errors import UserError
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant", "human": "user", "assistant": "assistant"}

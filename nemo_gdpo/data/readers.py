@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.config.hub import may_be_hub_name
+from nemo_gdpo.data.checks import BadPairError, check_pair
+from nemo_gdpo.data.formats import FORMATS, detect_format
+from nemo_gdpo.data.odpo_json import read_odpo_json
+from nemo_gdpo.data.types import RawPair, ReadStats, Row
 from nemo_gdpo.errors import UserError
-
-from .checks import BadPairError, check_pair
-from .formats import FORMATS, detect_format
-from .odpo_json import read_odpo_json
-from .types import RawPair, ReadStats, Row
 
 FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json"]))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
+from nemo_gdpo.errors import UserError
 
 SENTINEL = -1
 """The index that fills up a last, incomplete validation batch: a pair of weight 0."""

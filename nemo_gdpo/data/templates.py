@@ -17,9 +17,9 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError, response_text
-from .types import Messages, RawPair
+from nemo_gdpo.data.checks import BadPairError, response_text
+from nemo_gdpo.data.types import Messages, RawPair
+from nemo_gdpo.errors import UserError
 
 _PROBE: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError
-from .templates import PairEncoder
-from .types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.checks import BadPairError
+from nemo_gdpo.data.templates import PairEncoder
+from nemo_gdpo.data.types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 
 TRUNCATION_MODES = ("keep_end", "keep_start", "error")
 
