@@ -85,7 +85,7 @@ def pad_batch(pairs: Sequence[TokenizedPair], seq_length: int, pad_id: int) -> P
         ids, labels = _ids_and_labels(pair, response)
         if len(ids) > seq_length:
             raise UserError(
-                f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}: lower "
+                f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}; lower "
                 "data.max_length"
             )
         tokens_NS[row, : len(ids)] = torch.tensor(ids)
@@ -120,7 +120,7 @@ def pack_batch(
     fill = 0 if total_length is None else total_length - len(tokens)
     if fill < 0:
         raise UserError(
-            f"{len(pairs)} pairs need {len(tokens)} packed positions, there are {total_length}: "
+            f"{len(pairs)} pairs need {len(tokens)} packed positions, there are {total_length}; "
             "lower model.micro_batch_size or data.max_length"
         )
     if fill:

@@ -103,14 +103,16 @@ class PreferenceDataset(Sequence[TokenizedPair]):
             for k in range(3 * index, 3 * index + 3)
         )
         complete = arrays.complete[index].tolist()
-        high, low = (None if np.isnan(value) else float(value) for value in arrays.scores[index])
+        chosen_score, rejected_score = (
+            None if np.isnan(value) else float(value) for value in arrays.scores[index]
+        )
         return TokenizedPair(
             arrays.ids[index],
             prompt,
             TokenizedResponse(chosen, complete[0]),
             TokenizedResponse(rejected, complete[1]),
-            high,
-            low,
+            chosen_score,
+            rejected_score,
             json.loads(arrays.metas[index]),
         )
 
@@ -223,8 +225,8 @@ def build_dataset(
     if not arrays.ids:
         raise UserError(
             f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "
-            f"data.max_length, {sum(stats.bad_dropped.values())} were bad): raise the limit or "
-            "mend the file"
+            f"data.max_length, {sum(stats.bad_dropped.values())} were bad); raise the limit or "
+            "fix the file"
         )
     stats.add_reading(reading)
     assert stats.end_token_id is not None

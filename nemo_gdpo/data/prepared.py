@@ -38,7 +38,9 @@ def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
         and not is_prepared(target)
         and not (target.is_dir() and not any(target.iterdir()))
     ):
-        raise UserError(f"{target}: exists and is no prepared data set: choose another directory")
+        raise UserError(
+            f"{target}: exists and is not a prepared data set; choose another directory"
+        )
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
@@ -50,7 +52,7 @@ def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(
-            f"{target}: cannot be written ({reason}): free space or choose another place"
+            f"{target}: cannot be written ({reason}); free space or choose another place"
         ) from None
     return target
 
@@ -95,17 +97,17 @@ def load_prepared(
     """
     path = Path(directory)
     if not is_prepared(path):
-        raise UserError(f"{path}: not a prepared data set: make one with `nemo-gdpo prepare`")
+        raise UserError(f"{path}: not a prepared data set; make one with `nemo-gdpo prepare`")
     again = "run `nemo-gdpo prepare` again"
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path}/manifest.json: not valid JSON: {again}") from None
+        raise UserError(f"{path}/manifest.json: not valid JSON; {again}") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise UserError(f"{path}/manifest.json: not of a prepared data set: {again}")
+        raise UserError(f"{path}/manifest.json: not the manifest of a prepared data set; {again}")
     if manifest.get("version") != VERSION:
         raise UserError(
-            f"{path}: version {manifest.get('version')}, this program reads {VERSION}: {again}"
+            f"{path}: version {manifest.get('version')}, this program reads {VERSION}; {again}"
         )
     if expected_settings is not None:
         _compare_settings(path, manifest["settings"], expected_settings)
@@ -118,9 +120,9 @@ def load_prepared(
             settings=manifest["settings"],
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}): {again}") from None
+        raise UserError(f"{path}: damaged ({error}); {again}") from None
     if dataset.fingerprint != manifest["fingerprint"]:
-        raise UserError(f"{path}: its content does not match its fingerprint: {again}")
+        raise UserError(f"{path}: its content does not match its fingerprint; {again}")
     return dataset
 
 
@@ -150,5 +152,5 @@ def _compare_settings(path: Path, stored: dict[str, Any], expected: dict[str, An
             f"{key} {stored.get(key)!r} instead of {expected.get(key)!r}" for key in differing
         )
         raise UserError(
-            f"{path}: prepared with other settings ({details}): run `nemo-gdpo prepare` again"
+            f"{path}: prepared with other settings ({details}); run `nemo-gdpo prepare` again"
         )

@@ -146,7 +146,7 @@ def test_prepared_with_other_settings_is_refused(
     write_jsonl: Callable[..., Path], tmp_path: Path, llama3: Any, gemma: Any
 ) -> None:
     target = save_prepared(build_dataset(write_jsonl(ROWS), llama3), tmp_path / "prepared")
-    with pytest.raises(UserError, match=r"\(max_length None instead of 16\): run `nemo-gdpo prep"):
+    with pytest.raises(UserError, match=r"\(max_length None instead of 16\); run `nemo-gdpo prep"):
         build_dataset(target, llama3, max_length=16)
     with pytest.raises(UserError, match=r"chat_template .* tokenizer "):
         build_dataset(target, gemma)
@@ -168,16 +168,16 @@ def test_damaged_or_foreign_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         load_prepared(target)
     manifest.write_text(json.dumps({"kind": "something else"}))
-    with pytest.raises(UserError, match="not of a prepared data set"):
+    with pytest.raises(UserError, match="not the manifest of a prepared data set"):
         load_prepared(target)
     manifest.unlink()
-    with pytest.raises(UserError, match="not a prepared data set: make one"):
+    with pytest.raises(UserError, match="not a prepared data set; make one"):
         load_prepared(target)
 
 
 def test_saving_never_overwrites_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="exists and is no prepared data set"):
+    with pytest.raises(UserError, match="exists and is not a prepared data set"):
         save_prepared(make(PAIRS), tmp_path / "notes")
     assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
