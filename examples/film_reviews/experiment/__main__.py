@@ -41,7 +41,9 @@ QUICK_ARMS = (BASE, DPO_ARM, "gdpo-tb-k8")
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m examples.film_reviews.experiment",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "experiment")
     parser.add_argument(
