@@ -39,6 +39,8 @@ class StagedDirectory:
     """Where to write. Other processes may, too, once they are told."""
     lock: BaseFileLock | None
     """None where the file system has no locks."""
+    ended: bool = False
+    """Published, discarded or left: its path may be another writer's by now."""
 
     def publish(self, *, replace: bool) -> bool:
         """Force everything to disk and put it at the destination, in one step.
@@ -65,12 +67,14 @@ class StagedDirectory:
         return True
 
     def discard(self) -> None:
-        """Remove it, as far as that is possible."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove it, as far as that is possible; nothing once it has ended."""
+        if not self.ended:
+            shutil.rmtree(self.path, ignore_errors=True)
         self.leave()
 
     def leave(self) -> None:
         """Let go of it. A resumable one can be continued, another one be removed."""
+        self.ended = True
         if self.lock is not None:
             self.lock.release()
 
@@ -110,8 +114,10 @@ def stage_resumable(destination: Path) -> StagedDirectory:
         OSError: it cannot be made.
     """
     shared = destination.with_name(f".{destination.name}.partial")
-    _recover_if_needed(destination)
-    lock = _lock_shared(shared)
+    # While another writer publishes, its path holds for a moment what was at the destination.
+    with _publishing(destination):
+        _recover(destination)
+        lock = _lock_shared(shared)
     if lock is not None:
         return StagedDirectory(destination, shared, lock)
     shutil.rmtree(shared, ignore_errors=True)

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks.experiment.pooling import draws, in_order, pool, resampled_means
-from benchmarks.experiment.verdict import verdicts
+from examples.film_reviews.experiment.pooling import draws, in_order, pool, resampled_means
+from examples.film_reviews.experiment.verdict import verdicts
 from nemo_gdpo.evaluation.results import Results
-from tests.experiment.material import results
+from tests.examples.known_results import results
 
 
 def test_a_prompts_value_is_the_mean_over_seeds_that_have_one() -> None:

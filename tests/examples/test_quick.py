@@ -1,4 +1,4 @@
-"""The whole program on a tiny model: two updates, vLLM, the metrics, the page; and going on."""
+"""The whole program on a tiny model: two updates, vLLM, the metrics, the page; and resuming."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEADLINE = 600
 
 
 def experiment(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "experiment.py"), "--quick", "--seeds", "1"]
+    command = [sys.executable, "-m", "examples.film_reviews.experiment", "--quick", "--seeds", "1"]
     command += ["--run-dir", str(directory / "run"), "--model", str(directory / "model")]
     command += ["--pairs", str(directory / "pairs"), *more]
     return subprocess.run(
@@ -79,7 +79,7 @@ def test_runs_to_the_end(material: Path, first: subprocess.CompletedProcess[str]
     assert not (run / "arms" / "gdpo-tb-k8" / "seed-1" / "train" / "hf").exists()
 
 
-def test_goes_on_and_makes_anew_what_has_changed(
+def test_resumes_and_reruns_what_has_changed(
     material: Path, first: subprocess.CompletedProcess[str]
 ) -> None:
     job = material / "run" / "arms" / "gdpo-tb-k8" / "seed-1" / "job.json"

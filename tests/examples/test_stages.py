@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiment import stages
-from benchmarks.experiment.arms import BY_NAME, Job
-from benchmarks.experiment.settings import FULL, QUICK, Settings
-from benchmarks.experiment.stages import (
+from examples.film_reviews.experiment import stages
+from examples.film_reviews.experiment.arms import BY_NAME, Job
+from examples.film_reviews.experiment.settings import FULL, QUICK, Settings
+from examples.film_reviews.experiment.stages import (
     DONE,
     Children,
     StageError,

@@ -1,7 +1,7 @@
 """What one job does: labels, reference, training, sampling, evaluation, each by `nemo-gdpo`.
 
 A job leaves `job.json` when it is done. The next call skips a job whose file names the same
-settings, and lets the commands themselves go on where an unfinished one stopped.
+settings, and lets the commands themselves resume where an unfinished one stopped.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.arms import Job, needed
-from benchmarks.experiment.settings import Settings
+from examples.film_reviews.experiment.arms import Job, needed
+from examples.film_reviews.experiment.settings import Settings
 
 DONE = "job.json"
 VERSION = 1
@@ -198,7 +198,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _forget_other_settings(directory: Path, wanted: dict[str, Any]) -> None:
-    """What was left by a job with other settings cannot be gone on with."""
+    """Remove what a job with other settings left: it cannot be resumed."""
     note = directory / "settings.json"
     if directory.exists() and (not note.is_file() or json.loads(note.read_text()) != wanted):
         shutil.rmtree(directory)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.experiment.arms import BY_NAME, Job
-from benchmarks.experiment.pooling import pool
-from benchmarks.experiment.settings import Settings
-from benchmarks.experiment.verdict import Verdict, verdicts
+from examples.film_reviews.experiment.arms import BY_NAME, Job
+from examples.film_reviews.experiment.pooling import pool
+from examples.film_reviews.experiment.settings import Settings
+from examples.film_reviews.experiment.verdict import Verdict, verdicts
 from nemo_gdpo.evaluation.frontier import frontiers
 from nemo_gdpo.evaluation.report import Finding, Section, write_report
 from nemo_gdpo.evaluation.results import Interval, Results, write_results

@@ -12,7 +12,7 @@ What the files are like (measured):
   next batch). Favourable reviews come first and a batch is nearly all of one kind, so good and bad
   snippets have different raters and can hardly ever be compared rater by rater;
 * the text lost its hyphens and dashes to spaces, doubles apostrophes for quotation marks and holds
-  a few HTML entities: `clean_text` mends what can be mended.
+  a few HTML entities: `clean_text` restores what can be restored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ..errors import UserError
+from nemo_gdpo.errors import UserError
 
 DOWNLOAD = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d {}"
 _INNER = "/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -61,14 +61,15 @@ def read_snippets(sdist_path: str | Path) -> list[Snippet]:
             not what it should be.
     """
     path = Path(sdist_path)
+    fetch = DOWNLOAD.format(path.parent)
     if not path.is_file():
-        raise UserError(f"{path}: no such file: fetch it with `{DOWNLOAD.format(path.parent)}`")
-    again = f"fetch it again with `{DOWNLOAD.format(path.parent)}`"
+        raise UserError(f"{path}: there is no such file; fetch it with `{fetch}`")
+    again = f"fetch it again with `{fetch}`"
     try:
         with tarfile.open(path, "r:gz") as outer:
             names = [name for name in outer.getnames() if name.endswith(_INNER)]
             if len(names) != 1:
-                raise UserError(f"{path}: holds no {_INNER.lstrip('/')}: {again}")
+                raise UserError(f"{path}: holds no {_INNER.lstrip('/')}; {again}")
             inner_bytes = _member(outer, names[0])
         with tarfile.open(fileobj=io.BytesIO(inner_bytes), mode="r:gz") as inner:
             texts = _member(inner, _TEXTS).decode("utf-8")
@@ -77,7 +78,7 @@ def read_snippets(sdist_path: str | Path) -> list[Snippet]:
         raise
     except (tarfile.TarError, OSError, EOFError, KeyError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: not the vaderSentiment source package ({error}): {again}"
+            f"{path}: not the vaderSentiment source package ({error}); {again}"
         ) from None
     return parse_snippets(texts, ratings, str(path))
 
@@ -95,7 +96,7 @@ def parse_snippets(texts: str, ratings: str, source: str) -> list[Snippet]:
     text_rows, rating_rows = texts.splitlines(), ratings.splitlines()
     if not text_rows or len(text_rows) != len(rating_rows):
         raise UserError(
-            f"{source}: {len(text_rows)} texts but {len(rating_rows)} rows of ratings: fetch it "
+            f"{source}: {len(text_rows)} texts but {len(rating_rows)} rows of ratings; fetch it "
             "again"
         )
     snippets = []
@@ -108,23 +109,23 @@ def _snippet(text_row: str, rating_row: str, where: str) -> Snippet:
     text_cells, rating_cells = text_row.split("\t"), rating_row.split("\t")
     if len(text_cells) != 3 or len(rating_cells) != 4 or text_cells[0] != rating_cells[0]:
         raise UserError(
-            f"{where}: the columns are not id, mean, text and id, mean, deviation, ratings: fetch "
+            f"{where}: the columns are not id, mean, text and id, mean, deviation, ratings; fetch "
             "it again"
         )
     try:
         given, mean, values = int(text_cells[0]), float(text_cells[1]), json.loads(rating_cells[3])
     except ValueError:
-        raise UserError(f"{where}: a number does not read as one: fetch it again") from None
+        raise UserError(f"{where}: a number does not read as one; fetch it again") from None
     if (
         not isinstance(values, list)
         or not values
         or any(type(v) is not int or not -4 <= v <= 4 for v in values)
     ):
-        raise UserError(f"{where}: ratings must be whole numbers from -4 to 4: fetch it again")
+        raise UserError(f"{where}: ratings must be whole numbers from -4 to 4; fetch it again")
     snippet = Snippet(given, clean_text(text_cells[2]), tuple(values))
     if abs(snippet.mean - mean) > 1e-6:
         raise UserError(
-            f"{where}: its ratings average {snippet.mean:g}, its mean says {mean:g}: fetch it again"
+            f"{where}: its ratings average {snippet.mean:g}, its mean says {mean:g}; fetch it again"
         )
     return snippet
 
@@ -139,7 +140,7 @@ def clean_text(text: str) -> str:
     text = unicodedata.normalize("NFC", html.unescape(text)).replace("''", '"')
     text = re.sub(r"(?<=\S) {3,}(?=\S)", " - ", text)
     text = re.sub(r"\s+", " ", text).strip()
-    inside = re.sub(r"\w'\w", "", text[1:-1])  # the apostrophe of "it's" is no quotation mark
+    inside = re.sub(r"\w'\w", "", text[1:-1])  # the apostrophe of "it's" is not a quotation mark
     if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in inside:
         text = text[1:-1].strip()
     return text

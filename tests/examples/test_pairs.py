@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from examples.film_reviews.pairs import INSTRUCTIONS, Pairing, write_pairs
+from examples.film_reviews.snippets import clean_text, read_snippets
 from nemo_gdpo.data import read_pairs
-from nemo_gdpo.data.movie_reviews import INSTRUCTIONS, write_movie_reviews
-from nemo_gdpo.data.movie_snippets import clean_text, read_snippets
 from nemo_gdpo.errors import UserError
 
 RATINGS = [[2, 3, 1], [-1, -2, 0], [4, 3, 4, 1], [0, 0, 0], [-3, -4, -2], [1, -1, 0]]
@@ -51,6 +53,14 @@ def sdist(tmp_path: Path, texts: list[str], ratings: list[str]) -> Path:
     return path
 
 
+def pairing(**changes: Any) -> Pairing:
+    """All pairs there are, without thresholds, but for `changes`."""
+    plain = Pairing(
+        seed=1, num_train=None, num_validation=None, chosen_min=None, rejected_max=None, min_gap=0.0
+    )
+    return replace(plain, **changes)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -58,7 +68,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_pairs_splits_and_counts(tmp_path: Path) -> None:
     source = sdist(tmp_path, *table_rows(300))
     out = tmp_path / "out"
-    stats = write_movie_reviews(source, out, seed=3, validation_fraction=0.3)
+    stats = write_pairs(source, out, pairing(seed=3, validation_fraction=0.3))
     snippets = {snippet.number: snippet for snippet in read_snippets(source)}
     used: dict[str, set[int]] = {"train": set(), "validation": set()}
     for split, numbers in used.items():
@@ -69,15 +79,16 @@ def test_pairs_splits_and_counts(tmp_path: Path) -> None:
         # Each snippet is used at most once; at most one is left without a partner.
         assert counts["snippets"] - 2 * (counts["pairs"] + counts["ties_dropped"]) in (0, 1)
         for row in got:
-            best, worst = (snippets[number] for number in row["snippets"])
-            assert row["chosen"] == [{"role": "assistant", "content": best.text}]
-            assert (row["chosen_score"], row["rejected_score"]) == (best.mean, worst.mean)
-            assert best.mean > worst.mean
+            chosen, rejected = (snippets[number] for number in row["snippets"])
+            assert row["chosen"] == [{"role": "assistant", "content": chosen.text}]
+            assert (row["chosen_score"], row["rejected_score"]) == (chosen.mean, rejected.mean)
+            assert chosen.mean > rejected.mean
             assert row["prompt"][0]["content"] in INSTRUCTIONS
-            middle = (best.mean + worst.mean) / 2
-            agree = sum(r > middle for r in best.ratings) + sum(r < middle for r in worst.ratings)
-            assert row["raters_agree"] == agree
-            assert row["raters_total"] == len(best.ratings) + len(worst.ratings)
+            middle = (chosen.mean + rejected.mean) / 2
+            above = sum(rating > middle for rating in chosen.ratings)
+            below = sum(rating < middle for rating in rejected.ratings)
+            assert row["raters_agree"] == above + below
+            assert row["raters_total"] == len(chosen.ratings) + len(rejected.ratings)
             numbers.update(row["snippets"])
         assert len(numbers) == 2 * len(got)
     assert not used["train"] & used["validation"]
@@ -89,8 +100,10 @@ def test_pairs_splits_and_counts(tmp_path: Path) -> None:
     assert (
         not list(tmp_path.rglob("escaped.txt")) and not (tmp_path.parent / "escaped.txt").exists()
     )
-    pairs = list(read_pairs(out / "train.jsonl", format="movie_reviews", require_scores=True))
+    pairs = list(read_pairs(out / "train.jsonl", format="trl", require_scores=True))
     assert len(pairs) == stats["train"]["pairs"] and pairs[0].id == "train-0"
+    # `data=jsonl`, which the demo trains with, looks at the first row.
+    assert list(read_pairs(out / "train.jsonl", require_scores=True)) == pairs
     assert set(pairs[0].meta) == {"raters_agree", "raters_total", "snippets"}
 
 
@@ -99,7 +112,7 @@ def test_seeds_decide_and_counts_limit(tmp_path: Path) -> None:
 
     def written(name: str, **arguments: Any) -> tuple[str, str]:
         out = tmp_path / name
-        write_movie_reviews(source, out, **arguments)
+        write_pairs(source, out, pairing(**arguments))
         return (out / "train.jsonl").read_text(), (out / "validation.jsonl").read_text()
 
     first = written("a", seed=1)
@@ -115,10 +128,11 @@ def test_seeds_decide_and_counts_limit(tmp_path: Path) -> None:
 def test_thresholds_and_gaps(tmp_path: Path) -> None:
     source = sdist(tmp_path, *table_rows(300))
     out = tmp_path / "out"
-    write_movie_reviews(source, out, seed=1, chosen_min=1.0, rejected_max=-0.5)
+    write_pairs(source, out, pairing(chosen_min=1.0, rejected_max=-0.5))
     scores = [(r["chosen_score"], r["rejected_score"]) for r in rows(out / "train.jsonl")]
-    assert {high for high, _ in scores} == {2.0, 3.0} and {low for _, low in scores} == {-1.0, -3.0}
-    stats = write_movie_reviews(source, out, seed=1, min_gap=4.5)
+    assert {chosen for chosen, _ in scores} == {2.0, 3.0}
+    assert {rejected for _, rejected in scores} == {-1.0, -3.0}
+    stats = write_pairs(source, out, pairing(min_gap=4.5))
     assert all(
         row["chosen_score"] - row["rejected_score"] >= 4.5 for row in rows(out / "train.jsonl")
     )
@@ -133,18 +147,22 @@ def test_thresholds_and_gaps(tmp_path: Path) -> None:
         ({"seed": 1, "chosen_min": 1.0}, "give both or neither"),
         ({"seed": 1, "chosen_min": 0.0, "rejected_max": 0.0}, "must be greater than"),
         ({"seed": 1, "min_gap": 9.0}, "must lie in 0 to 8"),
+        ({"num_train": 0}, "num_train=0: not a number of pairs; give 1 or more, or none"),
+        ({"num_validation": -1}, "num_validation=-1: not a number of pairs"),
+        ({"chosen_min": 4.5, "rejected_max": 0.0}, "chosen_min=4.5: ratings go from -4 to 4"),
+        ({"chosen_min": 0.0, "rejected_max": -4.5}, "rejected_max=-4.5: ratings go from -4 to 4"),
+        ({"chosen_min": math.nan, "rejected_max": 0.0}, "chosen_min=nan: ratings go from -4"),
     ],
 )
-def test_arguments_out_of_range(tmp_path: Path, arguments: Any, message: str) -> None:
-    source = sdist(tmp_path, *table_rows(30))
+def test_arguments_out_of_range(arguments: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        write_movie_reviews(source, tmp_path / "out", **arguments)
+        pairing(**arguments)
 
 
 def test_duplicates_count_once(tmp_path: Path) -> None:
     texts, ratings = table_rows(60)
     texts[7] = texts[7].split("\tSnippet")[0] + "\tSNIPPET  number 1 of a review."
-    stats = write_movie_reviews(sdist(tmp_path, texts, ratings), tmp_path / "out", seed=1)
+    stats = write_pairs(sdist(tmp_path, texts, ratings), tmp_path / "out", pairing())
     assert (stats["duplicates_dropped"], stats["snippets"]) == (1, 59)
     written = "".join(
         (tmp_path / "out" / f"{s}.jsonl").read_text() for s in ("train", "validation")
@@ -155,7 +173,7 @@ def test_duplicates_count_once(tmp_path: Path) -> None:
 def test_a_missing_package_names_the_command(tmp_path: Path) -> None:
     command = "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d"
     with pytest.raises(UserError, match=command):
-        write_movie_reviews(tmp_path / "gone.tar.gz", tmp_path / "out", seed=1)
+        write_pairs(tmp_path / "gone.tar.gz", tmp_path / "out", pairing())
 
 
 def test_a_damaged_package(tmp_path: Path) -> None:

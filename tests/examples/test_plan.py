@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiment.arms import ARMS, BY_NAME, Job, jobs, needed
-from benchmarks.experiment.plan import RESERVE, Costs, execute, plan
-from benchmarks.experiment.settings import FULL, UNSEEN
-from benchmarks.experiment.stages import StageError, StoppedError
+from examples.film_reviews.experiment.arms import ARMS, BY_NAME, Job, jobs, needed
+from examples.film_reviews.experiment.plan import RESERVE, Costs, execute, plan
+from examples.film_reviews.experiment.settings import FULL, UNSEEN
+from examples.film_reviews.experiment.stages import StageError, StoppedError
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.config.validate import problems_of_mapping

@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from itertools import islice
 from pathlib import Path
 
-from tools.material import ROOT, base_model, cli, rated_snippets, say
+from examples.film_reviews.inputs import ROOT, base_model, cli, rated_snippets, say
+from examples.film_reviews.pairs import Pairing
+from examples.film_reviews.prepare import prepare
+from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 PROMPTS = 12
 SAMPLES = 8
@@ -45,38 +49,49 @@ def last_metrics(run: Path) -> dict[str, float]:
     return entry
 
 
-def main() -> None:
-    """Run all stages."""
+def main(argv: list[str] | None = None) -> int:
+    """Run all stages; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("overrides", nargs="*", help="overrides for `nemo-gdpo train`")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        stages(arguments.run_dir.absolute(), arguments.overrides)
+    except UserError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return EXIT_DONE
+
+
+def stages(run: Path, overrides: list[str]) -> None:
+    """Everything, in order; a command that fails ends the program with its status.
+
+    Raises:
+        UserError: the pairs cannot be made.
+    """
     begun = time.perf_counter()
-    run: Path = arguments.run_dir.absolute()
     run.mkdir(parents=True, exist_ok=True)
     base, megatron, data = run / "base-hf", run / "base-megatron", run / "data"
 
     base_model(base)
-    cache = Path(os.environ.get("NEMO_GDPO_CACHE", Path.home() / ".cache" / "nemo_gdpo"))
-    sdist = rated_snippets(cache / "downloads")
-    cli("prepare", "experiment=demo", f"data.source_path={sdist}", f"output_dir={data}")
+    prepare(rated_snippets(), data, Pairing())
     if (megatron / "model_config.json").is_file():
         say(f"Megatron checkpoint: reused {megatron}")
     else:
         cli("convert", "hf-to-megatron", str(base), str(megatron))
     trained = run / "gdpo" / "hf"
-    if (trained / "model.safetensors").is_file() and not arguments.overrides:
+    if (trained / "model.safetensors").is_file() and not overrides:
         say(f"trained model: reused {trained}")
     else:
         cli(
             "train", "experiment=demo", f"model.restore_from_path={megatron}",
             f"data.train_path={data / 'train.jsonl'}",
             f"data.validation_path={data / 'validation.jsonl'}",
-            f"output_dir={run / 'gdpo'}", *arguments.overrides,
+            f"output_dir={run / 'gdpo'}", *overrides,
         )  # fmt: skip
     training = last_metrics(run)
     say(
@@ -97,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

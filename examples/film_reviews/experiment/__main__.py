@@ -2,11 +2,12 @@
 
 SmolLM2-135M-Instruct on human-rated film snippets. Every arm gets the same number of updates; all
 are sampled at several temperatures and measured in the same way. What is done is kept: the same
-command goes on where it was stopped, and arms whose settings have changed are made again.
+command resumes where it was stopped, and arms whose settings have changed are run again.
 
     make experiment                          everything that fits into two hours
     make experiment HOURS=1 SEEDS=1          less
-    python tools/experiment.py --plan        what it would do, and how long that takes
+    python -m examples.film_reviews.experiment --plan
+                                             what it would do, and how long that takes
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.experiment.arms import ARMS, BASE, BY_NAME, DPO_ARM, Job, jobs
-from benchmarks.experiment.plan import Costs, Outcome, execute, plan
-from benchmarks.experiment.pooling import in_order
-from benchmarks.experiment.publish import publish
-from benchmarks.experiment.settings import FULL, QUICK, UNSEEN, Settings
-from benchmarks.experiment.stages import StoppedError, World, finished, run_job
+from examples.film_reviews.experiment.arms import ARMS, BASE, BY_NAME, DPO_ARM, Job, jobs
+from examples.film_reviews.experiment.plan import Costs, Outcome, execute, plan
+from examples.film_reviews.experiment.pooling import in_order
+from examples.film_reviews.experiment.publish import publish
+from examples.film_reviews.experiment.settings import FULL, QUICK, UNSEEN, Settings
+from examples.film_reviews.experiment.stages import StoppedError, World, finished, run_job
+from examples.film_reviews.inputs import ROOT, base_model, cli, rated_snippets, say
+from examples.film_reviews.pairs import Pairing
+from examples.film_reviews.prepare import prepare
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 from nemo_gdpo.evaluation.results import Results, read_results
-from tools.material import ROOT, base_model, cli, rated_snippets, say
 
 QUICK_ARMS = (BASE, DPO_ARM, "gdpo-tb-k8")
 
@@ -38,7 +41,9 @@ QUICK_ARMS = (BASE, DPO_ARM, "gdpo-tb-k8")
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m examples.film_reviews.experiment",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "experiment")
     parser.add_argument(
@@ -100,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"experiment: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except StoppedError:
-        print("experiment: stopped by a signal; the same command goes on", file=sys.stderr)
+        print("experiment: stopped by a signal; the same command resumes", file=sys.stderr)
         return EXIT_REQUEUE
 
 
@@ -159,14 +164,10 @@ def _material(world: World, options: argparse.Namespace, seeds: list[int]) -> No
     else:
         cli("convert", "hf-to-megatron", str(world.base), str(world.megatron))
     if options.pairs is None:
-        cache = Path(os.environ.get("NEMO_GDPO_CACHE", Path.home() / ".cache" / "nemo_gdpo"))
-        sdist = rated_snippets(cache / "downloads")
+        source = rated_snippets()
         for seed in seeds:
-            cli(
-                "prepare", "experiment=demo", f"data.source_path={sdist}",
-                f"data.num_train={world.settings.pairs}", "data.num_validation=16",
-                f"data.seed={seed}", f"output_dir={world.data_dir(seed)}",
-            )  # fmt: skip
+            pairing = Pairing(seed=seed, num_train=world.settings.pairs)
+            prepare(source, world.data_dir(seed), pairing)
     else:
         for seed in seeds:
             world.data_dir(seed).mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.experiment.arms import ADPO_ARM, BASE, DPO_ARM, RANDOM_ARM, RELEASED_ARM
-from benchmarks.experiment.pooling import (
+from examples.film_reviews.experiment.arms import ADPO_ARM, BASE, DPO_ARM, RANDOM_ARM, RELEASED_ARM
+from examples.film_reviews.experiment.pooling import (
     Values,
     draws,
     interval_of,

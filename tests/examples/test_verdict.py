@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from benchmarks.experiment.verdict import Comparison, Verdict, interpolated, verdicts
+from examples.film_reviews.experiment.verdict import Comparison, Verdict, interpolated, verdicts
 from nemo_gdpo.evaluation.results import Results
-from tests.experiment.material import results, sweep
+from tests.examples.known_results import results, sweep
 
 BASE = ([0.2, 0.1, 0.0], [0.60, 0.70, 0.80])
 DPO = ([0.5, 0.4, 0.3], [0.40, 0.50, 0.60])

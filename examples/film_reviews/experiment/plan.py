@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.experiment.arms import Job, needed
-from benchmarks.experiment.settings import Settings
+from examples.film_reviews.experiment.arms import Job, needed
+from examples.film_reviews.experiment.settings import Settings
 
 RESERVE = 240.0
 """Seconds for pooling, plots and the report at the end."""
@@ -137,10 +137,10 @@ def execute(
     """Run what fits into the time. A job that fails ends neither the others nor the report.
 
     Raises:
-        Whatever `run` raises that is no RuntimeError of one job; jobs that were stopped by a
+        Whatever `run` raises that is not a RuntimeError of one job; jobs that were stopped by a
         signal raise it through.
     """
-    from benchmarks.experiment.stages import StageError
+    from examples.film_reviews.experiment.stages import StageError
 
     begun = clock()
     outcome = Outcome(dict(done), [], {})
