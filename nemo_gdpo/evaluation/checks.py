@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_gdpo.config.evaluation import EvaluateConfig, EvaluationConfig
 from nemo_gdpo.config.problem import Problem
-from nemo_gdpo.evaluation.encoder import PACKAGES
+from nemo_gdpo.evaluation.metrics.encoder import PACKAGES
 from nemo_gdpo.evaluation.models import directory_problems
 
 REFERENCE = "reference"

@@ -11,8 +11,8 @@ from nemo_gdpo.config.command import CONFIG_FLAGS, answered, read_request
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import refuse
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
-from nemo_gdpo.evaluation.downstream import SUBVERBS
 from nemo_gdpo.evaluation.errors import EvaluationError
+from nemo_gdpo.evaluation.harness.cli import SUBVERBS
 from nemo_gdpo.generation.signals import StoppedError, StopRequest
 
 HELP = """\
@@ -74,14 +74,14 @@ def _run(config: EvaluateConfig) -> int:
 
     refuse(problems(config))
     from nemo_gdpo.evaluation.evaluate import evaluate
+    from nemo_gdpo.evaluation.report.console import render_table
     from nemo_gdpo.evaluation.results import write_results
-    from nemo_gdpo.evaluation.table import render_table
 
     results = evaluate(config)
     path = write_results(results, Path(config.output_dir))
     print(render_table(results))
     print(f"results: {path}")
-    from nemo_gdpo.evaluation.report import write_report
+    from nemo_gdpo.evaluation.report.page import write_report
 
     write_report(results, Path(config.output_dir))
     return EXIT_DONE

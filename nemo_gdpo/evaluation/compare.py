@@ -10,11 +10,11 @@ from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.checks import REFERENCE
-from nemo_gdpo.evaluation.judge import Judged, Pair, judge_pairs
-from nemo_gdpo.evaluation.judge_client import JudgeClient
+from nemo_gdpo.evaluation.judging.judge import Judged, Pair, judge_pairs
+from nemo_gdpo.evaluation.judging.judge_client import JudgeClient
+from nemo_gdpo.evaluation.judging.transcript import Transcript
 from nemo_gdpo.evaluation.results import Comparison, Sampling
 from nemo_gdpo.evaluation.rows import Generations, Row
-from nemo_gdpo.evaluation.transcript import Transcript
 
 TRANSCRIPT = "judge/transcript.jsonl"
 _WORTH = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5}

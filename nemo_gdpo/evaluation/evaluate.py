@@ -14,13 +14,9 @@ from nemo_gdpo import __version__
 from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.cache import Cache
-from nemo_gdpo.evaluation.catalog import describe_metrics, headline
 from nemo_gdpo.evaluation.checks import REFERENCE
 from nemo_gdpo.evaluation.compare import check_points, compare_runs, evenly
-from nemo_gdpo.evaluation.encoder import Encoder, encoder_directory
-from nemo_gdpo.evaluation.facts import training_facts
-from nemo_gdpo.evaluation.flags import find_flags
-from nemo_gdpo.evaluation.measure import (
+from nemo_gdpo.evaluation.evaluator import (
     Measured,
     cached_classifier,
     embed_rows,
@@ -28,8 +24,20 @@ from nemo_gdpo.evaluation.measure import (
     measure_rewards,
     measure_text,
 )
+from nemo_gdpo.evaluation.judging.references import read_references
+from nemo_gdpo.evaluation.metrics.encoder import Encoder, encoder_directory
+from nemo_gdpo.evaluation.metrics.excess_nll import (
+    Opened,
+    check_tokens,
+    measure_surprise,
+    open_model,
+    refuse_other_model,
+    refuse_other_tokens,
+)
+from nemo_gdpo.evaluation.metrics.rewards import Reward, build_reward
+from nemo_gdpo.evaluation.metrics.table import describe_metrics, headline
 from nemo_gdpo.evaluation.models import directory_fingerprint, resolve_device
-from nemo_gdpo.evaluation.references import read_references
+from nemo_gdpo.evaluation.report.flags import find_flags
 from nemo_gdpo.evaluation.results import (
     Interval,
     Point,
@@ -39,16 +47,8 @@ from nemo_gdpo.evaluation.results import (
     SampleResponses,
     Sampling,
 )
-from nemo_gdpo.evaluation.rewards import Reward, build_reward
 from nemo_gdpo.evaluation.rows import Generations, Row, align, read_run
-from nemo_gdpo.evaluation.surprise import (
-    Opened,
-    check_tokens,
-    measure_surprise,
-    open_model,
-    refuse_other_model,
-    refuse_other_tokens,
-)
+from nemo_gdpo.evaluation.run_metadata import training_facts
 
 CACHE = "cache/evaluation.sqlite"
 _PACKAGES = ("torch", "transformers", "numpy", "sacrebleu", "vaderSentiment")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.diversity import distinct_n, self_bleu, semantic_diversity
-from nemo_gdpo.evaluation.encoder import embed, encoder_directory
+from nemo_gdpo.evaluation.metrics.diversity import distinct_n, self_bleu, semantic_diversity
+from nemo_gdpo.evaluation.metrics.encoder import embed, encoder_directory
+from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
+from nemo_gdpo.evaluation.report.console import render_table
 from nemo_gdpo.evaluation.results import Results
-from nemo_gdpo.evaluation.sentiment import vader_sentiment
-from nemo_gdpo.evaluation.table import render_table
 
 from .judge_server import serving
 from .material import GOOD, NO_ENCODER, ordinary, point, row, run, write_run
