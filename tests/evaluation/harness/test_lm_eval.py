@@ -16,7 +16,7 @@ from nemo_gdpo.evaluation.results import write_results
 from tests.evaluation.report_material import film_results
 from tests.system.tiny import save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROWS = ROOT / "conf" / "lm_eval" / "film_sentiment.jsonl"
 LABELS = ("positive", "negative")
 
