@@ -13,8 +13,10 @@ from nemo_gdpo.evaluation.checks import REFERENCE
 from nemo_gdpo.evaluation.judging.judge import Judged, Pair, judge_pairs
 from nemo_gdpo.evaluation.judging.judge_client import JudgeClient
 from nemo_gdpo.evaluation.judging.transcript import Transcript
-from nemo_gdpo.evaluation.results import Comparison, Sampling
-from nemo_gdpo.evaluation.rows import Generations, Row
+from nemo_gdpo.evaluation.results import Comparison
+from nemo_gdpo.evaluation.rows import Generations
+from nemo_gdpo.generation.rows import Row
+from nemo_gdpo.generation.types import SamplingPoint
 
 TRANSCRIPT = "judge/transcript.jsonl"
 _WORTH = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5}
@@ -45,7 +47,7 @@ def check_points(runs: Sequence[Generations], against: str) -> None:
 
 def _pairs(
     run: Generations,
-    sampling: Sampling,
+    sampling: SamplingPoint,
     others: Mapping[str, Sequence[str]],
     config: EvaluateConfig,
 ) -> list[Pair]:
@@ -117,8 +119,8 @@ def compare_runs(
 
 def _comparison(
     run: str,
-    sampling: Sampling,
-    against: Sampling | None,
+    sampling: SamplingPoint,
+    against: SamplingPoint | None,
     judged: Sequence[Judged],
     config: EvaluateConfig,
 ) -> Comparison:

@@ -45,10 +45,11 @@ from nemo_gdpo.evaluation.results import (
     Run,
     Sample,
     SampleResponses,
-    Sampling,
 )
-from nemo_gdpo.evaluation.rows import Generations, Row, align, read_run
+from nemo_gdpo.evaluation.rows import Generations, align, read_run
 from nemo_gdpo.evaluation.run_metadata import training_facts
+from nemo_gdpo.generation.rows import Row
+from nemo_gdpo.generation.types import SamplingPoint
 
 CACHE = "cache/evaluation.sqlite"
 _PACKAGES = ("torch", "transformers", "numpy", "sacrebleu", "vaderSentiment")
@@ -116,7 +117,7 @@ class Bench:
             path = Path(evaluation.reference_model)
             self._reference = open_model("evaluation.reference_model", path)
 
-    def measure(self, run: Generations) -> dict[Sampling, Measured]:
+    def measure(self, run: Generations) -> dict[SamplingPoint, Measured]:
         """Every point of a run."""
         policy = self._policy(run)
         return {
@@ -139,7 +140,7 @@ class Bench:
         return reference if policy.fingerprint == reference.fingerprint else policy
 
     def _measure_point(
-        self, sampling: Sampling, rows: tuple[Row, ...], policy: Opened | None
+        self, sampling: SamplingPoint, rows: tuple[Row, ...], policy: Opened | None
     ) -> Measured:
         evaluation, into = self._evaluation, Measured()
         measure_text(rows, into)
@@ -212,7 +213,7 @@ def _interval(name: str, values: Sequence[float | None], **settings: Any) -> Int
 def _run(
     run: Generations,
     facts: dict[str, Any],
-    measured: dict[Sampling, Measured],
+    measured: dict[SamplingPoint, Measured],
     config: EvaluateConfig,
 ) -> Run:
     points = []
@@ -242,7 +243,7 @@ def _run(
 
 def _samples(
     runs: Sequence[Generations],
-    measured: dict[str, dict[Sampling, Measured]],
+    measured: dict[str, dict[SamplingPoint, Measured]],
     config: EvaluateConfig,
 ) -> list[Sample]:
     shown = config.evaluation.samples

@@ -33,7 +33,7 @@ from nemo_gdpo.evaluation.metrics.novelty import (
 )
 from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward
 from nemo_gdpo.evaluation.metrics.validity import check_response, strange_words
-from nemo_gdpo.evaluation.rows import Row
+from nemo_gdpo.generation.rows import Row
 from nemo_gdpo.progress import progress_bar
 
 Values = dict[str, list[float | None]]

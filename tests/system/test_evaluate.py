@@ -76,7 +76,7 @@ def test_help_and_configuration() -> None:
 
 EXPECTED: dict[str, tuple[str, ...]] = {
     "no_runs": ("evaluation.runs", "is not set"),
-    "no_directory": ("evaluation.runs.a", "is no directory"),
+    "no_directory": ("evaluation.runs.a", "is not a directory"),
     "no_samples": ("evaluation.runs.a", "no generations-*.jsonl"),
     "bad_row": ("generations-00000.jsonl, line 2", "finish_reasons"),
     "malformed": ("generations-00000.jsonl, line 2", "damaged"),

@@ -17,7 +17,8 @@ from typing import Any
 from nemo_gdpo.config.downstream import AlpacaEvalConfig, MtBenchConfig, PointConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.report.frontier import write_whole
-from nemo_gdpo.evaluation.rows import Generations, Row, read_run
+from nemo_gdpo.evaluation.rows import Generations, read_run
+from nemo_gdpo.generation.rows import Row
 
 TURNS = 2
 

@@ -17,7 +17,7 @@ from typing import Literal
 from nemo_gdpo.evaluation.cache import content_key
 from nemo_gdpo.evaluation.judging.judge_client import JudgeClient
 from nemo_gdpo.evaluation.judging.transcript import Transcript
-from nemo_gdpo.evaluation.rows import Prompt
+from nemo_gdpo.generation.rows import StoredPrompt
 from nemo_gdpo.progress import progress_bar
 
 Verdict = Literal["A", "B", "tie"]
@@ -53,7 +53,7 @@ class Pair:
     """A run's response and the one it is compared with."""
 
     prompt_id: str
-    prompt: Prompt
+    prompt: StoredPrompt
     response: str
     other: str
     run: str
@@ -98,7 +98,7 @@ def outcome_of(straight: Verdict | None, swapped: Verdict | None) -> Outcome:
     return "tie"
 
 
-def _conversation(prompt: Prompt) -> str:
+def _conversation(prompt: StoredPrompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.models import loading, refuse_new_weights
-from nemo_gdpo.evaluation.results import Sampling
+from nemo_gdpo.generation.types import SamplingPoint
 
 CHUNK_ELEMENTS = 1 << 24
 """Of a chunk of logits: 64 MiB in float32, a few times over."""
@@ -151,7 +151,7 @@ class CausalModel:
         return states[wanted.to(self.device)]
 
 
-def sampling_log_probs(logits_TV: Tensor, sampling: Sampling) -> Tensor:
+def sampling_log_probs(logits_TV: Tensor, sampling: SamplingPoint) -> Tensor:
     """Log-probabilities that a sampler draws from, -inf for what it cannot draw.
 
     Temperature, then min-p, then top-k, then top-p, each on what the one before left: the order of
@@ -186,7 +186,7 @@ def score_batch(
     reference: CausalModel,
     policy: CausalModel | None,
     batch: Sequence[TokenSequence],
-    sampling: Sampling,
+    sampling: SamplingPoint,
 ) -> list[SequenceScores]:
     """Score responses under the reference and, where it is given, the policy.
 
@@ -239,7 +239,7 @@ def _score_positions(
     hidden_TH: Tensor,
     own_TH: Tensor,
     label_T: Tensor,
-    sampling: Sampling,
+    sampling: SamplingPoint,
 ) -> Tensor:
     """[T, 4]: log q(y), H(q), log p(y), KL(p | q); the last two are 0 without a policy."""
     log_q_TV = reference.logits(hidden_TH).log_softmax(-1)

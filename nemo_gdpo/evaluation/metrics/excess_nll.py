@@ -24,8 +24,8 @@ from nemo_gdpo.evaluation.metrics.divergence import (
     score_batch,
 )
 from nemo_gdpo.evaluation.models import directory_fingerprint, loading
-from nemo_gdpo.evaluation.results import Sampling
-from nemo_gdpo.evaluation.rows import Row
+from nemo_gdpo.generation.rows import Row
+from nemo_gdpo.generation.types import SamplingPoint
 
 KEY = "evaluation.reference_model"
 _COMPARED = 32
@@ -179,7 +179,7 @@ def check_tokens(rows: Sequence[Row], reference: Opened) -> None:
 
 def measure_surprise(
     rows: Sequence[Row],
-    sampling: Sampling,
+    sampling: SamplingPoint,
     reference: Opened,
     policy: Opened | None,
     cache: Cache,

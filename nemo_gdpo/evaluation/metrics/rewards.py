@@ -21,14 +21,14 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.cache import Cache, compute_cached, content_key, length_batches
 from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
 from nemo_gdpo.evaluation.models import directory_fingerprint, loading, refuse_new_weights
-from nemo_gdpo.evaluation.rows import Prompt
+from nemo_gdpo.generation.rows import StoredPrompt
 
 
 @dataclass(frozen=True)
 class Answer:
     """One response, with its prompt."""
 
-    prompt: Prompt
+    prompt: StoredPrompt
     response: str
     where: str
     """File, line and number of the response, for messages."""
@@ -78,7 +78,7 @@ class PythonReward:
 
     name: str
     entry_point: str
-    function: Callable[[list[Prompt], list[str]], Sequence[float]]
+    function: Callable[[list[StoredPrompt], list[str]], Sequence[float]]
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         try:

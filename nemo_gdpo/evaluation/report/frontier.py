@@ -19,7 +19,8 @@ from statistics import median
 from typing import Literal
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.results import Interval, Results, Sampling
+from nemo_gdpo.evaluation.results import Interval, Results
+from nemo_gdpo.generation.types import SamplingPoint
 
 FILE_NAME = "frontier.json"
 LENGTH_TOLERANCE = 0.2
@@ -42,7 +43,7 @@ class FrontierPoint:
     """One run at one sampling setting, on both axes, with its 95% intervals."""
 
     run: str
-    sampling: Sampling
+    sampling: SamplingPoint
     x: Interval
     y: Interval
     length: Interval | None

@@ -47,7 +47,8 @@ from nemo_gdpo.evaluation.report.style import (
 )
 from nemo_gdpo.evaluation.report.svg import page_svg
 from nemo_gdpo.evaluation.report.window import outside
-from nemo_gdpo.evaluation.results import Interval, Point, Results, Sample, SampleResponses, Turn
+from nemo_gdpo.evaluation.results import Interval, Point, Results, Sample, SampleResponses
+from nemo_gdpo.generation.rows import StoredPrompt, Turn
 
 FILE_NAME = "report.html"
 _KINDS = ("quality", "diversity", "length", "divergence")
@@ -253,7 +254,7 @@ def visible(text: str) -> str:
     return shown.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def turns(prompt: str | list[Turn]) -> list[Turn]:
+def turns(prompt: StoredPrompt) -> list[Turn]:
     """A prompt as messages."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 

@@ -20,10 +20,10 @@ from nemo_gdpo.evaluation.metrics.divergence import (
     score_batch,
 )
 from nemo_gdpo.evaluation.metrics.excess_nll import k3_estimate
-from nemo_gdpo.evaluation.results import Sampling
+from nemo_gdpo.generation.types import SamplingPoint
 from tests.system.tiny import save_model
 
-PLAIN = Sampling(1.0, 1.0, 0.0, 0)
+PLAIN = SamplingPoint(1.0, 1.0, 0.0, 0)
 CPU = torch.device("cpu")
 BATCH = [
     TokenSequence((3, 5, 7), (11, 2, 9, 1)),
@@ -64,7 +64,7 @@ def test_sums_are_those_of_plain_transformers(
 ) -> None:
     """Batched with padding, in chunks of 2 positions or in one, against one sequence at a time."""
     monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", chunk)
-    scores = score_batch(*models, BATCH, Sampling(temperature, 1.0, 0.0, 0))
+    scores = score_batch(*models, BATCH, SamplingPoint(temperature, 1.0, 0.0, 0))
     for item, found in zip(BATCH, scores, strict=True):
         log_q = log_softmax_along(directories[0], item)
         log_p = log_softmax_along(directories[1], item, temperature)
@@ -125,7 +125,7 @@ def score(
 def test_chain_rule(models: tuple[CausalModel, CausalModel]) -> None:
     """Exact KL per token sums up to that of whole responses. With top-k 3 there are 9 responses of
     two tokens: enumerate them."""
-    sampling = Sampling(1.0, 1.0, 0.0, 3)
+    sampling = SamplingPoint(1.0, 1.0, 0.0, 3)
     reference, policy = models
     ids = torch.tensor([[3, 5]])
     with torch.no_grad():
@@ -155,7 +155,7 @@ PROBABILITIES = torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]])
 
 def drawn(**changes: float) -> list[float]:
     values = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0} | changes
-    sampling = Sampling(**values)  # type: ignore[arg-type]
+    sampling = SamplingPoint(**values)  # type: ignore[arg-type]
     return [
         round(p, 6) for p in sampling_log_probs(PROBABILITIES.log(), sampling).exp()[0].tolist()
     ]
@@ -183,7 +183,7 @@ def test_sampling_by_hand() -> None:
 def test_outside_of_the_sampling_is_minus_infinity_and_the_kl_stays_finite(
     models: tuple[CausalModel, CausalModel],
 ) -> None:
-    for found in score_batch(*models, BATCH, Sampling(1.0, 1.0, 0.0, 1)):
+    for found in score_batch(*models, BATCH, SamplingPoint(1.0, 1.0, 0.0, 1)):
         assert found.policy_logp == -math.inf
         assert found.exact_kl is not None
         assert math.isfinite(found.exact_kl)

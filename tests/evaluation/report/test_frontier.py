@@ -24,8 +24,8 @@ from nemo_gdpo.evaluation.results import (
     Point,
     Results,
     Run,
-    Sampling,
 )
+from nemo_gdpo.generation.types import SamplingPoint
 from tests.evaluation.report_material import film_results
 
 METRICS = {
@@ -51,7 +51,7 @@ def results(
         values = {x: a, "reward": b, "words": length}
         metrics = {key: Interval(v, v - half, v + half, 5) for key, v in values.items()}
         flags = [Flag("repetitive", "it is")] if name in degenerate else []
-        point = Point(Sampling(1.0, 1.0, 0.0, 0), 5, 4, metrics, {}, {}, flags)
+        point = Point(SamplingPoint(1.0, 1.0, 0.0, 0), 5, 4, metrics, {}, {}, flags)
         runs.append(Run(name, f"runs/{name}", "0" * 64, {}, [f"p{n}" for n in range(5)], [point]))
     return Results({}, {}, METRICS, Headline("variety", "reward", "kl"), runs)
 
