@@ -35,12 +35,18 @@ import torch
 from torch import Tensor
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.models import loading, refuse_new_weights
+from nemo_gdpo.evaluation.models import load_strictly, loading
 from nemo_gdpo.generation.types import SamplingPoint
+from nemo_gdpo.logprobs import selected_logprobs
 
 CHUNK_ELEMENTS = 1 << 24
-"""Of a chunk of logits: 64 MiB in float32, a few times over."""
+"""Logits of a chunk: 64 MiB in float32, a few times over."""
 _PROBE_TOLERANCE = 1e-4
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """Positions whose logits exist at the same time."""
+    return max(1, CHUNK_ELEMENTS // vocabulary)
 
 
 @dataclass(frozen=True)
@@ -98,18 +104,11 @@ class CausalModel:
         with loading(what, directory):
             config: Any = AutoConfig.from_pretrained(directory).get_text_config()
             fields = config.to_dict()
-            # Only this attention applies Gemma 2's soft-cap.
-            capped = fields.get("attn_logit_softcapping") is not None
-            auto: Any = AutoModelForCausalLM
-            model, info = auto.from_pretrained(
-                directory,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                attn_implementation="eager" if capped else "sdpa",
-            )
-        refuse_new_weights(what, directory, info)
-        self._model: Any = model.eval().to(device)
+        # Only this attention applies Gemma 2's soft-cap.
+        attention = "sdpa" if fields.get("attn_logit_softcapping") is None else "eager"
+        self._model = load_strictly(
+            what, directory, AutoModelForCausalLM, device, attn_implementation=attention
+        )
         self._softcap: float | None = fields.get("final_logit_softcapping")
         self.device = device
         self.vocabulary: int = self._model.get_output_embeddings().weight.shape[0]
@@ -120,7 +119,10 @@ class CausalModel:
         with torch.inference_mode():
             whole = self._model(input_ids=probe).logits[0].float()
             hidden = self._model.base_model(input_ids=probe).last_hidden_state[0]
-            worst = float((self.logits(hidden) - whole).abs().max())
+            label_logp = whole.log_softmax(-1).gather(-1, probe[0][:, None])[:, 0]
+            logits_differ = (self.logits(hidden) - whole).flatten()
+            labels_differ = self.label_logps(hidden, probe[0]) - label_logp
+            worst = float(torch.cat([logits_differ, labels_differ]).abs().max())
         if not worst <= _PROBE_TOLERANCE * max(1.0, float(whole.abs().max())):
             raise UserError(
                 f"{what}: {directory} changes its logits in a way that is not built in (they "
@@ -133,6 +135,17 @@ class CausalModel:
         if self._softcap is not None:
             logits_TV = self._softcap * torch.tanh(logits_TV / self._softcap)
         return logits_TV
+
+    def label_logps(self, hidden_TH: Tensor, label_T: Tensor) -> Tensor:
+        """[T] log-probs of the labels, float32, by the function that training uses."""
+        weight_VH = self._model.get_output_embeddings().weight
+        return selected_logprobs(
+            hidden_TH,
+            weight_VH,
+            label_T,
+            chunk_tokens=chunk_positions(self.vocabulary),
+            logit_softcap=self._softcap,
+        ).label_T
 
     def hidden(self, batch: Sequence[TokenSequence]) -> Tensor:
         """[all response tokens, H]: the states that predict them, sequence after sequence."""
@@ -201,7 +214,7 @@ def score_batch(
         own = hidden if policy is None or policy is reference else policy.hidden(batch)
         labels = torch.tensor([t for item in batch for t in item.response_ids])
         labels = labels.to(reference.device)
-        step = max(1, CHUNK_ELEMENTS // reference.vocabulary)
+        step = chunk_positions(reference.vocabulary)
         parts = [
             _score_positions(
                 reference,
@@ -241,16 +254,20 @@ def _score_positions(
     label_T: Tensor,
     sampling: SamplingPoint,
 ) -> Tensor:
-    """[T, 4]: log q(y), H(q), log p(y), KL(p | q); the last two are 0 without a policy."""
+    """[T, 4]: log q(y), H(q), log p(y), KL(p | q); the last two are 0 without a policy.
+
+    log q(y) is the number that training computes, by the same function. H(q) and the KL are sums
+    over the whole vocabulary, and p is cut by the sampling before it is normalised: those three
+    need the distributions themselves, of one chunk of positions.
+    """
+    logp_T = reference.label_logps(hidden_TH, label_T)
     log_q_TV = reference.logits(hidden_TH).log_softmax(-1)
-    index = label_T[:, None]
-    logp_T = log_q_TV.gather(-1, index)[:, 0]
     entropy_T = -(log_q_TV.exp() * log_q_TV).sum(-1)
     if policy is None:
         zero = torch.zeros_like(logp_T)
         return torch.stack([logp_T, entropy_T, zero, zero], dim=-1)
     log_p_TV = sampling_log_probs(policy.logits(own_TH), sampling)
-    own_logp_T = log_p_TV.gather(-1, index)[:, 0]
+    own_logp_T = log_p_TV.gather(-1, label_T[:, None])[:, 0]
     # A token that p excludes adds nothing: 0 log 0 = 0.
     terms_TV = torch.where(log_p_TV > float("-inf"), log_p_TV.exp() * (log_p_TV - log_q_TV), 0.0)
     return torch.stack([logp_T, entropy_T, own_logp_T, terms_TV.sum(-1)], dim=-1)

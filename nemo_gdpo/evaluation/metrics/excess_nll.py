@@ -23,7 +23,7 @@ from nemo_gdpo.evaluation.metrics.divergence import (
     TokenSequence,
     score_batch,
 )
-from nemo_gdpo.evaluation.models import directory_fingerprint, loading
+from nemo_gdpo.evaluation.models import directory_fingerprint, load_tokenizer
 from nemo_gdpo.generation.rows import Row
 from nemo_gdpo.generation.types import SamplingPoint
 
@@ -58,10 +58,7 @@ def open_model(what: str, directory: Path) -> Opened:
     Raises:
         UserError: its files cannot be read.
     """
-    from transformers import AutoTokenizer
-
-    with loading(what, directory):
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    tokenizer = load_tokenizer(what, directory)
     encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids(directory))
     return Opened(
         what,

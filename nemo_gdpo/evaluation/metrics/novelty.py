@@ -10,21 +10,20 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.models import loading, refuse_new_weights
+from nemo_gdpo.evaluation.models import load_strictly, load_tokenizer
 
 KEY = "evaluation.novelty.classifier"
 SHORT_WORDS = 5
 """Two responses of at most so many words are compared by the words they share."""
 CLASSIFIER_THRESHOLD = 0.102
 CLASSIFIER_TOKENS = 128
-"""Of each response that the classifier sees."""
+"""Tokens of each response that the classifier sees."""
 
 Equivalence = Callable[[int, int], bool]
 """(index of a response, index of a class's first member) -> the same to a reader?"""
@@ -100,15 +99,10 @@ class PairClassifier:
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        with loading(KEY, directory):
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                directory, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        refuse_new_weights(KEY, directory, info)
-        self._model: Any = model.eval().to(device)
+        self._tokenizer = load_tokenizer(KEY, directory)
+        self._model = load_strictly(KEY, directory, AutoModelForSequenceClassification, device)
         self._device = device
         labels = self._model.config.num_labels
         if labels != 2:

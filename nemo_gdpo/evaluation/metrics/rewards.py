@@ -20,7 +20,7 @@ from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.cache import Cache, compute_cached, content_key, length_batches
 from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
-from nemo_gdpo.evaluation.models import directory_fingerprint, loading, refuse_new_weights
+from nemo_gdpo.evaluation.models import directory_fingerprint, load_strictly, load_tokenizer
 from nemo_gdpo.generation.rows import StoredPrompt
 
 
@@ -87,7 +87,7 @@ class PythonReward:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"evaluation.rewards: {self.entry_point} failed ({type(error).__name__}: {reason});"
-                " mend the function"
+                " fix the function"
             ) from error
         if len(values) != len(answers):
             raise UserError(
@@ -108,7 +108,7 @@ def _python_reward(name: str, entry_point: str) -> PythonReward:
     where = "evaluation.rewards"
     module_name, _, function_name = entry_point.partition(":")
     if not module_name or not function_name.isidentifier():
-        raise UserError(f"{where}: {entry_point} is no entry point; write module:function")
+        raise UserError(f"{where}: {entry_point} is not an entry point; write module:function")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -137,7 +137,7 @@ class ModelReward:
         Raises:
             UserError: it is no such model, or has no such label.
         """
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         assert config.path is not None
         self.name = config.title
@@ -146,15 +146,15 @@ class ModelReward:
         path = Path(config.path)
         self._key = f"evaluation.rewards: {self.name}"
         scalar = config.kind == "hf_reward_model"
-        with loading(self._key, path):
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = load_tokenizer(self._key, path)
+        self._model = load_strictly(
+            self._key,
+            path,
+            AutoModelForSequenceClassification,
+            device,
             # A reward model may have billions of weights: it runs as it is stored.
-            dtype = "auto" if scalar else torch.float32
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, dtype=dtype, output_loading_info=True
-            )
-        refuse_new_weights(self._key, path, info)
-        self._model: Any = model.eval().to(device)
+            dtype="auto" if scalar else torch.float32,
+        )
         self._label = self._find_label(path)
         self._fingerprint = directory_fingerprint(path)
 

@@ -80,6 +80,24 @@ def test_sums_are_those_of_plain_transformers(
         assert found.exact_kl > 0.05
 
 
+def test_label_log_probs_are_those_of_the_whole_distribution(
+    models: tuple[CausalModel, CausalModel],
+) -> None:
+    """Training's function against a plain log-softmax, to 1e-6 a token and in every column."""
+    reference, policy = models
+    with torch.inference_mode():
+        hidden = reference.hidden(BATCH)
+        labels = torch.tensor([token for item in BATCH for token in item.response_ids])
+        log_q = reference.logits(hidden).log_softmax(-1)
+        whole = log_q.gather(-1, labels[:, None])[:, 0]
+        assert torch.allclose(reference.label_logps(hidden, labels), whole, rtol=1e-6, atol=1e-6)
+    found = score_batch(reference, policy, BATCH, PLAIN)
+    sums = [
+        float(part.double().sum()) for part in whole.split([len(i.response_ids) for i in BATCH])
+    ]
+    assert [s.reference_logp for s in found] == pytest.approx(sums, rel=1e-6)
+
+
 def test_a_model_does_not_diverge_from_itself(models: tuple[CausalModel, CausalModel]) -> None:
     reference, _ = models
     for found in score_batch(reference, reference, BATCH, PLAIN):
@@ -233,6 +251,23 @@ def test_a_head_that_is_not_known_is_refused(
 ) -> None:
     plain = CausalModel.logits
     monkeypatch.setattr(CausalModel, "logits", lambda self, hidden: 1.01 * plain(self, hidden))
+    with pytest.raises(UserError, match=r"setting: .* not built in"):
+        CausalModel("setting", directories[0], CPU)
+
+
+def test_a_head_with_a_bias_is_refused(
+    directories: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-prob of a label comes from the head's weight alone."""
+    plain = LlamaForCausalLM.get_output_embeddings
+
+    def biased(self: LlamaForCausalLM) -> torch.nn.Module:
+        head = plain(self)
+        if head.bias is None:
+            head.bias = torch.nn.Parameter(torch.arange(head.weight.shape[0]) / 100.0)
+        return head
+
+    monkeypatch.setattr(LlamaForCausalLM, "get_output_embeddings", biased)
     with pytest.raises(UserError, match=r"setting: .* not built in"):
         CausalModel("setting", directories[0], CPU)
 

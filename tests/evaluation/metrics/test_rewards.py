@@ -217,7 +217,7 @@ def test_a_function_that_misbehaves(
     ("entry_point", "complaint"),
     [
         ("nowhere_at_all:f", "nowhere_at_all cannot be imported"),
-        ("json", "is no entry point"),
+        ("json", "is not an entry point"),
         ("json:nothing", "json has no function nothing"),
         ("string:digits", "string has no function digits"),
     ],
