@@ -1,207 +1,249 @@
-"""One point of the sweep: a value for each metric and prompt, from its responses."""
+"""Measuring: the models and rewards of an evaluation, and a value for each metric and prompt."""
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from nemo_gdpo.config.evaluation import EvaluationConfig
-from nemo_gdpo.evaluation.cache import Array, Cache, compute_cached, content_key, length_batches
-from nemo_gdpo.evaluation.metrics.diversity import (
-    cosine_similarity,
-    distinct_k,
-    distinct_n,
-    expectation_adjusted_distinct,
-    self_bleu,
-    semantic_diversity,
-    utility_k,
-    vendi_score,
+from nemo_gdpo.config.evaluation import EvaluateConfig
+from nemo_gdpo.evaluation.cache import Cache
+from nemo_gdpo.evaluation.metrics.divergence import SequenceScores
+from nemo_gdpo.evaluation.metrics.diversity import cosine_similarity
+from nemo_gdpo.evaluation.metrics.encoder import Encoder, embed_rows, encoder_directory
+from nemo_gdpo.evaluation.metrics.excess_nll import (
+    ScoringModel,
+    check_tokens,
+    log_ratios,
+    open_model,
+    refuse_other_model,
+    refuse_other_tokens,
+    score_rows,
 )
-from nemo_gdpo.evaluation.metrics.encoder import Encoder
+from nemo_gdpo.evaluation.metrics.metric import PromptResponses
 from nemo_gdpo.evaluation.metrics.novelty import (
-    Equivalence,
     by_classifier,
     by_cosine,
+    cached_classifier,
     partition,
-    utility_score,
 )
-from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward
-from nemo_gdpo.evaluation.metrics.validity import check_response, strange_words
+from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward, build_reward
+from nemo_gdpo.evaluation.metrics.table import metrics_of, offered
+from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
+from nemo_gdpo.evaluation.models import resolve_device
+from nemo_gdpo.evaluation.rows import Generations
 from nemo_gdpo.generation.rows import Row
+from nemo_gdpo.generation.types import SamplingPoint
 from nemo_gdpo.progress import progress_bar
 
 Values = dict[str, list[float | None]]
 """Metric -> one value a prompt; None where it is not defined."""
+RowScores = list[list[SequenceScores | None]]
+"""Prompt -> response; None for a response without a token."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """What is known about one point."""
 
-    values: Values = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    rewards: dict[str, list[list[float]]] = field(default_factory=dict)
+    values: Values
+    counts: dict[str, int]
+    rewards: dict[str, list[list[float]]]
     """Reward -> prompt -> response."""
-    strange_words: float | None = None
-    """See `nemo_gdpo.evaluation.metrics.validity.strange_words`."""
-
-    def put(self, name: str, value: float | None) -> None:
-        self.values.setdefault(name, []).append(value)
+    type_token_ratio: float | None
+    """See `nemo_gdpo.evaluation.metrics.validity.high_type_token_ratio`."""
 
 
-def measure_text(rows: Sequence[Row], into: Measured) -> None:
-    """Length, validity and repetition, and the counts."""
-    counts = into.counts
-    for row in rows:
-        checks = [check_response(text) for text in row.outputs]
-        into.put("length_words", statistics.fmean(len(text.split()) for text in row.outputs))
-        tokens = None if row.token_ids is None else statistics.fmean(map(len, row.token_ids))
-        into.put("length_tokens", tokens)
-        into.put("valid", statistics.fmean(check.valid for check in checks))
-        into.put("finished", statistics.fmean(r == "stop" for r in row.finish_reasons))
-        repeated = [check.repetition for check in checks if check.repetition is not None]
-        into.put("repetition", statistics.fmean(repeated) if repeated else None)
-        into.put("ascii", statistics.fmean(check.ascii for check in checks))
-        counts["responses"] += len(row.outputs)
-        counts["empty"] += sum(check.empty for check in checks)
-        counts["unprintable"] += sum(check.unprintable for check in checks)
-        counts["loop"] += sum(check.loop for check in checks)
-        counts["invalid"] += sum(not check.valid for check in checks)
-        counts.update(f"finish.{reason}" for reason in row.finish_reasons)
-    into.strange_words = strange_words(text for row in rows for text in row.outputs)
+class Evaluator:
+    """Everything that measures, each model opened once.
+
+    Args:
+        config: what is wanted.
+        cache: of what was computed before.
+
+    Raises:
+        UserError: a model or a reward cannot be had.
+    """
+
+    def __init__(self, config: EvaluateConfig, cache: Cache) -> None:
+        evaluation = config.evaluation
+        self._evaluation, self._cache = evaluation, cache
+        self._device = resolve_device(evaluation.device)
+        self._metrics = metrics_of(evaluation)
+        tokens = evaluation.batch_tokens
+        self._rewards: list[Reward] = [
+            build_reward(reward, cache, self._device, tokens) for reward in evaluation.rewards
+        ]
+        self._encoder: Encoder | None = None
+        if evaluation.encoder is not None:
+            self._encoder = Encoder(encoder_directory(evaluation.encoder), self._device)
+        self._classifier: Callable[[str, str], float] | None = None
+        if evaluation.novelty.classifier is not None:
+            path = Path(evaluation.novelty.classifier)
+            self._classifier = cached_classifier(path, cache, self._device)
+        self._reference: ScoringModel | None = None
+        if evaluation.reference_model is not None:
+            path = Path(evaluation.reference_model)
+            self._reference = open_model("evaluation.reference_model", path)
+
+    def measure(self, run: Generations) -> dict[SamplingPoint, Measured]:
+        """Every point of a run.
+
+        Raises:
+            UserError: the run's model is not the one that gave its responses, or its tokens are not
+                those of the reference.
+        """
+        policy = self._policy(run)
+        return {
+            sampling: self._measure_point(sampling, rows, policy)
+            for sampling, rows in run.points.items()
+        }
+
+    def _policy(self, run: Generations) -> ScoringModel | None:
+        """The model that gave the responses, where it is known: the reference, or a setting."""
+        reference = self._reference
+        if reference is None:
+            return None
+        path = self._evaluation.models.get(run.name)
+        if path is None:
+            return reference if run.model_hash == reference.weights else None
+        policy = open_model(f"evaluation.models.{run.name}", Path(path))
+        refuse_other_model(policy, run.model_hash)
+        refuse_other_tokens(policy, reference)
+        # The same files: one copy of the weights is enough.
+        return reference if policy.fingerprint == reference.fingerprint else policy
+
+    def _measure_point(
+        self, sampling: SamplingPoint, rows: Sequence[Row], policy: ScoringModel | None
+    ) -> Measured:
+        rewards = {reward.name: _scores_of(reward, rows) for reward in self._rewards}
+        embeddings = self._embeddings(rows)
+        scores = self._scores(rows, sampling, policy)
+        known = offered(self._evaluation) - (set() if policy is not None else {"policy"})
+        metrics = [metric for metric in self._metrics if metric.needs in known]
+        values: Values = {metric.name: [] for metric in metrics}
+        prompts = []
+        with progress_bar(total=len(rows), unit="prompt", label="metrics", enabled=True) as bar:
+            for index, row in enumerate(rows):
+                prompt = self._prompt_responses(
+                    row,
+                    {name: own[index] for name, own in rewards.items()},
+                    None if embeddings is None else embeddings[index],
+                    [] if scores is None else scores[index],
+                )
+                prompts.append(prompt)
+                for metric in metrics:
+                    values[metric.name].append(metric.function(prompt))
+                bar.update(1)
+        return Measured(
+            values=values,
+            counts={
+                **_count_responses(prompts),
+                **self._count_cut(rows),
+                **_count_scores(rows, scores, with_policy=policy is not None),
+            },
+            rewards=rewards,
+            type_token_ratio=high_type_token_ratio(text for row in rows for text in row.outputs),
+        )
+
+    def _prompt_responses(
+        self,
+        row: Row,
+        rewards: Mapping[str, Sequence[float]],
+        embeddings_KD: npt.NDArray[np.float32] | None,
+        scores: Sequence[SequenceScores | None],
+    ) -> PromptResponses:
+        comparable_KD = embeddings_KD if len(row.outputs) > 1 else None
+        cosine_KK = None if comparable_KD is None else cosine_similarity(comparable_KD)
+        return PromptResponses(
+            row=row,
+            checks=[check_response(text) for text in row.outputs],
+            rewards=rewards,
+            embeddings_KD=comparable_KD,
+            cosine_KK=cosine_KK,
+            classes=self._classes(row.outputs, cosine_KK),
+            scores=[score for score in scores if score is not None],
+        )
+
+    def _classes(
+        self, outputs: Sequence[str], cosine_KK: npt.NDArray[np.float64] | None
+    ) -> list[int] | None:
+        if len(outputs) < 2:
+            return None
+        if self._classifier is not None:
+            return partition(len(outputs), by_classifier(outputs, self._classifier))
+        if cosine_KK is None:
+            return None
+        threshold = self._evaluation.novelty.cosine
+        return partition(len(outputs), by_cosine(outputs, cosine_KK, threshold))
+
+    def _embeddings(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]] | None:
+        if self._encoder is None:
+            return None
+        return embed_rows(rows, self._encoder, self._cache, self._evaluation.batch_tokens)
+
+    def _scores(
+        self, rows: Sequence[Row], sampling: SamplingPoint, policy: ScoringModel | None
+    ) -> RowScores | None:
+        if self._reference is None:
+            return None
+        check_tokens(rows, self._reference)
+        return score_rows(
+            rows,
+            sampling,
+            self._reference,
+            policy,
+            self._cache,
+            self._device,
+            self._evaluation.batch_tokens,
+        )
+
+    def _count_cut(self, rows: Sequence[Row]) -> dict[str, int]:
+        if self._encoder is None:
+            return {}
+        texts = [text for row in rows for text in row.outputs]
+        return {"cut_by_encoder": self._encoder.count_cut(texts)}
 
 
-def measure_rewards(rows: Sequence[Row], rewards: Sequence[Reward], into: Measured) -> None:
-    """Mean, best, worst and spread of each reward."""
+def _scores_of(reward: Reward, rows: Sequence[Row]) -> list[list[float]]:
+    """Prompt -> response."""
     answers = [
         Answer(row.prompt, text, f"{row.where}, response {number}")
         for row in rows
         for number, text in enumerate(row.outputs, start=1)
     ]
-    for reward in rewards:
-        flat = iter(reward(answers))
-        scores = [[next(flat) for _ in row.outputs] for row in rows]
-        into.rewards[reward.name] = scores
-        name = f"reward.{reward.name}"
-        for own in scores:
-            into.put(name, statistics.fmean(own))
-            into.put(f"{name}.best", max(own))
-            into.put(f"{name}.worst", min(own))
-            into.put(f"{name}.std", statistics.stdev(own) if len(own) > 1 else None)
+    flat = iter(reward(answers))
+    return [[next(flat) for _ in row.outputs] for row in rows]
 
 
-def embed_rows(
-    rows: Sequence[Row], encoder: Encoder, fingerprint: str, cache: Cache, batch_tokens: int
-) -> list[npt.NDArray[np.float32]]:
-    """[responses, D] for each prompt, from the cache or computed now."""
-    texts = [text for row in rows for text in row.outputs]
-
-    def embed(batch: Sequence[str]) -> list[Array]:
-        return list(encoder(batch))
-
-    vectors = compute_cached(
-        cache,
-        texts,
-        lambda text: content_key("embedding", fingerprint, encoder.max_tokens, text),
-        embed,
-        length_batches(encoder.length, batch_tokens),
-        label="embeddings",
-    )
-    flat = iter(vectors)
-    return [np.stack([next(flat).astype(np.float32) for _ in row.outputs]) for row in rows]
+def _count_responses(prompts: Sequence[PromptResponses]) -> dict[str, int]:
+    checks = [check for prompt in prompts for check in prompt.checks]
+    ends = Counter(f"finish.{why}" for prompt in prompts for why in prompt.row.finish_reasons)
+    return {
+        "responses": len(checks),
+        "empty": sum(check.empty for check in checks),
+        "unprintable": sum(check.unprintable for check in checks),
+        "loop": sum(check.loop for check in checks),
+        "invalid": sum(not check.valid for check in checks),
+        **ends,
+    }
 
 
-def measure_diversity(
-    rows: Sequence[Row],
-    evaluation: EvaluationConfig,
-    embeddings: Sequence[npt.NDArray[np.float32]] | None,
-    classifier: Callable[[str, str], float] | None,
-    into: Measured,
-) -> None:
-    """Every diversity figure; after `measure_rewards`, which utility_k needs.
-
-    What compares responses with each other is None for a single one.
-    """
-    wanted = evaluation.novelty.utility_reward
-    with progress_bar(total=len(rows), unit="prompt", label="diversity", enabled=True) as bar:
-        for index, row in enumerate(rows):
-            outputs = list(row.outputs)
-            _lexical(outputs, evaluation, into)
-            cosine_KK = None
-            if embeddings is not None:
-                several = len(outputs) > 1
-                own = embeddings[index]
-                cosine_KK = cosine_similarity(own) if several else None
-                into.put("semantic_diversity", semantic_diversity(own) if several else None)
-                into.put("vendi", None if cosine_KK is None else vendi_score(cosine_KK))
-            equivalent = _equivalence(outputs, evaluation, cosine_KK, classifier)
-            if embeddings is not None or classifier is not None:
-                classes = None if equivalent is None else partition(len(outputs), equivalent)
-                into.put("distinct_k", None if classes is None else distinct_k(classes))
-                if wanted is not None:
-                    into.put("utility_k", _utility(classes, index, evaluation, into))
-            bar.update(1)
-
-
-def _equivalence(
-    outputs: list[str],
-    evaluation: EvaluationConfig,
-    cosine_KK: npt.NDArray[np.float64] | None,
-    classifier: Callable[[str, str], float] | None,
-) -> Equivalence | None:
-    if len(outputs) < 2:
-        return None
-    if classifier is not None:
-        return by_classifier(outputs, classifier)
-    return None if cosine_KK is None else by_cosine(outputs, cosine_KK, evaluation.novelty.cosine)
-
-
-def _lexical(outputs: list[str], evaluation: EvaluationConfig, into: Measured) -> None:
-    for n in evaluation.distinct:
-        defined = any(len(text.split()) >= n for text in outputs)
-        into.put(f"distinct_{n}", distinct_n(outputs, n) if defined else None)
-        size = evaluation.ead_vocabulary_size
-        adjusted = expectation_adjusted_distinct(outputs, n, size) if defined else None
-        into.put(f"ead_{n}", adjusted)
-    comparable = len(outputs) > 1 and any(text.strip() for text in outputs)
-    into.put("self_bleu", self_bleu(outputs) if comparable else None)
-
-
-def _utility(
-    classes: list[int] | None, index: int, evaluation: EvaluationConfig, into: Measured
-) -> float | None:
-    novelty = evaluation.novelty
-    if classes is None or novelty.utility_reward is None:
-        return None
-    raw = into.rewards[novelty.utility_reward][index]
-    scores = [utility_score(value, novelty.utility_thresholds) for value in raw]
-    return utility_k(scores, classes, novelty.patience)
-
-
-def cached_classifier(directory: Path, cache: Cache, device: str) -> Callable[[str, str], float]:
-    """NoveltyBench's classifier, each pair of texts asked once.
-
-    Raises:
-        UserError: it cannot be loaded, or is no classifier of two texts.
-    """
-    from nemo_gdpo.evaluation.metrics.novelty import PairClassifier
-    from nemo_gdpo.evaluation.models import directory_fingerprint, resolve_device
-
-    model = PairClassifier(directory, resolve_device(device))
-    fingerprint = directory_fingerprint(directory)
-
-    def score(first: str, second: str) -> float:
-        key = content_key("equivalence", fingerprint, first, second)
-        found = cache.get([key])
-        if key not in found:
-            found = {key: np.array([model(first, second)], dtype=np.float64)}
-            cache.put(found)
-        return float(found[key][0])
-
-    return score
+def _count_scores(
+    rows: Sequence[Row], scores: RowScores | None, *, with_policy: bool
+) -> dict[str, int]:
+    if scores is None:
+        return {}
+    flat = [score for own in scores for score in own]
+    known = [score for score in flat if score is not None]
+    counts = {
+        "without_tokens": len(flat) - len(known),
+        "tokenised_anew": sum(len(row.outputs) for row in rows if row.token_ids is None),
+    }
+    if with_policy:
+        counts["outside_sampling"] = len(known) - len(log_ratios(known))
+    return counts

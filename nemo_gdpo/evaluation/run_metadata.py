@@ -24,7 +24,7 @@ _SHOWN = (
 )
 
 
-def training_facts(directory: Path) -> dict[str, Any]:
+def training_metadata(directory: Path) -> dict[str, Any]:
     """Objective with its settings, the main hyper-parameters, and how far training came.
 
     Args:
@@ -37,7 +37,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
     try:
         config = OmegaConf.load(file)
         objective: Any = OmegaConf.to_container(OmegaConf.select(config, "objective"))
-        facts = {name: OmegaConf.select(config, name) for name in _SHOWN}
+        shown = {name: OmegaConf.select(config, name) for name in _SHOWN}
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"{KEY}: {file} cannot be read ({' '.join(str(error).split())}); give the output_dir "
@@ -49,7 +49,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
     return {
         "objective": objective.get("name"),
         **named,
-        **{name: value for name, value in facts.items() if value is not None},
+        **{name: value for name, value in shown.items() if value is not None},
         "steps": last.get("step"),
         "pairs seen": last.get("consumed_pairs"),
         **({} if queries is None else {"queries asked": queries}),

@@ -9,7 +9,7 @@ guessed at: its pair is left out and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
@@ -96,6 +96,15 @@ def outcome_of(straight: Verdict | None, swapped: Verdict | None) -> Outcome:
     if (straight, swapped) == ("B", "A"):
         return "loss"
     return "tie"
+
+
+_WORTH: dict[Outcome, float] = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5}
+
+
+def win_rate(outcomes: Iterable[Outcome]) -> float | None:
+    """Mean over the pairs of a prompt, a tie at one half; None where no answer could be used."""
+    worths = [_WORTH[outcome] for outcome in outcomes if outcome != "unparsable"]
+    return sum(worths) / len(worths) if worths else None
 
 
 def _conversation(prompt: StoredPrompt) -> str:

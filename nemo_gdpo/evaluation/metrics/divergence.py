@@ -1,11 +1,11 @@
-"""Surprise under the reference and divergence from it, token by token, in float32.
+"""NLL under the reference and divergence from it, token by token, in float32.
 
 With q the reference's distribution at temperature 1 and p the distribution that was sampled from
 (the policy's at the sampling's temperature, cut by min-p, top-k and top-p in vLLM's order), at the
 positions t of a sampled response y, its end token included:
 
-* surprise: -log q(y_t). Perplexity is exp of its mean.
-* excess: -log q(y_t) - H(q). Its mean is 0 for text that the reference itself sampled at
+* NLL: -log q(y_t). Perplexity is exp of its mean.
+* excess NLL: -log q(y_t) - H(q). Its mean is 0 for text that the reference itself sampled at
   temperature 1, whatever the text is about, and several nats for noise. That needs no baseline.
 * exact: sum_v p(v) log(p(v) / q(v)) over the whole vocabulary. Summed along y it is an unbiased
   estimate of KL(policy | reference) of whole responses, by the chain rule, with far less spread
@@ -256,9 +256,10 @@ def _score_positions(
 ) -> Tensor:
     """[T, 4]: log q(y), H(q), log p(y), KL(p | q); the last two are 0 without a policy.
 
-    log q(y) is the number that training computes, by the same function. H(q) and the KL are sums
-    over the whole vocabulary, and p is cut by the sampling before it is normalised: those three
-    need the distributions themselves, of one chunk of positions.
+    log q(y) is the number that training computes, by the same function, and so is log p(y) where
+    the sampling changes nothing. H(q) and the KL are sums over the whole vocabulary, and other
+    samplings cut p before it is normalised: those need the distributions themselves, of one chunk
+    of positions.
     """
     logp_T = reference.label_logps(hidden_TH, label_T)
     log_q_TV = reference.logits(hidden_TH).log_softmax(-1)
@@ -267,7 +268,10 @@ def _score_positions(
         zero = torch.zeros_like(logp_T)
         return torch.stack([logp_T, entropy_T, zero, zero], dim=-1)
     log_p_TV = sampling_log_probs(policy.logits(own_TH), sampling)
-    own_logp_T = log_p_TV.gather(-1, label_T[:, None])[:, 0]
+    if sampling == SamplingPoint():
+        own_logp_T = policy.label_logps(own_TH, label_T)
+    else:
+        own_logp_T = log_p_TV.gather(-1, label_T[:, None])[:, 0]
     # A token that p excludes adds nothing: 0 log 0 = 0.
     terms_TV = torch.where(log_p_TV > float("-inf"), log_p_TV.exp() * (log_p_TV - log_q_TV), 0.0)
     return torch.stack([logp_T, entropy_T, own_logp_T, terms_TV.sum(-1)], dim=-1)

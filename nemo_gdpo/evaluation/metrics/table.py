@@ -1,144 +1,57 @@
-"""The metrics of an evaluation: names, kinds, units and what they are."""
+"""The table of metrics. Whatever measures, explains, prints or draws a metric asks here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import groupby
+from string import Formatter
+
 from nemo_gdpo.config.evaluation import EvaluationConfig
-from nemo_gdpo.evaluation.results import Headline, MetricInfo
+from nemo_gdpo.evaluation.metrics.definitions import (
+    DIVERGENCE_ROWS,
+    DIVERSITY_ROWS,
+    LENGTH_ROWS,
+    QUALITY_ROWS,
+    REWARD_ROWS,
+    WIN_RATE,
+)
+from nemo_gdpo.evaluation.metrics.metric import Metric, Need, Reading
+from nemo_gdpo.evaluation.results import Headline
+
+TABLE = (
+    *DIVERSITY_ROWS,
+    *REWARD_ROWS,
+    *QUALITY_ROWS,
+    WIN_RATE,
+    *DIVERGENCE_ROWS,
+    *LENGTH_ROWS,
+)
 
 
-def has_classes(evaluation: EvaluationConfig) -> bool:
-    """Can responses be told apart by NoveltyBench's partition?"""
-    return evaluation.encoder is not None or evaluation.novelty.equivalence == "classifier"
-
-
-def describe_metrics(evaluation: EvaluationConfig) -> dict[str, MetricInfo]:
-    """Every metric that the settings ask for, in the order of a report."""
-    return {
-        **_diversity(evaluation),
-        **_quality(evaluation),
-        **_divergence(evaluation),
-        "length_words": MetricInfo(
-            "length", "none", "words", "Mean length; compare diversity at similar length only"
-        ),
-        "length_tokens": MetricInfo(
-            "length", "none", "tokens", "Mean length in the model's tokens, an end token included"
-        ),
-    }
-
-
-def _diversity(evaluation: EvaluationConfig) -> dict[str, MetricInfo]:
-    found = {}
+def offered(evaluation: EvaluationConfig) -> frozenset[Need]:
+    """What the settings provide for metrics to be computed from."""
+    found: set[Need] = {"responses"}
     if evaluation.encoder is not None:
-        found["semantic_diversity"] = MetricInfo(
-            "diversity",
-            "higher",
-            "",
-            "1 - mean cosine of sentence embeddings over pairs of responses (Kwon et al. 2024)",
-        )
-    for n in evaluation.distinct:
-        found[f"distinct_{n}"] = MetricInfo(
-            "diversity", "higher", "", f"Unique over total {n}-grams; falls with length"
-        )
-    for n in evaluation.distinct:
-        found[f"ead_{n}"] = MetricInfo(
-            "diversity",
-            "higher",
-            "",
-            f"Unique {n}-grams over what uniform draws from {evaluation.ead_vocabulary_size} give "
-            "(Liu et al. 2022)",
-        )
-    found["self_bleu"] = MetricInfo(
-        "diversity",
-        "lower",
-        "0-100",
-        "Mean BLEU against the other responses (sacrebleu, 13a, exp smoothing, effective order)",
-    )
-    if evaluation.encoder is not None:
-        found["vendi"] = MetricInfo(
-            "diversity",
-            "higher",
-            "responses",
-            "Effective number of different responses, from cosines (Friedman & Dieng 2023)",
-        )
-    if has_classes(evaluation):
-        novelty = evaluation.novelty
-        test = (
-            f"cosine >= {novelty.cosine:g}"
-            if novelty.equivalence == "cosine"
-            else "the given classifier"
-        )
-        found["distinct_k"] = MetricInfo(
-            "diversity",
-            "higher",
-            "classes",
-            f"Classes of equivalent responses, by {test} (NoveltyBench, Zhang et al. 2025)",
-        )
-    return found
-
-
-def _quality(evaluation: EvaluationConfig) -> dict[str, MetricInfo]:
-    found = {}
-    for reward in evaluation.rewards:
-        name = f"reward.{reward.title}"
-        found[name] = MetricInfo("quality", "higher", "", f"Mean of {reward.kind} over responses")
-        found[f"{name}.best"] = MetricInfo("quality", "higher", "", "Best response of a prompt")
-        found[f"{name}.worst"] = MetricInfo("quality", "higher", "", "Worst response of a prompt")
-        found[f"{name}.std"] = MetricInfo(
-            "quality", "none", "", "Standard deviation over the responses of a prompt"
-        )
-    if evaluation.novelty.utility_reward is not None:
-        found["utility_k"] = MetricInfo(
-            "quality",
-            "higher",
-            "1-10",
-            "Value to a reader who goes on, repeated classes worth nothing (NoveltyBench)",
-        )
+        found |= {"encoder", "classes"}
+    if evaluation.novelty.equivalence == "classifier":
+        found.add("classes")
     if evaluation.reference_model is not None:
-        found["perplexity"] = MetricInfo(
-            "quality",
-            "lower",
-            "",
-            "exp of the mean -log q of response tokens under the reference (geometric mean over "
-            "prompts); repetition lowers it, too",
-        )
-        found["surprise"] = MetricInfo(
-            "quality",
-            "lower",
-            "nats/token",
-            "-log q minus the reference's entropy; 0 for its own text, several for noise",
-        )
-    found["valid"] = MetricInfo(
-        "quality", "higher", "share", "Responses that are not empty, printable and free of loops"
-    )
-    found["finished"] = MetricInfo(
-        "quality", "none", "share", "Responses that ended by themselves, not for their length"
-    )
-    found["repetition"] = MetricInfo(
-        "quality", "lower", "share", "Repeated 4-grams within a response (Welleck et al. 2020)"
-    )
-    found["ascii"] = MetricInfo("quality", "none", "share", "ASCII characters; not judged")
-    return found
+        found |= {"reference", "policy"}
+    return frozenset(found)
 
 
-def _divergence(evaluation: EvaluationConfig) -> dict[str, MetricInfo]:
-    if evaluation.reference_model is None:
-        return {}
-    of = "of the sampled distribution to the reference"
-    return {
-        "kl": MetricInfo(
-            "divergence", "lower", "nats", f"KL {of} per response: exact per token, summed along it"
-        ),
-        "kl_token": MetricInfo("divergence", "lower", "nats/token", f"Exact KL {of} per token"),
-        "kl_sampled": MetricInfo(
-            "divergence", "lower", "nats", f"KL {of} per response, as mean of log p(y) - log q(y)"
-        ),
-        "kl_k3": MetricInfo(
-            "divergence",
-            "lower",
-            "nats",
-            f"KL {of} per response, as mean of e^r - 1 - r; heavy-tailed",
-        ),
-    }
+def metrics_of(evaluation: EvaluationConfig) -> tuple[Metric, ...]:
+    """The metrics of responses that the settings ask for, in the order of a report.
+
+    Win rates are not among them: they belong to two runs, and have a section of their own.
+    """
+    given = offered(evaluation)
+    found: list[Metric] = []
+    for over, group in groupby(TABLE, key=lambda row: row.over):
+        rows = [row for row in group if row.needs in given]
+        for parameters in over(evaluation):
+            found += [row.instance(parameters) for row in rows]
+    return tuple(found)
 
 
 def headline(evaluation: EvaluationConfig) -> Headline:
@@ -155,3 +68,66 @@ def headline(evaluation: EvaluationConfig) -> Headline:
         quality=f"reward.{rewards[0].title}" if rewards else "valid",
         divergence=None if evaluation.reference_model is None else "kl",
     )
+
+
+def reading_of(name: str) -> Reading | None:
+    """The words for a metric by its name in evaluation.json; None for one that is not in the table.
+
+    Of several rows whose metrics may have this name, the one that says most of it counts:
+    `reward.x.best` is the best value of x, not the mean of a reward called `x.best`.
+    """
+    found = [(row, parsed) for row in TABLE if (parsed := row.parse(name)) is not None]
+    if not found:
+        return None
+    row, arguments = min(found, key=lambda item: sum(map(len, item[1].values())))
+    return row.reading_for(arguments)
+
+
+def console_columns() -> frozenset[str]:
+    """The metrics that have a column of the console table beside those of the headline."""
+    return frozenset(name for row in TABLE for name in row.columns)
+
+
+_SYMBOLS = {
+    "n": "N",
+    "vocabulary_size": "V",
+    "test": "cosine or classifier",
+    "reward": "NAME",
+    "kind": "the reward",
+}
+"""What stands in the docs for the parameters of a row."""
+_NEEDS: Mapping[Need, str] = {
+    "responses": "",
+    "encoder": "`encoder`",
+    "classes": "`encoder` or `novelty.classifier`",
+    "reference": "`reference_model`",
+    "policy": "`reference_model`, `models`",
+    "judge": "`judge`",
+}
+"""The settings of the section `evaluation`."""
+
+
+def _general(template: str) -> str:
+    parts = Formatter().parse(template)
+    return "".join(text + (_SYMBOLS[key] if key else "") for text, key, _, _ in parts)
+
+
+def as_markdown() -> str:
+    """The table for the documentation, one row of Markdown for each row here."""
+    lines = [
+        "| metric | kind | better | unit | needs | what it is | trap |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in TABLE:
+        better = "" if row.direction == "none" else row.direction
+        cells = (
+            f"`{_general(row.name)}`",
+            row.kind,
+            better,
+            row.unit,
+            _NEEDS[row.needs],
+            _general(row.description),
+            row.reading.trap,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

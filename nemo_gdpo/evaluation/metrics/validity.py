@@ -3,7 +3,7 @@
 They are coarse on purpose: a model that samples noise, or one word for ever, must be seen even when
 neither a reward nor a reference model is at hand. They say nothing about good answers, and assume
 words with white space between them; text without any is judged by its characters alone. Noise that
-is spelled in words passes for one response, and shows over many only (`strange_words`).
+is spelled in words passes for one response, and shows over many only (`high_type_token_ratio`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _REPLACEMENT = "�"
 _UNPRINTABLE = {"Cc", "Cn", "Co", "Cs"}
 """Control, unassigned, private, surrogate. White space is excepted."""
 _CHARACTER_LOOP = re.compile(r"(\w{1,8}?)\1{11,}")
-STRANGE_WORDS = 500
-STRANGE_SHARE = 0.85
+TYPE_TOKEN_WORDS = 500
+TYPE_TOKEN_LIMIT = 0.85
 """In 500 words of a language many occur twice: function words see to that. Drawn at random from a
 tokenizer's vocabulary hardly any does."""
 LONGEST_MEAN_WORD = 15.0
@@ -98,7 +98,7 @@ def _has_loop(words: list[str]) -> bool:
     return False
 
 
-def strange_words(responses: Iterable[str]) -> float | None:
+def high_type_token_ratio(responses: Iterable[str]) -> float | None:
     """Unique over all words, mean over blocks of 500, where that is too much for a language.
 
     Returns:
@@ -106,9 +106,9 @@ def strange_words(responses: Iterable[str]) -> float | None:
         where white space does not separate words.
     """
     words = [word for response in responses for word in response.lower().split()]
-    blocks = [words[i : i + STRANGE_WORDS] for i in range(0, len(words), STRANGE_WORDS)]
-    whole = [block for block in blocks if len(block) == STRANGE_WORDS]
+    blocks = [words[i : i + TYPE_TOKEN_WORDS] for i in range(0, len(words), TYPE_TOKEN_WORDS)]
+    whole = [block for block in blocks if len(block) == TYPE_TOKEN_WORDS]
     if not whole or sum(map(len, words)) > LONGEST_MEAN_WORD * len(words):
         return None
-    share = sum(len(set(block)) for block in whole) / (STRANGE_WORDS * len(whole))
-    return share if share > STRANGE_SHARE else None
+    share = sum(len(set(block)) for block in whole) / (TYPE_TOKEN_WORDS * len(whole))
+    return share if share > TYPE_TOKEN_LIMIT else None

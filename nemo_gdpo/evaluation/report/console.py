@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_gdpo.evaluation.results import Comparison, Interval, Point, Results
+from nemo_gdpo.evaluation.metrics.table import console_columns
+from nemo_gdpo.evaluation.results import Comparison, Interval, Kind, Point, Results
 
-_COMPANIONS = {
-    "diversity": ("distinct_2", "self_bleu", "vendi", "distinct_k"),
-    "quality": ("utility_k", "valid", "repetition", "perplexity"),
-    "divergence": ("kl_token",),
-    "length": ("length_words",),
-}
-"""Shown beside the headline metrics, where they were measured."""
+_ORDER: tuple[Kind, ...] = ("diversity", "quality", "divergence", "length")
 
 
 def columns(results: Results) -> list[str]:
-    """Metrics of the table: diversity, then quality, then divergence and length."""
+    """Metrics of the table by kind: the headline's first, then those that have a column."""
     head = results.headline
-    wanted = [head.diversity, *_COMPANIONS["diversity"], head.quality, *_COMPANIONS["quality"]]
-    wanted += [head.divergence, *_COMPANIONS["divergence"], *_COMPANIONS["length"]]
+    leading: dict[Kind, str | None] = {
+        "diversity": head.diversity,
+        "quality": head.quality,
+        "divergence": head.divergence,
+    }
+    also = console_columns()
     present = {name for run in results.runs for point in run.points for name in point.metrics}
+    wanted: list[str | None] = []
+    for kind in _ORDER:
+        others = [n for n, info in results.metrics.items() if info.kind == kind and n in also]
+        wanted += [leading.get(kind), *others]
     return [name for name in dict.fromkeys(wanted) if name is not None and name in present]
 
 

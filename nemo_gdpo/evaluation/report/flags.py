@@ -13,19 +13,19 @@ from nemo_gdpo.evaluation.results import Flag, Interval
 
 
 def find_flags(
-    metrics: Mapping[str, Interval], strange_words: float | None, evaluation: EvaluationConfig
+    metrics: Mapping[str, Interval], type_token_ratio: float | None, evaluation: EvaluationConfig
 ) -> list[Flag]:
     """What is wrong with a point.
 
     Args:
         metrics: of the point.
-        strange_words: share of unique words where it is too high for a language.
+        type_token_ratio: share of unique words where it is too high for a language, else None.
         evaluation: the limits, and what was measured.
     """
     limits = evaluation.flags
     found = []
     valid, repetition = metrics.get("valid"), metrics.get("repetition")
-    surprise = metrics.get("surprise")
+    excess_nll = metrics.get("surprise")
     if valid is not None and valid.mean < limits.valid:
         found.append(
             Flag(
@@ -42,20 +42,20 @@ def find_flags(
                 f"{limits.repetition:.0%})",
             )
         )
-    if surprise is not None and surprise.mean > limits.surprise:
+    if excess_nll is not None and excess_nll.mean > limits.surprise:
         found.append(
             Flag(
                 "noise",
-                f"tokens surprise the reference by {surprise.mean:.2f} nats more than its own "
+                f"tokens surprise the reference by {excess_nll.mean:.2f} nats more than its own "
                 f"would (limit {limits.surprise:g}): text of another kind, or no language",
             )
         )
-    if strange_words is not None:
+    if type_token_ratio is not None:
         found.append(
             Flag(
-                "strange_words",
-                f"of 500 words {strange_words:.0%} are different ones; text of a language repeats "
-                "its common words",
+                "type_token_ratio",
+                f"of 500 words {type_token_ratio:.0%} are different ones; text of a language "
+                "repeats its common words",
             )
         )
     if not evaluation.rewards and evaluation.reference_model is None:

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nemo_gdpo.evaluation.harness.lm_eval import lm_eval_rows, read_answers
+from nemo_gdpo.evaluation.metrics.metric import Reading
 from nemo_gdpo.evaluation.report import text as report_text
 from nemo_gdpo.evaluation.report.frontier import (
     Frontier,
@@ -127,7 +128,7 @@ class _Page:
     sampling: Sequence[str]
     top: Sequence[Section]
     bottom: Sequence[Section]
-    readings: Mapping[str, report_text.Reading]
+    readings: Mapping[str, Reading]
     settings: str
     css: Markup
     script: Markup
@@ -205,6 +206,7 @@ def render(
         texts={
             "intervals": intervals or report_text.INTERVALS.format(level=f"{level:.0%}"),
             "paired": report_text.PAIRED,
+            "win_rates": report_text.WIN_RATES,
         },
     )
     return _environment().get_template("report.html.j2").render(page=page)
@@ -223,7 +225,7 @@ def _environment() -> Environment:
     environment.filters["visible"] = visible
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     environment.filters["turns"] = turns
-    environment.filters["fact"] = _fact
+    environment.filters["metadata"] = _metadata
     environment.filters["others"] = _others
     environment.globals["run_style"] = run_style
     environment.globals["wanted"] = _wanted
@@ -259,7 +261,7 @@ def turns(prompt: StoredPrompt) -> list[Turn]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def _fact(value: Any) -> str:
+def _metadata(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -103,6 +103,8 @@ def test_a_model_does_not_diverge_from_itself(models: tuple[CausalModel, CausalM
     for found in score_batch(reference, reference, BATCH, PLAIN):
         assert found.exact_kl == pytest.approx(0.0, abs=1e-6)
         assert found.policy_logp == pytest.approx(found.reference_logp, abs=1e-6)
+        # The same function of the same states: not a bit between them, so that no minus shows.
+        assert found.policy_logp == found.reference_logp
     alone = score_batch(reference, None, BATCH, PLAIN)
     assert [s.exact_kl for s in alone] == [s.policy_logp for s in alone] == [None] * 3
 

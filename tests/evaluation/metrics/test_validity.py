@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nemo_gdpo.evaluation.metrics.validity import check_response, strange_words
+from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
 
 from ..material import GOOD
 
@@ -84,17 +84,17 @@ def noise(words: int, seed: int = 0) -> str:
 def test_noise_in_words_is_seen_in_many_responses_only() -> None:
     responses = [noise(50, seed) for seed in range(20)]
     assert all(check_response(text).valid for text in responses)
-    share = strange_words(responses)
+    share = high_type_token_ratio(responses)
     assert share is not None
     assert share > 0.9
-    assert strange_words(responses[:9]) is None  # 450 words are too few to say
+    assert high_type_token_ratio(responses[:9]) is None  # 450 words are too few to say
 
 
 def test_language_is_not_strange() -> None:
-    assert strange_words(GOOD * 30) is None
+    assert high_type_token_ratio(GOOD * 30) is None
 
 
 def test_text_without_white_space_is_not_judged() -> None:
     draw = random.Random(0)
     cjk = ["".join(chr(draw.randint(0x4E00, 0x9000)) for _ in range(30)) for _ in range(600)]
-    assert strange_words(cjk) is None
+    assert high_type_token_ratio(cjk) is None

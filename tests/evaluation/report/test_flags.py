@@ -18,10 +18,10 @@ def settings(tmp_path: Path, *overrides: str) -> EvaluationConfig:
 
 
 def names(
-    evaluation: EvaluationConfig, strange_words: float | None = None, **means: float
+    evaluation: EvaluationConfig, type_token_ratio: float | None = None, **means: float
 ) -> list[str]:
     metrics = {name: Interval(mean, mean, mean, 3) for name, mean in means.items()}
-    return [flag.name for flag in find_flags(metrics, strange_words, evaluation)]
+    return [flag.name for flag in find_flags(metrics, type_token_ratio, evaluation)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_was_not_measured_is_not_judged(tmp_path: Path) -> None:
 
 def test_all_that_is_wrong_is_named(tmp_path: Path) -> None:
     found = names(settings(tmp_path), 0.9, valid=0.1, repetition=0.5, surprise=3.0)
-    assert found == ["invalid", "repetitive", "noise", "strange_words"]
+    assert found == ["invalid", "repetitive", "noise", "type_token_ratio"]
 
 
 def test_diversity_alone_says_nothing(tmp_path: Path) -> None:
