@@ -27,7 +27,7 @@ prompts. Prints a table, writes evaluation.json and the report into output_dir.
     evaluation.reference_model=runs/base-hf 'evaluation.models={gdpo: runs/gdpo/hf}' \\
     output_dir=runs/evaluation
 
-Stopped in the middle, the same command goes on where it was.
+Stopped in the middle, the same command resumes where it was.
 --cfg job prints the configuration instead; with --resolve, with the values of interpolations.
 """
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         except StoppedError:
             print(
                 "nemo-gdpo: stopped by a signal; what was computed is kept in "
-                f"{config.output_dir}, and the same command goes on from there",
+                f"{config.output_dir}, and the same command resumes from there",
                 file=sys.stderr,
             )
             return EXIT_REQUEUE

@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> Results:
 
     Raises:
         UserError: the settings or the input are wrong.
-        EvaluationError: the disk or the judge failed; the same command goes on from there.
+        EvaluationError: the disk or the judge failed; the same command resumes from there.
     """
     evaluation = config.evaluation
     found = [read_run(name, Path(path)) for name, path in evaluation.runs.items()]

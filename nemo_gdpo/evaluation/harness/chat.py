@@ -135,7 +135,7 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
         for entry in plain
     ):
         raise UserError(
-            f"instructions: {path} is no JSON list of objects with instruction, dataset"
+            f"instructions: {path} is not a JSON list of objects with instruction, dataset"
         )
     return [{"instruction": e["instruction"], "dataset": e["dataset"]} for e in plain]
 
@@ -147,7 +147,7 @@ def read_questions(path: Path) -> dict[str, dict[str, Any]]:
     """FastChat's question.jsonl: id as text -> question.
 
     Raises:
-        UserError: a line is no question of two turns, or an id stands twice.
+        UserError: a line is not a question of two turns, or an id stands twice.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

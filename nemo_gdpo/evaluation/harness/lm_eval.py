@@ -37,7 +37,7 @@ def problems(config: LmEvalConfig) -> list[Problem]:
     if not config.tasks:
         found.append(Problem("tasks", "is empty", "name a task: tasks=film_sentiment"))
     if config.include_path is not None and not Path(config.include_path).is_dir():
-        reason = f"{config.include_path} is no directory"
+        reason = f"{config.include_path} is not a directory"
         found.append(Problem("include_path", reason, "give the directory with the tasks' YAML"))
     if config.device.startswith("cuda"):
         import torch

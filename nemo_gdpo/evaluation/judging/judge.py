@@ -2,7 +2,7 @@
 
 A judge prefers a place, or length, or itself. Each pair is therefore asked twice with the responses
 exchanged, and it is won only if both answers name the same response. Two answers that name the same
-*place* cancel out to a tie and are counted as inconsistent. An answer that is no verdict is not
+*place* cancel out to a tie and are counted as inconsistent. An answer that is not a verdict is not
 guessed at: its pair is left out and counted.
 """
 

@@ -26,7 +26,7 @@ def read_references(path: Path, field: str, ids: Collection[str]) -> dict[str, s
             a prompt without a reference.
     """
     if not path.is_file():
-        raise UserError(f"{KEY}: {path} is no file; correct the path")
+        raise UserError(f"{KEY}: {path} is not a file; correct the path")
     found: dict[str, str] = {}
     wanted = set(ids)
     for row in read_rows(path):

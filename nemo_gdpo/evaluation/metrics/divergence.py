@@ -72,7 +72,7 @@ class SequenceScores:
     exact_kl: float | None = None
 
     def to_array(self) -> npt.NDArray[np.float64]:
-        """For the cache; NaN stands for None."""
+        """Five numbers for the cache; NaN stands for None."""
         values = [self.tokens, self.reference_logp, self.reference_entropy]
         values += [math.nan if v is None else v for v in (self.policy_logp, self.exact_kl)]
         return np.array(values, dtype=np.float64)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 EIGENVALUE_TOLERANCE = 1e-6
-"""Eigenvalues between minus this and 0 are rounding; below, the matrix is no similarity matrix."""
+"""Eigenvalues between minus this and 0 are rounding; below, it is not a similarity matrix."""
 
 
 def _unit(embeddings_KD: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -175,7 +175,7 @@ def vendi_score(similarity_KK: npt.ArrayLike) -> float:
     eigenvalues = np.linalg.eigvalsh((similarity + similarity.T) / (2.0 * count))
     if eigenvalues.min() < -EIGENVALUE_TOLERANCE:
         raise ValueError(
-            f"the similarity matrix has an eigenvalue of {eigenvalues.min():.2e} and is none"
+            f"the similarity matrix has an eigenvalue of {eigenvalues.min():.2e}, so it is not one"
         )
     positive = eigenvalues[eigenvalues > 0.0]
     return float(np.exp(-np.sum(positive * np.log(positive))))

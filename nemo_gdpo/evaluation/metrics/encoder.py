@@ -37,7 +37,7 @@ def encoder_directory(name: str) -> Path:
         name: a path, or one of `PACKAGES`.
 
     Raises:
-        UserError: there is neither, or the directory is no model.
+        UserError: there is neither, or the directory is not a model.
     """
     if name in PACKAGES:
         module, folder = PACKAGES[name]

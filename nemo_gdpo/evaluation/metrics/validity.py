@@ -30,7 +30,7 @@ TYPE_TOKEN_LIMIT = 0.85
 """In 500 words of a language many occur twice: function words see to that. Drawn at random from a
 tokenizer's vocabulary hardly any does."""
 LONGEST_MEAN_WORD = 15.0
-"""Characters. Longer ones are no words but text without white space between them."""
+"""Characters. Longer ones are not words but text without white space between them."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class _Plot:
     wide: Markup
     narrow: Markup
     notes: Sequence[str] = ()
-    """Beside what the frontier says: what the drawing left at its edge, who is far behind."""
+    """What the drawing left at its edge, beside the notes of the frontier."""
 
 
 @dataclass(frozen=True)

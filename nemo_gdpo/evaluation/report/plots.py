@@ -22,7 +22,7 @@ from nemo_gdpo.evaluation.report.window import Window
 from nemo_gdpo.evaluation.results import Interval, Results
 
 LABEL_LIMIT = 12
-"""With more points than this, naming each one's sampling would only cover the others."""
+"""Most points whose sampling is named; more names would only cover the others."""
 WIDE = (5.6, 4.1)
 NARROW = (3.7, 3.9)
 SWEEP = (2.9, 2.5)
@@ -255,7 +255,7 @@ def _legend(
 
 @contextmanager
 def _drawing(salt: str) -> Iterator[None]:
-    """Text stays text, ids depend on the plot only, and a name in another script is no warning."""
+    """Text stays text, ids depend on the plot only, and a name in another script does not warn."""
     logger = logging.getLogger("matplotlib.font_manager")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""From matplotlib's SVG to one that is part of a page: themed, accessible, without clashing ids."""
+"""Matplotlib's SVG made part of a page: themed, accessible, without clashing ids."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _BY_KIND: dict[Kind, Reading] = {
         "Small is safe, not good: an untrained model has none.",
     ),
 }
-"""For metrics that the table does not know: results may have been put together elsewhere."""
+"""Words for metrics that the table does not know: results may have been put together elsewhere."""
 
 
 def reading(name: str, info: MetricInfo) -> Reading:

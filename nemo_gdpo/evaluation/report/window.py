@@ -1,4 +1,4 @@
-"""The part of the plane that a frontier shows.
+"""Axis limits of the frontier plot.
 
 A collapsed model may lie so far off that everything else would shrink to a dot. Flagged points far
 outside the others are drawn at the edge, with their figures beside them; sound points never are.

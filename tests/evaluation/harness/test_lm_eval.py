@@ -92,7 +92,10 @@ def test_shipped_task_and_the_report(
         (["tasks=x"], "model.restore_from_path: is not set"),
         (["model.restore_from_path=/nowhere", "tasks=x"], "/nowhere has no config.json"),
         (["model.restore_from_path=MODEL"], "tasks: is empty"),
-        (["model.restore_from_path=MODEL", "tasks=x", "include_path=/nowhere"], "is no directory"),
+        (
+            ["model.restore_from_path=MODEL", "tasks=x", "include_path=/nowhere"],
+            "is not a directory",
+        ),
         (["model.restore_from_path=MODEL", "tasks=x", "device=cuda:9"], "no CUDA device"),
         (["model.restore_from_path=MODEL", "tasks=x", "dtype=fp64"], "not one of fp32, bf16"),
         (["model.restore_from_path=MODEL", "tasks=film_sentimant"], "film_sentimant not among"),
