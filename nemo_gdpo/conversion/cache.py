@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.conversion.assets import asset_files
 from nemo_gdpo.conversion.atomic import MARKER, held_lock, why_incomplete
 from nemo_gdpo.conversion.fingerprint import hash_files
+from nemo_gdpo.conversion.formats.assets import asset_files
+from nemo_gdpo.conversion.formats.megatron_io import FORMAT_VERSION, is_megatron_checkpoint
 from nemo_gdpo.conversion.journal import digest_of, file_sha256
-from nemo_gdpo.conversion.megatron_io import FORMAT_VERSION, is_megatron_checkpoint
 from nemo_gdpo.errors import UserError
 
 ENVIRONMENT = "NEMO_GDPO_CACHE"

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.assets import ASSETS
 from nemo_gdpo.conversion.atomic import check_replaceable
-from nemo_gdpo.conversion.card import read_facts
 from nemo_gdpo.conversion.engine import (
     hf_specs,
     megatron_specs,
@@ -21,17 +19,19 @@ from nemo_gdpo.conversion.engine import (
 )
 from nemo_gdpo.conversion.families import read_hf_config
 from nemo_gdpo.conversion.fingerprint import DIST, weights_fingerprint
-from nemo_gdpo.conversion.hf_export import write_hf
-from nemo_gdpo.conversion.hf_source import open_hf
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.card import read_facts
+from nemo_gdpo.conversion.formats.hf_export import write_hf
+from nemo_gdpo.conversion.formats.hf_source import open_hf
+from nemo_gdpo.conversion.formats.megatron_io import (
     MODEL_CONFIG,
     CheckpointModel,
     open_megatron,
     write_megatron_checkpoint,
 )
+from nemo_gdpo.conversion.formats.safetensors_writer import MAX_SHARD_BYTES
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.model_config import padded_vocab_size
-from nemo_gdpo.conversion.safetensors_writer import MAX_SHARD_BYTES
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.progress import progress_bar
 
 VOCAB_DIVISIBLE_BY = 128

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nemo_gdpo.conversion.engine import Slot, TensorSource, megatron_tensor, slots_of
 from nemo_gdpo.conversion.families import Kind, family_of
-from nemo_gdpo.conversion.hf_source import open_hf
+from nemo_gdpo.conversion.formats.hf_source import open_hf
 from nemo_gdpo.conversion.layouts import shard_for_rank
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 

@@ -26,7 +26,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
+from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
 from nemo_gdpo.models.weights import SHARDING_METADATA, fill_weights, sharded_weights
 from nemo_gdpo.training.manifest import (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nemo_gdpo import __version__
-from nemo_gdpo.conversion.assets import base_licence
-from nemo_gdpo.conversion.card import write_facts
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+from nemo_gdpo.conversion.formats.assets import base_licence
+from nemo_gdpo.conversion.formats.card import write_facts
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run

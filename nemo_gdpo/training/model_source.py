@@ -8,18 +8,18 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nemo_gdpo.conversion.assets import ASSETS
 from nemo_gdpo.conversion.cache import ENVIRONMENT
-from nemo_gdpo.conversion.card import read_facts
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.card import read_facts
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     is_megatron_checkpoint,
     read_checkpoint_model,
     write_checkpoint_assets,
 )
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
-from nemo_gdpo.conversion.obtain import as_megatron, fingerprint_of
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
+from nemo_gdpo.conversion.resolve import as_megatron, fingerprint_of
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
 from nemo_gdpo.models.weights import load_weights

@@ -12,8 +12,8 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from nemo_gdpo.conversion.megatron_io import read_checkpoint_model
-from nemo_gdpo.conversion.memory import available_bytes, check_fits
+from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits
+from nemo_gdpo.conversion.formats.megatron_io import read_checkpoint_model
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logits

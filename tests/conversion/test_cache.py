@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from nemo_gdpo.conversion import cache
 from nemo_gdpo.conversion.cli import main
-from nemo_gdpo.conversion.obtain import as_megatron, fingerprint_of
-from nemo_gdpo.conversion.verify import verify
+from nemo_gdpo.conversion.compare.verify import verify
+from nemo_gdpo.conversion.resolve import as_megatron, fingerprint_of
 from nemo_gdpo.errors import UserError
 from tests.conversion.conftest import ModelMaker
 
@@ -111,7 +111,7 @@ def test_several_processes_convert_once(make_model: ModelMaker) -> None:
     source = make_model()
     code = (
         "import sys; from pathlib import Path\n"
-        "from nemo_gdpo.conversion.obtain import as_megatron\n"
+        "from nemo_gdpo.conversion.resolve import as_megatron\n"
         "as_megatron(Path(sys.argv[1]))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from nemo_gdpo.conversion.assets import base_licence
-from nemo_gdpo.conversion.card import model_card
+from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
-from nemo_gdpo.conversion.megatron_io import open_megatron, read_checkpoint_model
-from nemo_gdpo.conversion.safetensors_writer import plan_shards
-from nemo_gdpo.conversion.verify import verify
+from nemo_gdpo.conversion.formats.assets import base_licence
+from nemo_gdpo.conversion.formats.card import model_card
+from nemo_gdpo.conversion.formats.megatron_io import open_megatron, read_checkpoint_model
+from nemo_gdpo.conversion.formats.safetensors_writer import plan_shards
 from tests.conversion.conftest import LLAMA3_ROPE, VOCAB, ModelMaker
 
 Logits = Callable[[Path], torch.Tensor]

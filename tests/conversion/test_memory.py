@@ -16,7 +16,7 @@ import torch
 
 from nemo_gdpo.conversion.engine import TensorSpec, hf_shapes
 from nemo_gdpo.conversion.families import read_hf_config
-from nemo_gdpo.conversion.safetensors_writer import plan_shards
+from nemo_gdpo.conversion.formats.safetensors_writer import plan_shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {

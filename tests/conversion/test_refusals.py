@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from nemo_gdpo.conversion import atomic, hf_export
+from nemo_gdpo.conversion import atomic
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
-from nemo_gdpo.conversion.dist_metadata import read_metadata
-from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
+from nemo_gdpo.conversion.formats import hf_export
+from nemo_gdpo.conversion.formats.dist_metadata import read_metadata
+from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.errors import UserError
 from tests.conversion.conftest import ModelMaker
 

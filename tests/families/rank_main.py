@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemo_gdpo.conversion.assets import ASSETS
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
     write_checkpoint_assets,

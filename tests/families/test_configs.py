@@ -14,8 +14,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from nemo_gdpo.conversion.families import FAMILIES, read_hf_config
 from nemo_gdpo.conversion.families.fields import IRRELEVANT, NEUTRAL
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.errors import UserError
 from tests.families import zoo
 

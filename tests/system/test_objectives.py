@@ -185,7 +185,7 @@ def test_validation_adds_its_means_at_the_configured_steps(
 
 def _megatron_logits(checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
     """A plain forward pass on a checkpoint's tensors: what the weights say, without HF names."""
-    from nemo_gdpo.conversion.dist_reader import DistTensorSource
+    from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
 
     source = DistTensorSource(checkpoint / "dist")
     shapes = source.shapes()

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nemo_gdpo.conversion.engine import Slot, slots_of
 from nemo_gdpo.conversion.families import read_hf_config
-from nemo_gdpo.conversion.hf_source import open_hf
+from nemo_gdpo.conversion.formats.hf_source import open_hf
+from nemo_gdpo.conversion.formats.megatron_io import is_megatron_checkpoint, open_megatron
 from nemo_gdpo.conversion.layouts import split
-from nemo_gdpo.conversion.megatron_io import is_megatron_checkpoint, open_megatron
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.progress import progress_bar
 

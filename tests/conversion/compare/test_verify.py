@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_gdpo.conversion import logits as logits_module
 from nemo_gdpo.conversion.cli import main
+from nemo_gdpo.conversion.compare import logits as logits_module
+from nemo_gdpo.conversion.compare.logits import compare_logits, hf_logits
+from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits, parameter_count
+from nemo_gdpo.conversion.compare.prompts import BUILT_IN, make_prompts, read_texts
 from nemo_gdpo.conversion.families import read_hf_config
-from nemo_gdpo.conversion.logits import compare_logits, hf_logits
-from nemo_gdpo.conversion.memory import available_bytes, check_fits, parameter_count
-from nemo_gdpo.conversion.prompts import BUILT_IN, make_prompts, read_texts
 from nemo_gdpo.errors import UserError
 from tests.families import zoo
 from tests.system.tiny import save_model

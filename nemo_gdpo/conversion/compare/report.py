@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nemo_gdpo.conversion.logits import LogitsComparison
-from nemo_gdpo.conversion.verify import VerifyReport
+from nemo_gdpo.conversion.compare.logits import LogitsComparison
+from nemo_gdpo.conversion.compare.verify import VerifyReport
 from nemo_gdpo.errors import UserError
 
 MARKDOWN, JSON = "report.md", "report.json"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-from nemo_gdpo.conversion.archive import extract
 from nemo_gdpo.conversion.atomic import staged_directory
 from nemo_gdpo.conversion.cache import assets_digest, obtain, source_fingerprint
 from nemo_gdpo.conversion.convert import VOCAB_DIVISIBLE_BY, convert_hf_to_megatron
 from nemo_gdpo.conversion.fingerprint import weight_paths
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.megatron_io import (
     MODEL_CONFIG,
     is_megatron_checkpoint,
     read_checkpoint_model,
 )
-from nemo_gdpo.conversion.nemo_import import convert_nemo_to_megatron
+from nemo_gdpo.conversion.nemo1.archive import extract
+from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.errors import UserError
 
 SUFFIX = ".nemo"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nemo_gdpo.conversion.engine import TensorSpec
-from nemo_gdpo.conversion.hf_source import INDEX, SINGLE
+from nemo_gdpo.conversion.formats.hf_source import INDEX, SINGLE
 from nemo_gdpo.conversion.journal import Journal
 
 MAX_SHARD_BYTES = 5_000_000_000

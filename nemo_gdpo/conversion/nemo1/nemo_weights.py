@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.dist_metadata import METADATA
-from nemo_gdpo.conversion.dist_reader import DistTensorSource
 from nemo_gdpo.conversion.families import FAMILIES
+from nemo_gdpo.conversion.formats.dist_metadata import METADATA
+from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
 from nemo_gdpo.errors import UserError
 
 WEIGHTS = "model_weights"

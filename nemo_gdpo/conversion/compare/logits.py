@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.memory import available_bytes, check_fits
+from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
 

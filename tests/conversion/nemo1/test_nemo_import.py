@@ -18,19 +18,19 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from nemo_gdpo.conversion.cli import main
+from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
-from nemo_gdpo.conversion.megatron_io import open_megatron
-from nemo_gdpo.conversion.nemo_config import MAX_BYTES, NEUTRAL, ONLY, read_nemo_config
-from nemo_gdpo.conversion.nemo_import import convert_nemo_to_megatron
-from nemo_gdpo.conversion.obtain import as_megatron
-from nemo_gdpo.conversion.verify import verify
+from nemo_gdpo.conversion.formats.megatron_io import open_megatron
+from nemo_gdpo.conversion.nemo1.nemo_config import MAX_BYTES, NEUTRAL, ONLY, read_nemo_config
+from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
+from nemo_gdpo.conversion.resolve import as_megatron
 from nemo_gdpo.errors import UserError
 from tests.families import zoo
 from tests.system.tiny import cli as run_command
 from tests.system.tiny import common, steps, write_jsonl
 
 pytest.importorskip("megatron.core.package_info")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VOCAB, PADDED = 120, 256
 HASH = "0123456789abcdef0123456789abcdef_tokenizer.model"
 
@@ -101,7 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                **changes, "hf": str(root / str(changes["hf"]))}  # fmt: skip
         (root / f"{name}.json").write_text(json.dumps(one))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conversion.nemo_layout",
+        [sys.executable, "-m", "tests.conversion.nemo1.nemo_layout",
          *(str(root / f"{name}.json") for name in settings)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         check=False,
@@ -112,7 +112,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_archive_has_the_layout_of_nemo(made: Path, tmp_path: Path) -> None:
     """Otherwise the tests below would test another format."""
-    from nemo_gdpo.conversion.dist_reader import DistTensorSource
+    from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
 
     with tarfile.open(made / "llama.nemo") as tar:
         tar.extractall(tmp_path, filter="data")

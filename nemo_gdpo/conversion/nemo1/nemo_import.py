@@ -27,8 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.archive import extract
-from nemo_gdpo.conversion.assets import CONFIG, TOKENIZER_FILES, asset_files
 from nemo_gdpo.conversion.convert import VOCAB_DIVISIBLE_BY
 from nemo_gdpo.conversion.engine import (
     Slot,
@@ -38,20 +36,22 @@ from nemo_gdpo.conversion.engine import (
 )
 from nemo_gdpo.conversion.families import Kind, read_hf_config
 from nemo_gdpo.conversion.fingerprint import hash_files
-from nemo_gdpo.conversion.layouts import megatron_shape, merge, split
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import CONFIG, TOKENIZER_FILES, asset_files
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     is_megatron_checkpoint,
     write_megatron_checkpoint,
 )
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits, last_token
+from nemo_gdpo.conversion.layouts import megatron_shape, merge, split
 from nemo_gdpo.conversion.model_config import (
     MegatronModelConfig,
     padded_vocab_size,
     read_json_object,
 )
-from nemo_gdpo.conversion.nemo_config import NemoModel, read_nemo_config
-from nemo_gdpo.conversion.nemo_weights import NemoTensorSource, find_weights
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits, last_token
+from nemo_gdpo.conversion.nemo1.archive import extract
+from nemo_gdpo.conversion.nemo1.nemo_config import NemoModel, read_nemo_config
+from nemo_gdpo.conversion.nemo1.nemo_weights import NemoTensorSource, find_weights
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.progress import progress_bar
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from nemo_gdpo.conversion.dist_metadata import read_metadata
+from nemo_gdpo.conversion.formats.dist_metadata import read_metadata
 from nemo_gdpo.errors import UserError
 
 OPTIMIZER_PREFIX = "optimizer."

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nemo_gdpo import __version__
-from nemo_gdpo.conversion.assets import CONFIG, README, base_licence, copy_assets
 from nemo_gdpo.conversion.atomic import staged_directory
-from nemo_gdpo.conversion.card import model_card
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.families import read_hf_config
+from nemo_gdpo.conversion.formats.assets import CONFIG, README, base_licence, copy_assets
+from nemo_gdpo.conversion.formats.card import model_card
+from nemo_gdpo.conversion.formats.safetensors_writer import MAX_SHARD_BYTES, write_shards
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
-from nemo_gdpo.conversion.safetensors_writer import MAX_SHARD_BYTES, write_shards
 from nemo_gdpo.errors import UserError
 
 FORMAT_VERSION = 1

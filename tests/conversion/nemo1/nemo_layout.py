@@ -1,6 +1,6 @@
 """Builds a `.nemo` archive as NeMo 1 did, with megatron's own distributed checkpoint writer.
 
-    python -m tests.conversion.nemo_layout SETTINGS...
+    python -m tests.conversion.nemo1.nemo_layout SETTINGS...
 
 SETTINGS are JSON files: `hf` (the model), `archive` (what to write), `config` (of
 model_config.yaml), `files` (name in the archive -> path), `norm_offset` (added to norm weights),

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_gdpo.conversion.archive import extract
-from nemo_gdpo.conversion.assets import ASSETS
+from nemo_gdpo.conversion.compare.logits import MegatronLogits, compare_logits, hf_logits
+from nemo_gdpo.conversion.compare.prompts import load_tokenizer, make_prompts
+from nemo_gdpo.conversion.compare.report import Comparison
+from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.families import read_hf_config
-from nemo_gdpo.conversion.logits import MegatronLogits, compare_logits, hf_logits
-from nemo_gdpo.conversion.megatron_io import is_megatron_checkpoint, read_checkpoint_model
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.megatron_io import is_megatron_checkpoint, read_checkpoint_model
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
-from nemo_gdpo.conversion.nemo_import import convert_nemo_to_megatron
-from nemo_gdpo.conversion.obtain import SUFFIX
-from nemo_gdpo.conversion.prompts import load_tokenizer, make_prompts
-from nemo_gdpo.conversion.report import Comparison
-from nemo_gdpo.conversion.verify import verify
+from nemo_gdpo.conversion.nemo1.archive import extract
+from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
+from nemo_gdpo.conversion.resolve import SUFFIX
 from nemo_gdpo.errors import UserError
 
 TOLERANCE = 1e-3

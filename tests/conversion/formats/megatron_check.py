@@ -1,6 +1,6 @@
 """Run by test_megatron_reads_it.py in a process of its own: megatron-core against our files.
 
-    python -m tests.conversion.megatron_check DIRECTORY...
+    python -m tests.conversion.formats.megatron_check DIRECTORY...
 
 For each DIRECTORY with `hf/` and its conversion `megatron/`: loads the conversion with megatron's
 own loader, strictly, into models of several vocabulary paddings; compares with the values that are
@@ -25,14 +25,14 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-from nemo_gdpo.conversion.assets import ASSETS
 from nemo_gdpo.conversion.engine import slots_of
-from nemo_gdpo.conversion.live import load_hf_into_model
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
     write_checkpoint_assets,
 )
+from nemo_gdpo.conversion.live import load_hf_into_model
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 
 SHARDING = {"non_homogeneous_layers": True}

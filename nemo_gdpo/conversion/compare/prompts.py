@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.assets import TOKENIZER_FILES
+from nemo_gdpo.conversion.formats.assets import TOKENIZER_FILES
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron
-from nemo_gdpo.conversion.verify import verify
 from tests.conversion.conftest import LLAMA3_ROPE, ModelMaker
 
 pytest.importorskip("megatron.core.package_info")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_strict_load_logits_and_save(make_model: ModelMaker, tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_strict_load_logits_and_save(make_model: ModelMaker, tmp_path: Path) -> 
         )
         convert_hf_to_megatron(source, root / "megatron")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conversion.megatron_check", *map(str, roots)],
+        [sys.executable, "-m", "tests.conversion.formats.megatron_check", *map(str, roots)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

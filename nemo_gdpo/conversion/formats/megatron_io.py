@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_gdpo.conversion.assets import ASSETS, copy_assets
 from nemo_gdpo.conversion.atomic import staged_directory
-from nemo_gdpo.conversion.card import write_facts
-from nemo_gdpo.conversion.dist_reader import DistTensorSource
-from nemo_gdpo.conversion.dist_writer import write_dist_checkpoint
 from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source, extra_states_of
 from nemo_gdpo.conversion.fingerprint import DIST
+from nemo_gdpo.conversion.formats.assets import ASSETS, copy_assets
+from nemo_gdpo.conversion.formats.card import write_facts
+from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
+from nemo_gdpo.conversion.formats.dist_writer import write_dist_checkpoint
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
 from nemo_gdpo.errors import UserError
 
