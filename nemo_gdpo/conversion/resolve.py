@@ -5,15 +5,23 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-from nemo_gdpo.conversion.atomic import staged_directory
-from nemo_gdpo.conversion.cache import assets_digest, obtain, source_fingerprint
-from nemo_gdpo.conversion.convert import VOCAB_DIVISIBLE_BY, convert_hf_to_megatron
-from nemo_gdpo.conversion.fingerprint import weight_paths
-from nemo_gdpo.conversion.formats.megatron_io import (
+from nemo_gdpo.config.model_files import (
     MODEL_CONFIG,
     is_megatron_checkpoint,
-    read_checkpoint_model,
+    megatron_checkpoint_root,
 )
+from nemo_gdpo.conversion.atomic import staged_directory
+from nemo_gdpo.conversion.cache import (
+    ENVIRONMENT,
+    assets_digest,
+    cache_root,
+    get_or_convert,
+    source_fingerprint,
+)
+from nemo_gdpo.conversion.convert import VOCAB_DIVISIBLE_BY, convert_hf_to_megatron
+from nemo_gdpo.conversion.fingerprint import weight_paths
+from nemo_gdpo.conversion.formats.assets import CONFIG
+from nemo_gdpo.conversion.formats.megatron_io import read_checkpoint_model
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.errors import UserError
@@ -25,13 +33,13 @@ def is_own_archive(archive: Path) -> bool:
     """Whether an archive holds a Megatron checkpoint of this program, rather than NeMo's own.
 
     Raises:
-        UserError: it is no readable archive.
+        UserError: it is not a readable archive.
     """
     try:
         with tarfile.open(archive) as tar:
             return any(member.name.removeprefix("./") == MODEL_CONFIG for member in tar)
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive}: is no readable .nemo archive ({error})") from None
+        raise UserError(f"{archive}: is not a readable .nemo archive ({error})") from None
 
 
 def _from_archive(archive: Path, key: dict[str, object], directory: Path) -> None:
@@ -42,7 +50,12 @@ def _from_archive(archive: Path, key: dict[str, object], directory: Path) -> Non
         extract(archive, staging.path)
 
 
-def as_megatron(path: Path) -> Path:
+def is_hf_directory(path: Path) -> bool:
+    """Whether a run would take a path for a Hugging Face directory."""
+    return (path / CONFIG).is_file() and not is_megatron_checkpoint(path)
+
+
+def resolve_checkpoint(path: Path) -> Path:
     """The Megatron checkpoint of a Hugging Face directory, a `.nemo`, or itself.
 
     Raises:
@@ -50,34 +63,55 @@ def as_megatron(path: Path) -> Path:
             written.
     """
     if is_megatron_checkpoint(path):
-        return path
+        root = megatron_checkpoint_root(path)
+        if root is None:
+            raise UserError(
+                f"{path} is a Megatron checkpoint without its {MODEL_CONFIG}; convert the model "
+                "again with `nemo-gdpo convert`"
+            )
+        return root
     if path.is_file() and path.suffix == SUFFIX:
-        key: dict[str, object] = {"archive": source_fingerprint(path, [path], progress=True)}
-        found, reused = obtain(path, key, lambda target: _from_archive(path, key, target))
-    elif (path / "config.json").is_file():
+        key: dict[str, object] = {"archive": _fingerprint(path, [path])}
+        found, reused = get_or_convert(path, key, lambda target: _from_archive(path, key, target))
+    elif is_hf_directory(path):
         key = {
-            "weights": source_fingerprint(path, weight_paths(path), progress=True),
+            "weights": fingerprint_of(path),
             "assets": assets_digest(path),
             "vocab_divisible_by": VOCAB_DIVISIBLE_BY,
         }
-        found, reused = obtain(
+        found, reused = get_or_convert(
             path, key, lambda target: convert_hf_to_megatron(path, target, progress=True)
         )
     else:
         raise UserError(
-            f"{path}: is neither a Hugging Face directory (no config.json), nor a Megatron "
+            f"{path}: is neither a Hugging Face directory (no {CONFIG}), nor a Megatron "
             f"checkpoint (no {MODEL_CONFIG} with dist/), nor a {SUFFIX} file"
         )
     print(f"converted model: {'reused' if reused else 'made'} {found}", flush=True)
     return found
 
 
-def fingerprint_of(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint's weights: what a conversion started from, or, of a training
-    checkpoint, its own.
+def _fingerprint(source: Path, files: list[Path]) -> str:
+    try:
+        return source_fingerprint(source, files, progress=True)
+    except OSError as error:
+        raise UserError(
+            f"{source}: its fingerprint cannot be computed, or not be kept in {cache_root()} "
+            f"({error}); fix the permissions, or set {ENVIRONMENT} to a directory that can be "
+            "written"
+        ) from None
+
+
+def fingerprint_of(source: Path) -> str:
+    """SHA-256 of the weights of a Megatron checkpoint or a Hugging Face directory.
+
+    A conversion has that of the directory it came from; a training checkpoint has its own.
+
+    Raises:
+        UserError: the weights cannot be read, or what is known of them not be kept.
     """
-    source = read_checkpoint_model(checkpoint).source_sha256
-    trained = (checkpoint / "trainer_state.json").is_file()
-    if source is not None and not trained:
-        return source
-    return source_fingerprint(checkpoint, weight_paths(checkpoint), progress=True)
+    if is_megatron_checkpoint(source):
+        origin = read_checkpoint_model(source).source_sha256
+        if origin is not None and not (source / "trainer_state.json").is_file():
+            return origin
+    return _fingerprint(source, weight_paths(source))

@@ -12,7 +12,7 @@ import torch
 from nemo_gdpo import __version__
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
 from nemo_gdpo.conversion.formats.assets import base_licence
-from nemo_gdpo.conversion.formats.card import write_facts
+from nemo_gdpo.conversion.formats.card import write_card
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
@@ -64,11 +64,11 @@ def run_facts(run: Run) -> dict[str, Any]:
 def write_assets(run: Run, checkpoint: Path) -> None:
     """Put what an export needs, and what its card says, beside a training checkpoint."""
     run.source.write_assets(checkpoint)
-    write_facts(checkpoint, run_facts(run))
+    write_card(checkpoint, run_facts(run))
 
 
 def export_run(run: Run, checkpoint: Path) -> Path:
     """Write `output_dir/hf` from a checkpoint, on one rank, streaming."""
     target = run.output_dir / "hf"
-    convert_megatron_to_hf(checkpoint, target, facts=run_facts(run), progress=True)
+    convert_megatron_to_hf(checkpoint, target, card=run_facts(run), progress=True)
     return target

@@ -125,6 +125,7 @@ def assemble(cfg: DictConfig) -> Run:
         cfg.model.restore_from_path,
         mesh,
         divisible_by=cfg.model.make_vocab_size_divisible_by,
+        cache_converted=cfg.model.cache_converted,
     )
     fields = dict(OmegaConf.to_container(cfg.objective))  # type: ignore[arg-type]
     objective = build_objective(str(fields.pop("name")), fields)

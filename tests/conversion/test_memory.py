@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_gdpo.conversion.engine import TensorSpec, hf_shapes
-from nemo_gdpo.conversion.families import read_hf_config
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.formats.safetensors_writer import plan_shards
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def sparse_model(directory: Path) -> int:
     """
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(CONFIG))
-    shapes = hf_shapes(read_hf_config(directory))
+    shapes = ModelBridge.from_hf(directory).hf_shapes()
     specs = [TensorSpec(name, shape, torch.bfloat16) for name, shape in shapes.items()]
     shards = plan_shards(specs, 1_500_000_000)
     weight_map = {}

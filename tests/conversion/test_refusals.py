@@ -163,7 +163,7 @@ def test_tokenizers_of_other_kinds(
 def test_a_damaged_tokenizer_is_named(make_model: ModelMaker) -> None:
     source = make_model()
     (source / "tokenizer.json").write_text('{"added_tokens": [{"content": "x"}]}')
-    refused(source, r"tokenizer\.json is no tokenizer's file")
+    refused(source, r"tokenizer\.json is not the file of a tokenizer")
     (source / "tokenizer.json").write_text("{")
     refused(source, r"tokenizer\.json cannot be read as JSON")
 

@@ -1,4 +1,4 @@
-"""Runs checkpoints on the same prompts and compares what they say, in float32."""
+"""Runs checkpoints on the same prompts and compares their logits, in float32."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits
-from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
 
 MegatronLogits = Callable[[Path, Sequence[Tensor]], list[Tensor]]
-"""(checkpoint, prompts [S]) -> logits float32 [S, V]; passed in, because this room imports no
+"""(checkpoint, prompts [S]) -> logits float32 [S, V]; passed in, because conversion imports no
 megatron."""
 
 
@@ -24,7 +24,7 @@ class LogitsComparison:
     """How far two models are apart on a set of prompts."""
 
     prompts: str
-    """What the prompts were."""
+    """Description of the prompts."""
     positions: int
     max_abs_difference: float
     mean_abs_difference: float
@@ -33,22 +33,20 @@ class LogitsComparison:
     """Share of positions where both have the same most likely token."""
     max_logprob_gap: float
     mean_logprob_gap: float
-    """Of |log p(next token)|, over the positions that have a next token."""
+    """Mean of the gaps of log p(next token), over the positions that have a next token."""
 
     def within(self, tolerance: float) -> bool:
         """Whether every logit differs by at most `tolerance`."""
         return self.max_abs_difference <= tolerance
 
 
-def hf_logits(
-    directory: Path, config: MegatronModelConfig, prompts: Sequence[Tensor]
-) -> list[Tensor]:
+def hf_logits(directory: Path, bridge: ModelBridge, prompts: Sequence[Tensor]) -> list[Tensor]:
     """Logits float32 [S, V] of a Hugging Face directory, by transformers, on the CPU.
 
     Raises:
         UserError: the model does not fit in memory, or transformers cannot load it.
     """
-    check_fits(config, sum(map(len, prompts)), directory, available_bytes())
+    check_fits(bridge, sum(map(len, prompts)), directory, available_bytes())
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -75,13 +73,13 @@ def compare_logits(
     """Compare two models' logits [S, V] on the same prompts [S].
 
     Raises:
-        UserError: a side has logits that are not finite.
+        UserError: a model has logits that are not finite.
     """
     largest = total = gap_largest = gap_total = 0.0
     agreeing = positions = values = gaps = 0
     for mine_SV, theirs_SV, ids_S in zip(first, second, prompts, strict=True):
-        for side in (mine_SV, theirs_SV):
-            if not torch.isfinite(side).all():
+        for logits_SV in (mine_SV, theirs_SV):
+            if not torch.isfinite(logits_SV).all():
                 raise UserError("a model gives logits that are not finite; its weights are damaged")
         difference_SV = (mine_SV - theirs_SV).abs()
         largest = max(largest, difference_SV.max().item())
@@ -91,7 +89,8 @@ def compare_logits(
         positions += len(ids_S)
         next_T1 = ids_S[1:, None]
         one_T, other_T = (
-            side[:-1].log_softmax(-1).gather(1, next_T1)[:, 0] for side in (mine_SV, theirs_SV)
+            logits_SV[:-1].log_softmax(-1).gather(1, next_T1)[:, 0]
+            for logits_SV in (mine_SV, theirs_SV)
         )
         gap_T = (one_T - other_T).abs()
         gap_largest = max(gap_largest, gap_T.max().item())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from nemo_gdpo.conversion.engine import slots_of
-from nemo_gdpo.conversion.layouts import megatron_shape
-from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.errors import UserError
 
 _MEMINFO = Path("/proc/meminfo")
@@ -16,7 +15,7 @@ _MARGIN = 1.15
 
 
 def _cgroup_bytes() -> int | None:
-    """What the container may still take; None without a limit."""
+    """Bytes that the container may still take; None without a limit."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
@@ -38,30 +37,25 @@ def available_bytes() -> int:
     return free if limit is None else min(free, limit)
 
 
-def parameter_count(config: MegatronModelConfig) -> int:
+def parameter_count(bridge: ModelBridge) -> int:
     """Number of weights of a model, without padding of the vocabulary."""
-    total = 0
-    for slot in slots_of(config):
-        count = 1
-        for size in megatron_shape(slot.entry, config, config.vocab_size):
-            count *= size
-        total += count
-    return total
+    return sum(math.prod(shape) for shape in bridge.hf_shapes().values())
 
 
-def check_fits(config: MegatronModelConfig, tokens: int, where: Path, free: int) -> None:
+def check_fits(bridge: ModelBridge, tokens: int, where: Path, free: int) -> None:
     """Refuse to run a model in float32 where it does not fit.
 
     Args:
-        config: the architecture.
-        tokens: of all prompts together; the logits of both sides are kept for them.
+        bridge: the model.
+        tokens: number of tokens of all prompts together; both models' logits are kept for them.
         where: named in the error.
         free: bytes that may be taken.
 
     Raises:
         UserError: it does not fit.
     """
-    needed = int(_MARGIN * 4 * parameter_count(config)) + 3 * 4 * tokens * config.vocab_size
+    needed = int(_MARGIN * 4 * parameter_count(bridge))
+    needed += 3 * 4 * tokens * bridge.config.vocab_size
     if needed > free:
         raise UserError(
             f"{where}: running it in float32 takes {needed / 2**30:.1f} GiB and "

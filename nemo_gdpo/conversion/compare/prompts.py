@@ -30,16 +30,16 @@ RANDOM_ROWS, RANDOM_LENGTH = 4, 48
 
 @dataclass(frozen=True)
 class PromptSet:
-    """What both sides are run on."""
+    """Token ids that both models are run on."""
 
     ids: tuple[Tensor, ...]
     """One int64 [S] each, at least two tokens long."""
     description: str
-    """Where they come from, for the report."""
+    """Origin of the prompts, for the report."""
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
-    """One prompt a line; empty lines are none.
+    """One prompt a line; empty lines do not count.
 
     Raises:
         UserError: no readable file, or no prompts in it.

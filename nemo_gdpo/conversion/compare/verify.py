@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.engine import Slot, slots_of
-from nemo_gdpo.conversion.families import read_hf_config
-from nemo_gdpo.conversion.formats.hf_source import open_hf
-from nemo_gdpo.conversion.formats.megatron_io import is_megatron_checkpoint, open_megatron
-from nemo_gdpo.conversion.layouts import split
-from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.conversion.compare.view import CheckpointView, view_directory
 from nemo_gdpo.progress import progress_bar
-
-Reader = Callable[[Slot], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +19,7 @@ class TensorDifference:
     name: str
     reason: str
     max_abs_difference: float | None
-    """None where the shapes differ, or where one side has a NaN."""
+    """None where the shapes differ, or where one of them has a NaN."""
 
     def line(self) -> str:
         """What differs, for people."""
@@ -42,7 +34,7 @@ class VerifyReport:
     """What a comparison found."""
 
     tensors: int
-    """How many were compared."""
+    """Number of tensors compared."""
     config_differences: tuple[str, ...]
     """One line for each field of the architecture that differs."""
     differences: tuple[TensorDifference, ...]
@@ -55,16 +47,6 @@ class VerifyReport:
     def to_dict(self) -> dict[str, object]:
         """A JSON object."""
         return {"same": self.same, **asdict(self)}
-
-
-def _open(path: Path) -> tuple[MegatronModelConfig, Reader]:
-    if is_megatron_checkpoint(path):
-        model, weights = open_megatron(path)
-        config = model.config
-        return config, lambda slot: split(slot.entry, weights.tensor(slot.name), config)
-    config = read_hf_config(path)
-    source = open_hf(path, config)
-    return config, lambda slot: [source.tensor(name) for name in slot.hf_names]
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> TensorDifference | None:
@@ -86,7 +68,19 @@ def verify(first: Path, second: Path, *, progress: bool = False) -> VerifyReport
     Raises:
         UserError: one of them is incomplete or damaged.
     """
-    (config, read_first), (other, read_second) = _open(first), _open(second)
+    return verify_views(view_directory(first), view_directory(second), progress=progress)
+
+
+def verify_views(
+    first: CheckpointView, second: CheckpointView, *, progress: bool = False
+) -> VerifyReport:
+    """Compare the tensors of two checkpoints.
+
+    Raises:
+        UserError: one of them is incomplete or damaged.
+    """
+    config, other = first.bridge.config, second.bridge.config
+    read_first, read_second = first.reader(), second.reader()
     mine, theirs = config.to_dict(), other.to_dict()
     unlike = tuple(
         f"{name}: {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]
@@ -95,12 +89,11 @@ def verify(first: Path, second: Path, *, progress: bool = False) -> VerifyReport
         return VerifyReport(0, unlike, ())
     differences: list[TensorDifference] = []
     count = 0
-    slots = {slot.name for slot in slots_of(other)}
-    common = [slot for slot in slots_of(config) if slot.name in slots]
-    for slot in progress_bar(
+    common = [mapping for mapping in first.bridge.mappings if mapping.name in second.bridge.by_name]
+    for mapping in progress_bar(
         common, total=len(common), unit="tensor", label="verify", enabled=progress
     ):
-        pairs = zip(slot.hf_names, read_first(slot), read_second(slot), strict=True)
+        pairs = zip(mapping.hf_names, read_first(mapping), read_second(mapping), strict=True)
         for name, a, b in pairs:
             count += 1
             difference = _compare(name, a, b)

@@ -31,7 +31,7 @@ def _is_asset(path: Path) -> bool:
 
 
 def asset_files(source: Path) -> list[Path]:
-    """The asset files of a model directory, relative to it. Weights and code are none."""
+    """The asset files of a model directory, relative to it. Weights and code are not among them."""
     found = [path.relative_to(source) for path in source.iterdir() if _is_asset(path)]
     found += [path.relative_to(source) for path in (source / _TEMPLATES).glob("*.jinja")]
     return sorted(found)

@@ -1,4 +1,4 @@
-"""The model card of an export."""
+"""The model card: kept beside a Megatron checkpoint, written as README.md of an export."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from nemo_gdpo.conversion.model_config import read_json_object
 from nemo_gdpo.errors import UserError
 
-FACTS = "card_facts.json"
-"""Beside a Megatron checkpoint: what is known for the card of its export."""
+MODEL_CARD = "model_card.json"
+"""File of a Megatron checkpoint with what is known for the card of its export."""
+FORMER_NAME = "card_facts.json"
+"""Its name in checkpoints of version 0.1, which are still read."""
 
 SECTIONS = {
     "base_model": "Base model",
@@ -24,33 +26,34 @@ SECTIONS = {
     "metrics": "Metrics",
     "citations": "Citations",
 }
-"""The facts that a card states, in order, and their headings."""
+"""Keys of a card's sections, in order, and their headings."""
 
 
-def write_facts(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Keep facts beside a checkpoint, for whoever exports it.
+def write_card(directory: Path, card: Mapping[str, Any]) -> None:
+    """Keep a model card beside a checkpoint, for whoever exports it.
 
     Args:
-        directory: of the checkpoint.
-        facts: any of `SECTIONS`, as plain JSON.
+        directory: directory of the checkpoint.
+        card: any of `SECTIONS`, as plain JSON.
     """
-    (directory / FACTS).write_text(json.dumps(dict(facts), indent=1) + "\n")
+    (directory / MODEL_CARD).write_text(json.dumps(dict(card), indent=1) + "\n")
 
 
-def read_facts(directory: Path) -> dict[str, Any]:
-    """What `write_facts` kept; empty where there is nothing.
+def read_card(directory: Path) -> dict[str, Any]:
+    """What `write_card` kept; empty where there is nothing.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = directory / FACTS
-    if not path.is_file():
+    found = [directory / name for name in (MODEL_CARD, FORMER_NAME)]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
         return {}
-    facts = read_json_object(path)
-    unknown = sorted(facts.keys() - SECTIONS.keys())
+    card = read_json_object(path)
+    unknown = sorted(card.keys() - SECTIONS.keys())
     if unknown:
-        raise UserError(f"{path}: unknown facts {', '.join(unknown)}; restore or remove the file")
-    return facts
+        raise UserError(f"{path}: unknown sections {', '.join(unknown)}; restore or remove it")
+    return card
 
 
 def _lines(value: Any) -> list[str]:
@@ -71,31 +74,31 @@ def _inline(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
+def render_card(card: Mapping[str, Any]) -> str:
     """README.md of an export, with the header that the Hugging Face hub reads.
 
     Args:
-        facts: any of `SECTIONS`; text, number, list or mapping each. What is not given is
-            said to be not recorded.
+        card: any of `SECTIONS`; text, number, list or mapping each. What is not given is said to
+            be not recorded.
 
     Raises:
-        ValueError: a fact that no section states.
+        ValueError: a key that no section has.
     """
-    unknown = sorted(facts.keys() - SECTIONS.keys())
+    unknown = sorted(card.keys() - SECTIONS.keys())
     if unknown:
-        raise ValueError(f"facts without a section: {', '.join(unknown)}")
+        raise ValueError(f"keys without a section: {', '.join(unknown)}")
     # JSON strings are YAML strings.
     header = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if facts.get("licence") is not None:
-        header.append(f"license: {json.dumps(str(facts['licence']))}")
-    if facts.get("base_model") is not None:
-        header.append(f"base_model: {json.dumps(str(facts['base_model']))}")
+    if card.get("licence") is not None:
+        header.append(f"license: {json.dumps(str(card['licence']))}")
+    if card.get("base_model") is not None:
+        header.append(f"base_model: {json.dumps(str(card['base_model']))}")
     tags = ["nemo_gdpo"]
-    objective = facts.get("objective")
+    objective = card.get("objective")
     if isinstance(objective, Mapping) and "name" in objective:
         tags.append(str(objective["name"]))
     header += [f"tags: {json.dumps(tags)}", "---", ""]
     body = ["# Model card", ""]
     for key, title in SECTIONS.items():
-        body += [f"## {title}", "", *_lines(facts.get(key)), ""]
+        body += [f"## {title}", "", *_lines(card.get(key)), ""]
     return "\n".join(header + body)

@@ -74,7 +74,7 @@ def _check_entries(path: Path, metadata: Any) -> Metadata:
         raise TypeError("it holds no checkpoint metadata")
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(name, str):
-            raise TypeError(f"a key is no text: {name!r}")
+            raise TypeError(f"a key is not text: {name!r}")
         if isinstance(entry, TensorStorageMetadata):
             if not all(isinstance(chunk, ChunkStorageMetadata) for chunk in entry.chunks):
                 raise TypeError(f"{name} has parts of an unknown kind")
@@ -107,7 +107,7 @@ def read_metadata(dist_directory: Path) -> Metadata:
         return _check_entries(path, loaded)
     except FileNotFoundError:
         raise UserError(
-            f"{dist_directory} is no distributed checkpoint (no {METADATA}); give the directory "
+            f"{dist_directory} is not a distributed checkpoint (no {METADATA}); give the directory "
             "that a conversion or a training run wrote"
         ) from None
     except _RefusedError as error:

@@ -16,7 +16,7 @@ from nemo_gdpo.errors import UserError
 
 OPTIMIZER_PREFIX = "optimizer."
 ALLOWED_OBJECTS = frozenset({"_io.BytesIO"})
-"""Classes, beyond torch's own safe ones, that Megatron keeps in what is no tensor."""
+"""Classes, beyond torch's own safe ones, that Megatron keeps in entries that are not tensors."""
 LEGACY_COMMON = "common.pt"
 """Megatron reads it, where it exists, as a stream of Python objects."""
 
@@ -25,10 +25,10 @@ def check_dist_checkpoint(dist_directory: Path) -> None:
     """Refuse a checkpoint that could run code, before anything else opens it.
 
     Call it before `megatron.core.dist_checkpointing.load`, which reads `.metadata`, and through
-    torch's load planner everything that is no tensor, as Python objects of any class.
+    torch's load planner everything that is not a tensor, as Python objects of any class.
 
     Raises:
-        UserError: it could, or it is no checkpoint, or it is of megatron-core older than 0.19.
+        UserError: it could, or it is not a checkpoint, or one of megatron-core older than 0.19.
     """
     metadata = read_metadata(dist_directory)
     for index, info in metadata.storage_data.items():
@@ -66,7 +66,7 @@ def _unsafe_object(dist_directory: Path, info: _StorageInfo) -> str | None:
 class DistTensorSource:
     """A `TensorSource` over the model's tensors of a distributed checkpoint, each whole.
 
-    The optimizer's tensors (`optimizer.…`) and what is no tensor are left out.
+    The optimizer's tensors (`optimizer.…`) and what is not a tensor are left out.
     """
 
     def __init__(self, dist_directory: Path, *, others_too: bool = True) -> None:
@@ -74,7 +74,7 @@ class DistTensorSource:
 
         Args:
             dist_directory: holds `.metadata`.
-            others_too: check what is no tensor as well, for programs that will load it. Nothing
+            others_too: check what is not a tensor as well, for programs that will load it. Nothing
                 here does.
 
         Raises:

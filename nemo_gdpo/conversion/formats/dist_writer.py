@@ -26,7 +26,7 @@ from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.journal import Journal
 
 COMMON_STATE = "common_state/shard_0_1"
-"""Where Megatron keeps what is no tensor; empty in a converted model."""
+"""Entry in which Megatron keeps what is not a tensor; empty in a converted model."""
 EXTRA_STATE = "{module}._extra_state/shard_0_1"
 DIST_CONFIG = "metadata.json"
 _FILE_BYTES = 1 << 28

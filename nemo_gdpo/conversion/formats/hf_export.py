@@ -15,13 +15,13 @@ from nemo_gdpo.conversion.atomic import staged_directory
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.families import read_hf_config
 from nemo_gdpo.conversion.formats.assets import CONFIG, README, base_licence, copy_assets
-from nemo_gdpo.conversion.formats.card import model_card
+from nemo_gdpo.conversion.formats.card import render_card
 from nemo_gdpo.conversion.formats.safetensors_writer import MAX_SHARD_BYTES, write_shards
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
 from nemo_gdpo.errors import UserError
 
 FORMAT_VERSION = 1
-"""Of the way that shards are written: another one continues nothing that this one left."""
+"""Version of the way that shards are written; an export by another version is not continued."""
 
 
 def _type_name(spec: TensorSpec) -> str:
@@ -49,7 +49,7 @@ def write_hf(
     read: Callable[[Set[str]], Iterator[tuple[str, Tensor]]],
     *,
     key: Mapping[str, Any],
-    facts: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write weights, configs, tokenizer and model card; all of it appears, or nothing.
@@ -62,7 +62,7 @@ def write_hf(
         read: (names) -> (name, tensor) of just those, in that order, read one by one.
         key: what the tensors depend on, as plain JSON; an interrupted export with the same key is
             continued.
-        facts: for the model card, see `card.SECTIONS`.
+        card: model card, see `card.SECTIONS`.
         max_shard_bytes: upper bound of one safetensors file.
 
     Raises:
@@ -77,7 +77,7 @@ def write_hf(
         "licence": base_licence(assets),
         "precision": f"weights in {', '.join(sorted({_type_name(spec) for spec in specs}))}",
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)},
-        **(facts or {}),
+        **(card or {}),
     }
     expected = sum(spec.nbytes for spec in specs)
     key = {**key, "export": FORMAT_VERSION, "max_shard_bytes": max_shard_bytes}
@@ -86,7 +86,7 @@ def write_hf(
     ) as staging:
         copy_assets(assets, staging.path)
         _state_dtype(staging.path / CONFIG, specs)
-        (staging.path / README).write_text(model_card(stated), encoding="utf-8")
+        (staging.path / README).write_text(render_card(stated), encoding="utf-8")
         write_shards(
             staging.path, specs, read, max_shard_bytes=max_shard_bytes, journal=staging.journal
         )

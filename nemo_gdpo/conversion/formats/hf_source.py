@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nemo_gdpo.conversion.engine import check_shapes, hf_shapes
-from nemo_gdpo.conversion.families import family_of
-from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.engine import check_shapes
+from nemo_gdpo.conversion.layouts import Slice
+from nemo_gdpo.conversion.model_config import read_json_object
 from nemo_gdpo.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -53,7 +54,7 @@ def weight_files(source: Path) -> dict[str, list[str] | None]:
         UserError: no safetensors, a damaged index, or a missing shard.
     """
     if not source.is_dir():
-        raise UserError(f"{source} is no directory; give the directory of a Hugging Face model")
+        raise UserError(f"{source} is not a directory; give the directory of a Hugging Face model")
     index = source / INDEX
     if not index.is_file():
         if not (source / SINGLE).is_file():
@@ -121,6 +122,12 @@ class HuggingFaceSource:
         """The directory."""
         return str(self._source)
 
+    def files(self) -> dict[str, int]:
+        """Name -> bytes of every shard."""
+        return {
+            shard: (self._source / shard).stat().st_size for shard in sorted(set(self._of.values()))
+        }
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor."""
         return dict(self._shapes)
@@ -135,24 +142,39 @@ class HuggingFaceSource:
         Raises:
             UserError: the shard cannot be read; it is named.
         """
+        return self._read(name, lambda file: file.get_tensor(name))
+
+    def part(self, name: str, wanted: Slice) -> Tensor:
+        """Read a range of one dimension of a tensor; the rest of it is not read.
+
+        Raises:
+            UserError: the shard cannot be read; it is named.
+        """
+        if wanted.start == wanted.stop:
+            shape = list(self._shapes[name])
+            shape[wanted.dim] = 0
+            return torch.empty(shape, dtype=self._dtypes[name])
+        index = (*[slice(None)] * wanted.dim, slice(wanted.start, wanted.stop))
+        return self._read(name, lambda file: file.get_slice(name)[index])
+
+    def _read(self, name: str, get: Callable[[Any], Tensor]) -> Tensor:
         shard = self._of[name]
         try:
             # Opened anew for each tensor: a mapping that lives on keeps all pages that were read.
             with safe_open(self._source / shard, framework="pt", device="cpu") as file:
-                tensor: Tensor = file.get_tensor(name)
+                return get(file)
         except (OSError, SafetensorError) as error:
             raise _damaged(self._source / shard, f"{name}: {error}") from None
-        return tensor
 
 
 def _convertible_shapes(
-    config: MegatronModelConfig, source: HuggingFaceSource
+    bridge: ModelBridge, source: HuggingFaceSource
 ) -> Mapping[str, tuple[int, ...]]:
     """The source's tensors without those that follow from others."""
-    derived = family_of(config).derived
+    derived = bridge.family.derived
     found = {n: shape for n, shape in source.shapes().items() if not n.endswith(derived)}
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
-    if config.tie_word_embeddings and head in found and embedding in found:
+    if bridge.config.tie_word_embeddings and head in found and embedding in found:
         if not torch.equal(source.tensor(head), source.tensor(embedding)):
             raise UserError(
                 f"{source.where}: tie_word_embeddings is true, and {head} differs from "
@@ -162,12 +184,12 @@ def _convertible_shapes(
     return found
 
 
-def open_hf(source: Path, config: MegatronModelConfig) -> HuggingFaceSource:
+def open_hf(source: Path, bridge: ModelBridge) -> HuggingFaceSource:
     """Open a Hugging Face directory and check its tensors against the architecture.
 
     Raises:
         UserError: missing, damaged or foreign weights; names and files are listed.
     """
     opened = HuggingFaceSource(source)
-    check_shapes(opened.where, hf_shapes(config), dict(_convertible_shapes(config, opened)))
+    check_shapes(opened.where, bridge.hf_shapes(), dict(_convertible_shapes(bridge, opened)))
     return opened

@@ -3,7 +3,7 @@
 CKPT/dist/               weights (and, in training, the optimizer): megatron-core's format
 CKPT/model_config.json   the architecture, the padded vocabulary, where the weights came from
 CKPT/hf_assets/          config.json, tokenizer, chat template: all that an export needs
-CKPT/card_facts.json     what is known for the model card of an export
+CKPT/model_card.json     what is known for the model card of an export
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 
 from torch import Tensor
 
+from nemo_gdpo.config.model_files import MODEL_CONFIG
 from nemo_gdpo.conversion.atomic import staged_directory
-from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source, extra_states_of
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source
 from nemo_gdpo.conversion.fingerprint import DIST
 from nemo_gdpo.conversion.formats.assets import ASSETS, copy_assets
-from nemo_gdpo.conversion.formats.card import write_facts
+from nemo_gdpo.conversion.formats.card import write_card
 from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
 from nemo_gdpo.conversion.formats.dist_writer import write_dist_checkpoint
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
 from nemo_gdpo.errors import UserError
 
-MODEL_CONFIG = "model_config.json"
 FORMAT_VERSION = 1
 
 
@@ -41,9 +42,13 @@ class CheckpointModel:
     """`weights_fingerprint` of the directory that the weights, or training, started from."""
 
 
-def is_megatron_checkpoint(path: Path) -> bool:
-    """Whether a directory is laid out as a Megatron checkpoint."""
-    return (path / MODEL_CONFIG).is_file()
+@dataclass(frozen=True)
+class MegatronCheckpoint:
+    """An opened checkpoint."""
+
+    model: CheckpointModel
+    bridge: ModelBridge
+    weights: DistTensorSource
 
 
 def write_checkpoint_assets(directory: Path, model: CheckpointModel, hf_assets: Path) -> None:
@@ -91,22 +96,24 @@ def read_checkpoint_model(checkpoint: Path) -> CheckpointModel:
 def write_megatron_checkpoint(
     destination: Path,
     model: CheckpointModel,
+    bridge: ModelBridge,
     hf_assets: Path,
     specs: Sequence[TensorSpec],
     fetch: Callable[[str], Tensor],
     *,
-    facts: Mapping[str, Any],
+    card: Mapping[str, Any],
 ) -> None:
-    """Write a converted model; it appears whole or not at all.
+    """Write a converted model; it appears completely or not at all.
 
     Args:
         destination: absent, empty, or an earlier conversion.
         model: what to say about it.
+        bridge: its tensors.
         hf_assets: where configs and tokenizer are copied from.
-        specs: all tensors, whole, under Megatron's names.
+        specs: all tensors, complete, under Megatron's names.
         fetch: reads one of them; called once for each that an interrupted conversion of the same
             weights did not finish.
-        facts: for the model card of an export, see `card.SECTIONS`.
+        card: model card of an export, see `card.SECTIONS`.
 
     Raises:
         UserError: the destination holds something else, or cannot be written.
@@ -122,19 +129,20 @@ def write_megatron_checkpoint(
         destination, kind="megatron", key=key, expected_bytes=expected
     ) as staging:
         write_checkpoint_assets(staging.path, model, hf_assets)
-        write_facts(staging.path, facts)
+        write_card(staging.path, card)
         write_dist_checkpoint(
-            staging.path / DIST, specs, fetch, extra_states_of(model.config), staging.journal
+            staging.path / DIST, specs, fetch, bridge.extra_states, staging.journal
         )
 
 
-def open_megatron(checkpoint: Path) -> tuple[CheckpointModel, DistTensorSource]:
+def open_megatron(checkpoint: Path) -> MegatronCheckpoint:
     """Open a checkpoint and compare its tensors with its architecture. Builds no model.
 
     Raises:
         UserError: it is incomplete, damaged, or could run code.
     """
     model = read_checkpoint_model(checkpoint)
+    bridge = ModelBridge(model.config)
     source = DistTensorSource(checkpoint / DIST)
-    check_megatron_source(model.config, source)
-    return model, source
+    check_megatron_source(bridge, source)
+    return MegatronCheckpoint(model, bridge, source)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.conversion.families import family_of
-from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.model_config import read_json_object
 from nemo_gdpo.errors import UserError
 
 
@@ -65,11 +65,11 @@ def last_token(assets: Path, foreign: Collection[str] = frozenset()) -> tuple[in
         return max((one for one in found if one[1] not in foreign), default=None)
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{path} is no tokenizer's file ({type(error).__name__}: {error}); restore it"
+            f"{path} is not the file of a tokenizer ({type(error).__name__}: {error}); restore it"
         ) from None
 
 
-def check_tokenizer_fits(assets: Path, config: MegatronModelConfig) -> None:
+def check_tokenizer_fits(assets: Path, bridge: ModelBridge) -> None:
     """Refuse a tokenizer with tokens that the embedding has no rows for; none at all is fine.
 
     Tokens of parts that the family lacks (`Family.foreign_tokens`) are let through: nothing can be
@@ -78,10 +78,10 @@ def check_tokenizer_fits(assets: Path, config: MegatronModelConfig) -> None:
     Raises:
         UserError: it has, or cannot be read.
     """
-    last = last_token(assets, family_of(config).foreign_tokens)
-    if last is not None and last[0] >= config.vocab_size:
+    last = last_token(assets, bridge.family.foreign_tokens)
+    if last is not None and last[0] >= bridge.config.vocab_size:
         raise UserError(
             f"{assets}: the tokenizer has {last[0] + 1} tokens (the last is {last[1]!r}), the "
-            f"embedding only {config.vocab_size} rows; put the tokenizer of these weights there, "
-            "or remove the tokens that are too many"
+            f"embedding only {bridge.config.vocab_size} rows; put the tokenizer of these weights "
+            "there, or remove the tokens that are too many"
         )

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from nemo_gdpo.errors import UserError
 
 MAX_MEMBERS = 200_000
-"""zarr made a file of every piece of every tensor; more than this is no checkpoint."""
+"""zarr made a file of every piece of every tensor; more than this is not a checkpoint."""
 MAX_EXPANSION = 100
 """Weights hardly compress: an archive that claims to hold more than this many times its size is
 made to fill the disk."""
@@ -20,10 +20,10 @@ _SMALL = 1 << 26
 def _check(archive: Path, members: list[tarfile.TarInfo], directory: Path) -> None:
     """Refuse what could write elsewhere, or more than there is room for, before anything does."""
     if len(members) > MAX_MEMBERS:
-        raise UserError(f"{archive}: has {len(members)} members; it is no checkpoint, refused")
+        raise UserError(f"{archive}: has {len(members)} members; it is not a checkpoint, refused")
     for member in members:
         if not (member.isreg() or member.isdir()) or member.issparse():
-            raise UserError(f"{archive}: member {member.name} is no plain file; refused")
+            raise UserError(f"{archive}: member {member.name} is not a plain file; refused")
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"{archive}: member {member.name} leads out of the directory; refused")
@@ -63,7 +63,7 @@ def extract(archive: Path, directory: Path) -> None:
             refused.
 
     Raises:
-        UserError: it is no readable archive, is refused, or does not fit.
+        UserError: it is not a readable archive, is refused, or does not fit.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -79,7 +79,7 @@ def extract(archive: Path, directory: Path) -> None:
     except (tarfile.TarError, EOFError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{archive}: is no readable .nemo archive ({error})") from None
+        raise UserError(f"{archive}: is not a readable .nemo archive ({error})") from None
     except OSError as error:
         raise UserError(
             f"{archive}: could not be unpacked to {directory} ({error.strerror or error}); free "

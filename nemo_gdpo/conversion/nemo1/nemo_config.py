@@ -184,18 +184,18 @@ def _load(path: Path) -> DictConfig:
     """The file as plain data: no tags, no aliases, no classes."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: has more than {MAX_BYTES} bytes; it is no configuration")
+            raise UserError(f"{path}: has more than {MAX_BYTES} bytes; it is not a configuration")
         text = path.read_text(encoding="utf-8")
         # Aliases of aliases grow without limit when they are written out.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise UserError(f"{path}: has aliases, which no program writes there; refused")
         values = yaml.safe_load(text)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; it is no archive of a NeMo model") from None
+        raise UserError(f"{path} does not exist; it is not an archive of a NeMo model") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no fields; it is no archive of a NeMo model")
+        raise UserError(f"{path} holds no fields; it is not an archive of a NeMo model")
     created = OmegaConf.create(values)
     assert isinstance(created, DictConfig)
     return created
@@ -283,7 +283,7 @@ def read_nemo_config(path: Path, ignored: frozenset[str] = frozenset()) -> NemoM
     override = fields.get("override_vocab_size")
     tokenizer = fields.get("tokenizer", {})
     if not isinstance(tokenizer, Mapping):
-        raise fields.refuse("tokenizer is no group of fields")
+        raise fields.refuse("tokenizer is not a group of fields")
     found = NemoModel(
         family=family,
         hf_config=config,

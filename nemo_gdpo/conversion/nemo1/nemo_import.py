@@ -27,28 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_gdpo.config.model_files import is_megatron_checkpoint
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.convert import VOCAB_DIVISIBLE_BY
-from nemo_gdpo.conversion.engine import (
-    Slot,
-    TensorSpec,
-    check_megatron_source,
-    slots_of,
-)
-from nemo_gdpo.conversion.families import Kind, read_hf_config
+from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source
 from nemo_gdpo.conversion.fingerprint import hash_files
 from nemo_gdpo.conversion.formats.assets import CONFIG, TOKENIZER_FILES, asset_files
 from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
-    is_megatron_checkpoint,
     write_megatron_checkpoint,
 )
 from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits, last_token
-from nemo_gdpo.conversion.layouts import megatron_shape, merge, split
-from nemo_gdpo.conversion.model_config import (
-    MegatronModelConfig,
-    padded_vocab_size,
-    read_json_object,
-)
+from nemo_gdpo.conversion.layouts import ReplicatedMapping, TensorMapping, VocabMapping
+from nemo_gdpo.conversion.model_config import padded_vocab_size, read_json_object
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_config import NemoModel, read_nemo_config
 from nemo_gdpo.conversion.nemo1.nemo_weights import NemoTensorSource, find_weights
@@ -116,7 +107,7 @@ def _tokenizer_assets(
     ):
         raise UserError(
             f"{archive / CONFIG_YAML}: the tokenizer has tokens beyond its SentencePiece model; "
-            "give the whole of it with --tokenizer"
+            "give all of it with --tokenizer"
         )
     shutil.copyfile(model, assets / "tokenizer.model")
     values = {"tokenizer_class": _TOKENIZER_CLASSES[nemo.family]}
@@ -142,26 +133,25 @@ def _vocab_size(where: Path, nemo: NemoModel, assets: Path, chosen: int | None) 
 class _Reader:
     """Tensors of the result, from those of the archive."""
 
-    config: MegatronModelConfig
+    bridge: ModelBridge
     source: NemoTensorSource
     norm_offset: float
     padded: int
     dtype: torch.dtype | None
 
-    def spec(self, slot: Slot) -> TensorSpec:
+    def spec(self, mapping: TensorMapping) -> TensorSpec:
         """What `tensor` will give."""
-        shape = megatron_shape(slot.entry, self.config, self.padded)
-        return TensorSpec(slot.name, shape, self.dtype or self.source.dtype(slot.name))
+        shape = mapping.megatron_shape(self.bridge.config, self.padded)
+        return TensorSpec(mapping.name, shape, self.dtype or self.source.dtype(mapping.name))
 
-    def tensor(self, slot: Slot) -> Tensor:
+    def tensor(self, mapping: TensorMapping) -> Tensor:
         """One tensor; the archive's padding rows are replaced by zeros."""
-        found = self.source.tensor(slot.name)
-        if slot.entry.kind is Kind.VOCAB:
-            found = merge(
-                slot.entry, split(slot.entry, found, self.config), self.config, self.padded
-            )
-        if slot.entry.kind is Kind.NORM and self.norm_offset:
-            return self._shifted(found, slot.name)
+        config = self.bridge.config
+        found = self.source.tensor(mapping.name)
+        if isinstance(mapping, VocabMapping):
+            found = mapping.merge(mapping.split(found, config), config, self.padded)
+        if isinstance(mapping, ReplicatedMapping) and self.norm_offset:
+            return self._shifted(found, mapping.name)
         return found.to(self.dtype or found.dtype)
 
     def _shifted(self, norm: Tensor, name: str) -> Tensor:
@@ -232,13 +222,13 @@ def convert_nemo_to_megatron(
             _write_config(
                 assets, {**nemo.hf_config, **special, "vocab_size": count, "torch_dtype": stored}
             )
-            config = read_hf_config(assets)
-            check_megatron_source(config, weights)
-            check_tokenizer_fits(assets, config)
+            bridge = ModelBridge.from_hf(assets)
+            check_megatron_source(bridge, weights)
+            check_tokenizer_fits(assets, bridge)
             padded = padded_vocab_size(count, vocab_divisible_by, 1)
             files = [archive / CONFIG_YAML, *weights.files()]
-            model = CheckpointModel(config, padded, hash_files(files, progress=progress))
-            reader = _Reader(config, weights, nemo.norm_offset, padded, dtype)
+            model = CheckpointModel(bridge.config, padded, hash_files(files, progress=progress))
+            reader = _Reader(bridge, weights, nemo.norm_offset, padded, dtype)
             _write(reader, model, assets, destination, source.absolute().stem, progress)
     return model
 
@@ -251,14 +241,14 @@ def _write(
     name: str,
     progress: bool,
 ) -> None:
-    slots = {slot.name: slot for slot in slots_of(model.config)}
-    specs = [reader.spec(slot) for slot in slots.values()]
+    bridge = reader.bridge
+    specs = [reader.spec(mapping) for mapping in bridge.mappings]
     with progress_bar(total=len(specs), unit="tensor", label="import", enabled=progress) as bar:
 
         def fetch(name: str) -> Tensor:
             bar.update()
-            return reader.tensor(slots[name])
+            return reader.tensor(bridge.by_name[name])
 
         write_megatron_checkpoint(
-            destination, model, assets, specs, fetch, facts={"base_model": name}
+            destination, model, bridge, assets, specs, fetch, card={"base_model": name}
         )

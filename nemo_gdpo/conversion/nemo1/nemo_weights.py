@@ -20,7 +20,7 @@ PREFIX = "model."
 _LAYERS = "decoder.layers."
 _NUMBERED = re.compile(r"^decoder\.layers\.\d+\.")
 _IGNORED = ("_extra_state", "rotary_pos_emb.inv_freq")
-"""Endings of what is no weight: Transformer Engine's scaling state, the frequencies of rope."""
+"""Endings of what is not a weight: Transformer Engine's scaling state, the frequencies of rope."""
 
 
 def find_weights(archive: Path, source: Path, family: str) -> Path:
@@ -66,8 +66,8 @@ class NemoTensorSource:
             family: for the local layers' names.
 
         Raises:
-            UserError: the checkpoint is damaged or could run code, or has tensors that are none of
-                a GPT.
+            UserError: the checkpoint is damaged or could run code, or has tensors of something
+                else than a GPT.
         """
         self._directory = directory
         # Objects beside the tensors (common.pt, extra states) are never loaded here.
@@ -79,7 +79,9 @@ class NemoTensorSource:
             if key.endswith(_IGNORED):
                 continue
             if not key.startswith(PREFIX):
-                raise UserError(f"{directory}: {key} is no tensor of a GPT (no {PREFIX!r} before)")
+                raise UserError(
+                    f"{directory}: {key} is not a tensor of a GPT (no {PREFIX!r} before)"
+                )
             name = key.removeprefix(PREFIX)
             if not name.startswith(_LAYERS) or _NUMBERED.match(name):
                 self._add(_with_layer_norms(name, local), key, None)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.cli import main
 from nemo_gdpo.conversion.compare import logits as logits_module
 from nemo_gdpo.conversion.compare.logits import compare_logits, hf_logits
@@ -104,7 +105,9 @@ def test_a_difference_shows_in_both_halves(root: Path, tmp_path: Path) -> None:
     # What is reported is the truth: the same from transformers alone.
     config = read_hf_config(changed)
     prompts = make_prompts(config, None, None).ids
-    sides = [hf_logits(directory, config, prompts) for directory in (changed, root / "hf")]
+    sides = [
+        hf_logits(directory, ModelBridge(config), prompts) for directory in (changed, root / "hf")
+    ]
     assert max((a - b).abs().max() for a, b in zip(*sides, strict=True)) > 0.01
     text = (report / "report.md").read_text()
     assert "**not** the same model" in text
@@ -156,11 +159,12 @@ def test_memory_that_a_model_takes(root: Path) -> None:
     config = read_hf_config(root / "hf")
     tensors = load_file(root / "hf" / "model.safetensors")
     count = sum(tensor.numel() for tensor in tensors.values())
-    assert parameter_count(config) == count
+    bridge = ModelBridge(config)
+    assert parameter_count(bridge) == count
     needed = int(1.15 * 4 * count) + 12 * 10 * config.vocab_size
-    check_fits(config, 10, root, needed)
+    check_fits(bridge, 10, root, needed)
     with pytest.raises(UserError, match="use a larger machine"):
-        check_fits(config, 10, root, needed - 1)
+        check_fits(bridge, 10, root, needed - 1)
     assert 2**28 < available_bytes() < 2**50
 
 

@@ -133,7 +133,7 @@ def test_size_of_another_type_is_refused(value: Any) -> None:
 
 
 def test_heads_that_groups_do_not_divide_are_refused() -> None:
-    with pytest.raises(UserError, match="no multiple of num_key_value_heads 3"):
+    with pytest.raises(UserError, match="not a multiple of num_key_value_heads 3"):
         read(num_key_value_heads=3)
 
 

@@ -25,8 +25,9 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-from nemo_gdpo.conversion.engine import slots_of
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.hf_source import open_hf
 from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
@@ -57,17 +58,18 @@ def join() -> None:
 
 def check(hf: Path, converted: Path, new: Path) -> None:
     model = read_checkpoint_model(converted)
+    bridge = ModelBridge(model.config)
     found: dict[str, object] = {}
     for divisible_by in (64, 96, 128):  # 128, 192 and 128 rows; the file has 128
         gpt, direct = build(model, divisible_by), build(model, divisible_by)
         sharded = gpt.sharded_state_dict(metadata=dict(SHARDING))
         keys = {value.key for value in sharded.values()}
-        names = {slot.name for slot in slots_of(model.config)}
+        names = set(bridge.by_name)
         assert {key for key in keys if not key.endswith("_extra_state")} == names
         gpt.load_state_dict(
             dist_checkpointing.load(sharded, str(converted / "dist"), strict="raise_unexpected")
         )
-        load_hf_into_model(direct, hf, model.config)
+        load_hf_into_model(direct, open_hf(hf, bridge), bridge)
         filled = dict(direct.named_parameters())
         for name, parameter in gpt.named_parameters():
             assert torch.equal(parameter, filled[name]), name

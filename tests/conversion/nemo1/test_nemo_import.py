@@ -23,7 +23,7 @@ from nemo_gdpo.conversion.convert import convert_megatron_to_hf
 from nemo_gdpo.conversion.formats.megatron_io import open_megatron
 from nemo_gdpo.conversion.nemo1.nemo_config import MAX_BYTES, NEUTRAL, ONLY, read_nemo_config
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
-from nemo_gdpo.conversion.resolve import as_megatron
+from nemo_gdpo.conversion.resolve import resolve_checkpoint
 from nemo_gdpo.errors import UserError
 from tests.families import zoo
 from tests.system.tiny import cli as run_command
@@ -130,7 +130,9 @@ def test_llama_is_the_same_bit_for_bit(made: Path, tmp_path: Path) -> None:
     report = verify(made / "llama", tmp_path / "megatron")
     assert report.same, report
     assert report.tensors == 39
-    embedding = open_megatron(tmp_path / "megatron")[1].tensor("embedding.word_embeddings.weight")
+    embedding = open_megatron(tmp_path / "megatron").weights.tensor(
+        "embedding.word_embeddings.weight"
+    )
     assert torch.count_nonzero(embedding[VOCAB:]) == 0  # NeMo had sevens there
     convert_megatron_to_hf(tmp_path / "megatron", tmp_path / "hf")
     tokens = zoo.tokens()
@@ -161,7 +163,7 @@ def test_norms_that_the_type_cannot_hold_are_refused(made: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"does not fit torch.bfloat16 exactly.*--dtype fp32"):
         convert_nemo_to_megatron(made / "gemma_bf16.nemo", tmp_path / "megatron")
     convert_nemo_to_megatron(made / "gemma_bf16.nemo", tmp_path / "megatron", dtype=torch.float32)
-    weights = open_megatron(tmp_path / "megatron")[1]
+    weights = open_megatron(tmp_path / "megatron").weights
     norm = load_file(made / "gemma" / "model.safetensors")["model.norm.weight"]
     expected = (norm.bfloat16() + 1.0).float() - 1.0
     expected[0] = -307 / 512
@@ -219,9 +221,9 @@ def test_command_line_and_an_unpacked_directory(
 
 
 def test_training_takes_the_archive_and_keeps_the_conversion(made: Path) -> None:
-    first = as_megatron(made / "gemma.nemo")
+    first = resolve_checkpoint(made / "gemma.nemo")
     written = (first / "model_config.json").stat().st_mtime_ns
-    assert as_megatron(made / "gemma.nemo") == first
+    assert resolve_checkpoint(made / "gemma.nemo") == first
     assert (first / "model_config.json").stat().st_mtime_ns == written
 
 
@@ -276,7 +278,7 @@ def config_file(directory: Path, base: dict[str, Any], **changes: Any) -> Path:
         ({"num_layers": "four"}, "num_layers is 'four' instead of a positive integer"),
         ({"max_position_embeddings": "${.absent}"}, "max_position_embeddings"),
         ({"clever_new_attention": 3}, "unknown fields clever_new_attention.*--ignore-field"),
-        ({"tokenizer": "nemo:x"}, "tokenizer is no group"),
+        ({"tokenizer": "nemo:x"}, "tokenizer is not a group"),
     ],
 )
 def test_fields_that_are_not_built(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -384,13 +386,13 @@ def test_damaged_weights_are_named(made: Path, tmp_path: Path) -> None:
 
 
 def test_our_own_archive_is_told_apart(made: Path, tmp_path: Path) -> None:
-    megatron = as_megatron(made / "llama.nemo")
+    megatron = resolve_checkpoint(made / "llama.nemo")
     archive = tmp_path / "own.nemo"
     with tarfile.open(archive, "w") as tar:
         tar.add(megatron, arcname=".")
     (tmp_path / "never").mkdir()
     refused(archive, "was written by this program")
-    assert verify(as_megatron(archive), megatron).same
+    assert verify(resolve_checkpoint(archive), megatron).same
 
 
 def escaping(kind: str) -> tarfile.TarInfo:
@@ -433,4 +435,4 @@ def test_huge_claims_are_refused(tmp_path: Path, compress: bool) -> None:
         else:
             tar.addfile(member)
     (tmp_path / "never").mkdir()
-    refused(archive, "claims to hold|no readable")
+    refused(archive, "claims to hold|not a readable")
