@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -131,6 +132,11 @@ def test_several_processes_convert_once(make_model: ModelMaker) -> None:
 def test_what_a_run_may_start_from(make_model: ModelMaker, tmp_path: Path) -> None:
     megatron = resolve_checkpoint(make_model())
     assert resolve_checkpoint(megatron) == megatron
+    assert resolve_checkpoint(megatron / "dist") == megatron
+    bare = tmp_path / "bare"
+    shutil.copytree(megatron / "dist", bare / "dist")
+    with pytest.raises(UserError, match=r"without its model_config\.json; convert the model again"):
+        resolve_checkpoint(bare)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="neither a Hugging Face directory"):
         resolve_checkpoint(tmp_path / "nothing")
@@ -143,6 +149,22 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
     monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "file"))
     with pytest.raises(UserError, match=f"set {cache.ENVIRONMENT} to a directory"):
         resolve_checkpoint(make_model())
+
+
+def test_a_directory_and_its_conversion_have_one_fingerprint(make_model: ModelMaker) -> None:
+    """What a run is known by does not depend on the way its weights are loaded."""
+    source = make_model(max_shard_size="20KB")
+    assert fingerprint_of(source) == fingerprint_of(resolve_checkpoint(source))
+
+
+def test_a_hash_that_cannot_be_kept_names_the_variable(
+    make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = settled(make_model())
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "file"))
+    with pytest.raises(UserError, match=f"set {cache.ENVIRONMENT} to a directory that can be"):
+        fingerprint_of(source)
 
 
 def test_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from nemo_gdpo.conversion.formats.assets import base_licence
 from nemo_gdpo.conversion.formats.card import render_card
 from nemo_gdpo.conversion.formats.megatron_io import open_megatron, read_checkpoint_model
 from nemo_gdpo.conversion.formats.safetensors_writer import plan_shards
+from nemo_gdpo.errors import UserError
 from tests.conversion.conftest import LLAMA3_ROPE, VOCAB, ModelMaker
 
 Logits = Callable[[Path], torch.Tensor]
@@ -178,6 +179,20 @@ def test_links_of_a_hub_cache_are_followed(make_model: ModelMaker, tmp_path: Pat
     assert not any(path.is_symlink() for path in assets.iterdir())
     assert base_licence(assets) == "apache-2.0"
     assert not (assets / "modeling_evil.py").exists()
+
+
+def test_a_card_under_its_former_name_is_read(make_model: ModelMaker, tmp_path: Path) -> None:
+    megatron = tmp_path / "megatron"
+    convert_hf_to_megatron(make_model(), megatron)
+    card = json.loads((megatron / "model_card.json").read_text())
+    assert card == {"base_model": "hf"}
+    (megatron / "model_card.json").unlink()
+    (megatron / "card_facts.json").write_text(json.dumps({"base_model": "the one before"}))
+    convert_megatron_to_hf(megatron, tmp_path / "back")
+    assert 'base_model: "the one before"' in (tmp_path / "back" / "README.md").read_text()
+    (megatron / "card_facts.json").write_text(json.dumps({"colour": "red"}))
+    with pytest.raises(UserError, match=r"card_facts\.json: unknown sections colour"):
+        convert_megatron_to_hf(megatron, tmp_path / "back")
 
 
 def test_model_card_states_what_is_known_and_what_is_not() -> None:

@@ -13,7 +13,7 @@ from nemo_gdpo.errors import UserError
 MODEL_CARD = "model_card.json"
 """File of a Megatron checkpoint with what is known for the card of its export."""
 FORMER_NAME = "card_facts.json"
-"""Its name in checkpoints of version 0.1, which are still read."""
+"""Its name in earlier checkpoints, which is still read."""
 
 SECTIONS = {
     "base_model": "Base model",
