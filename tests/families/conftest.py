@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from nemo_gdpo.conversion.convert import convert_hf_to_megatron
 from tests.families import zoo
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 300.0
+DEADLINE = 500.0
 
 
 def _free_port() -> int:
@@ -67,6 +68,13 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in zoo.ZOO:
         zoo.save(kind, root / kind / "hf")
         convert_hf_to_megatron(root / kind / "hf", root / kind / "megatron")
+    cut = root / "llama_untied" / "cut"
+    shutil.copytree(root / "llama_untied" / "hf", cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    stored = root / zoo.STORED_IN_BF16
+    zoo.build("llama_untied").bfloat16().save_pretrained(stored / "hf")
+    convert_hf_to_megatron(stored / "hf", stored / "megatron")
     return root
 
 
