@@ -28,6 +28,8 @@ from nemo_gdpo.io.progress_file import PROGRESS
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_VANISHED = (FileNotFoundError, FileExistsError)
+"""What locking a file says when another process moves or removes its directory meanwhile."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class StagedDirectory:
     """Where to write. Other processes may, too, once they are told."""
     lock: BaseFileLock | None
     """None where the file system has no locks."""
+    is_open: bool = True
+    """Whether it is still this writer's: what is at `path` later may be another's."""
 
     def publish(self, *, replace: bool) -> bool:
         """Force everything to disk and put it at the destination, in one step.
@@ -59,18 +63,27 @@ class StagedDirectory:
                 _swap_in(self.path, self.destination)
             elif not _move_in(self.path, self.destination):
                 return False
-        for name in (PROGRESS, LOCK):
-            (self.destination / name).unlink(missing_ok=True)
+            self.is_open = False
+            for name in (PROGRESS, LOCK):
+                (self.destination / name).unlink(missing_ok=True)
         self.leave()
         return True
 
     def discard(self) -> None:
-        """Remove it, as far as that is possible."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove it, as far as that is possible; nothing once it was published."""
+        if self.is_open:
+            # A shared name is free for the next writer at once, not file by file.
+            aside = own_name(self.destination)
+            try:
+                self.path.rename(aside)
+            except OSError:
+                aside = self.path
+            shutil.rmtree(aside, ignore_errors=True)
         self.leave()
 
     def leave(self) -> None:
         """Let go of it. A resumable one can be continued, another one be removed."""
+        self.is_open = False
         if self.lock is not None:
             self.lock.release()
 
@@ -93,7 +106,7 @@ def stage(destination: Path, *, also: str | None = None) -> StagedDirectory:
         path = own_name(destination)
         path.mkdir()
         # Another writer may take it for abandoned before it has its lock.
-        with contextlib.suppress(FileNotFoundError, BusyError):
+        with contextlib.suppress(*_VANISHED, BusyError):
             return StagedDirectory(destination, path, acquire(path / LOCK))
 
 
@@ -110,8 +123,12 @@ def stage_resumable(destination: Path) -> StagedDirectory:
         OSError: it cannot be made.
     """
     shared = destination.with_name(f".{destination.name}.partial")
-    _recover_if_needed(destination)
-    lock = _lock_shared(shared)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(destination.parent, glob.escape(destination.name))
+    # A replacement puts what was at the destination here for a moment.
+    with _publishing(destination):
+        _recover(destination)
+        lock = _lock_shared(shared)
     if lock is not None:
         return StagedDirectory(destination, shared, lock)
     shutil.rmtree(shared, ignore_errors=True)
@@ -123,7 +140,7 @@ def _lock_shared(shared: Path) -> BaseFileLock | None:
         shared.mkdir(parents=True, exist_ok=True)
         try:
             return acquire(shared / LOCK)
-        except FileNotFoundError:
+        except _VANISHED:
             continue  # another writer has moved it into its place just now
         except BusyError:
             if (shared / LOCK).exists():
