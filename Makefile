@@ -31,13 +31,13 @@ python-generation-gpu: ## the same for NVIDIA GPUs
 
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (12 minutes once installed)
 	$(GENERATION)
-	@"$(TRAINING)" tools/demo.py
+	@"$(TRAINING)" -m examples.film_reviews.demo
 
 HOURS ?= 2
 SEEDS ?= 3
-experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3; goes on where it was stopped)
+experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3; resumes where it was stopped)
 	$(GENERATION)
-	@"$(TRAINING)" tools/experiment.py --hours $(HOURS) --seeds $(SEEDS)
+	@"$(TRAINING)" -m examples.film_reviews.experiment --hours $(HOURS) --seeds $(SEEDS)
 
 test: ## all tests
 	$(GENERATION)
@@ -45,7 +45,7 @@ test: ## all tests
 
 lint: ## what pre-commit and CI check besides the tests
 	@py="$(TRAINING)"; "$$py" -m ruff check . && "$$py" -m ruff format --check . \
-	  && "$$py" -m mypy nemo_gdpo && "$$py" -c "$(LINT_IMPORTS)" --no-logo
+	  && "$$py" -m mypy nemo_gdpo examples && "$$py" -c "$(LINT_IMPORTS)" --no-logo
 
 format: ## rewrite the code in the house's format
 	@py="$(TRAINING)"; "$$py" -m ruff check --fix . ; "$$py" -m ruff format .

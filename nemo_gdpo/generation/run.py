@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo import __version__
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.backends import Backend, open_backend
@@ -34,8 +34,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Sample what a command line asks for; returns the exit status."""
-    return guarded(lambda: run(GENERATE.parse(compose(argv, root=GENERATE).plain)))
+    """Sample as the configuration file `argv[0]` says; returns the exit status."""
+    return guarded(lambda: run(read_config(Path(argv[0]), GENERATE)))
 
 
 def run(config: GenerateConfig) -> int:

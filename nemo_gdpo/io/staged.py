@@ -41,8 +41,8 @@ class StagedDirectory:
     """Where to write. Other processes may, too, once they are told."""
     lock: BaseFileLock | None
     """None where the file system has no locks."""
-    is_open: bool = True
-    """Whether it is still this writer's: what is at `path` later may be another's."""
+    ended: bool = False
+    """Published, discarded or left: its path may be another writer's by now."""
 
     def publish(self, *, replace: bool) -> bool:
         """Force everything to disk and put it at the destination, in one step.
@@ -63,15 +63,15 @@ class StagedDirectory:
                 _swap_in(self.path, self.destination)
             elif not _move_in(self.path, self.destination):
                 return False
-            self.is_open = False
+            self.ended = True
             for name in (PROGRESS, LOCK):
                 (self.destination / name).unlink(missing_ok=True)
         self.leave()
         return True
 
     def discard(self) -> None:
-        """Remove it, as far as that is possible; nothing once it was published."""
-        if self.is_open:
+        """Remove it, as far as that is possible; nothing once it has ended."""
+        if not self.ended:
             # A shared name is free for the next writer at once, not file by file.
             aside = own_name(self.destination)
             try:
@@ -83,7 +83,7 @@ class StagedDirectory:
 
     def leave(self) -> None:
         """Let go of it. A resumable one can be continued, another one be removed."""
-        self.is_open = False
+        self.ended = True
         if self.lock is not None:
             self.lock.release()
 
@@ -125,7 +125,7 @@ def stage_resumable(destination: Path) -> StagedDirectory:
     shared = destination.with_name(f".{destination.name}.partial")
     destination.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(destination.parent, glob.escape(destination.name))
-    # A replacement puts what was at the destination here for a moment.
+    # While another writer publishes, its path holds for a moment what was at the destination.
     with _publishing(destination):
         _recover(destination)
         lock = _lock_shared(shared)

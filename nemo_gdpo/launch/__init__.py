@@ -1,1 +1,1 @@
-"""How a verb is started and ended: signals, and failures as one line and an exit status."""
+"""How a command line becomes processes: verbs, ranks, Slurm, signals, failures. No torch."""

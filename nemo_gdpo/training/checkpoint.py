@@ -31,7 +31,7 @@ from nemo_gdpo.errors import RunError
 from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest
 from nemo_gdpo.io.staged import StagedDirectory, stage
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import SHARDING_METADATA, fill_weights, sharded_weights
 from nemo_gdpo.training.mesh import Mesh
 
@@ -74,6 +74,22 @@ def find_newest_valid(root: Path) -> Found:
             return Found(path, tuple(skipped))
         skipped.append(f"checkpoint {path.name} skipped: {reason}")
     return Found(None, tuple(skipped))
+
+
+def newest_trainer_state(root: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint whose trainer state can be read, and that state.
+
+    Nothing else of it is looked at: this tells whose checkpoints these are, not whether they are
+    whole.
+    """
+    for path in _candidates(root):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(state, dict) and "identity" in state:
+            return path, state
+    return None, {}
 
 
 def _prepare_torch_adam(optimizer: Any) -> None:
@@ -138,7 +154,7 @@ class Checkpointer:
     def __init__(
         self,
         root: Path,
-        model: MegatronGPTPreferenceModel,
+        model: PreferenceModel,
         optimizer: Any,
         mesh: Mesh,
         *,

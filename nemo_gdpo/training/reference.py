@@ -17,7 +17,7 @@ from nemo_gdpo.errors import RunError, Stopped
 from nemo_gdpo.io.staged import StagedDirectory
 from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.batch import PreferenceMicroBatch
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.mesh import Mesh
@@ -48,7 +48,7 @@ def _split_rows(values_TC: Tensor, micro_batch: PreferenceMicroBatch) -> list[Te
 
 
 def compute_cache(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     builder: BatchBuilder,
     directory: Path,
@@ -90,7 +90,7 @@ def compute_cache(
 
 
 def _compute_rows(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     builder: BatchBuilder,
     writer: ReferenceShardWriter,
@@ -145,7 +145,7 @@ def _agree(reason: str, mesh: Mesh, directory: Path) -> None:
 
 
 def _refuse_not_finite(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     micro_batches: Sequence[PreferenceMicroBatch],
     outputs: Sequence[Tensor],
@@ -204,7 +204,7 @@ def _write_rows(
 
 
 def cached_reference(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     builder: BatchBuilder,
     directory: Path,

@@ -15,8 +15,8 @@ from nemo_gdpo.evaluation.results import (
     Run,
     Sample,
     SampleResponses,
-    Sampling,
 )
+from nemo_gdpo.generation.types import SamplingPoint
 
 METRICS = {
     "semantic_diversity": MetricInfo("diversity", "higher", "", "1 - mean pairwise cosine"),
@@ -73,7 +73,7 @@ def point(run: str, temperature: float, step: int) -> Point:
     if run == "base":
         del means["kl_per_token"]
     return Point(
-        Sampling(temperature, 1.0, 0.0, 0),
+        SamplingPoint(temperature, 1.0, 0.0, 0),
         num_prompts=3,
         num_samples=4,
         metrics={
@@ -114,8 +114,8 @@ def film_results(*, runs: dict[str, str] | None = None, hostile: bool = True) ->
         ],
         comparisons=[
             Comparison(
-                "gdpo-tb-k8", Sampling(1.0, 1.0, 0.0, 0), "dpo", Sampling(1.0, 1.0, 0.0, 0),
-                "judge-model", "the better film review", interval(0.45, 0.08), 40, 50, 10, 6, 2,
+                "gdpo-tb-k8", SamplingPoint(), "dpo", SamplingPoint(), "judge-model",
+                "the better film review", interval(0.45, 0.08), 40, 50, 10, 6, 2,
                 "judge/transcript.jsonl",
             )
         ] if runs is None else [],
@@ -133,7 +133,7 @@ def film_results(*, runs: dict[str, str] | None = None, hostile: bool = True) ->
                 responses=[
                     SampleResponses(
                         name,
-                        Sampling(t, 1.0, 0.0, 0),
+                        SamplingPoint(t, 1.0, 0.0, 0),
                         outputs=HOSTILE if hostile and t == 1.0 else plain,
                         finish_reasons=["stop"] * 7 + ["length"]
                         if hostile and t == 1.0

@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.data import (
     PairEncoder,
-    PreferenceDataset,
     TokenizedPair,
     TokenizedResponse,
     build_dataset,
@@ -26,6 +25,7 @@ from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.types import SamplingPoint
+from tests.support.datasets import dataset_of
 
 from .generating import (
     MAX_TOKENS,
@@ -112,7 +112,7 @@ def test_log_probs_are_megatrons(trained: Trained, sampled: Sampled, tmp_path: P
             pairs.append(TokenizedPair(name, tuple(row["prompt_token_ids"]), *sides))
             expected += row["token_logprobs"][first : first + 2]
     save_prepared(
-        PreferenceDataset.from_pairs(
+        dataset_of(
             pairs,
             end_token_id=template.end_token_id,
             pad_token_id=template.pad_token_id,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.film_reviews.demo import base_model
 from nemo_gdpo.conversion.cli import main as convert
 from nemo_gdpo.training.parity import megatron_logits
-from tools.demo import base_model
 
 from .tiny import QUIET, cli, write_jsonl
 
