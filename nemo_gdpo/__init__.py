@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nemo_gdpo.config.schema import RunConfig
     from nemo_gdpo.errors import RunError, UserError
     from nemo_gdpo.logprobs import selected_logprobs
-    from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO
+    from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, SPL
     from nemo_gdpo.training.run import Run
 
 _PLACES = {
@@ -43,7 +43,7 @@ _PLACES = {
     "nemo_gdpo.config.schema": ("RunConfig",),
     "nemo_gdpo.errors": ("RunError", "UserError"),
     "nemo_gdpo.logprobs": ("selected_logprobs",),
-    "nemo_gdpo.objectives": ("ADPO", "DPO", "GDPO", "IPO", "ODPO"),
+    "nemo_gdpo.objectives": ("ADPO", "DPO", "GDPO", "IPO", "ODPO", "SPL"),
     "nemo_gdpo.training.run": ("Run",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
@@ -55,6 +55,7 @@ __all__ = [
     "GDPO",
     "IPO",
     "ODPO",
+    "SPL",
     "EvaluateConfig",
     "GenerateConfig",
     "Run",

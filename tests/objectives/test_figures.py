@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.objectives import (
+    ADPO,
+    DPO,
+    GDPO,
+    IPO,
+    ODPO,
+    SPL,
+    PairLogps,
+    PairTargets,
+    TokenLogps,
+)
 
 from .builders import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
 
@@ -58,6 +68,20 @@ def test_dpo_averaged() -> None:
     reference = PairLogps(spread(-11.0, 5), spread(-11.5, 4))
     output = DPO(beta=5.0, average_log_probs=True)(policy, reference, NO_TARGETS)
     close(output.loss_N, 0.179745)
+
+
+def test_spl() -> None:
+    """0.2 (-10 + 12) - 0.1 (-11 + 11.5) = 0.35; -log sigma(0.35) = 0.533382.
+
+    At the reference 0.2 (0.5) - 0.1 (0.5) = 0.05, so that the loss is not ln 2 but 0.668460.
+    """
+    policy = PairLogps(spread(-10.0, 5), spread(-12.0, 4))
+    reference = PairLogps(spread(-11.0, 5), spread(-11.5, 4))
+    objective = SPL(alpha=0.2, beta=0.1)
+    output = objective(policy, reference, NO_TARGETS)
+    close(output.loss_N, 0.533382)
+    close(output.metrics["rewards/margins"], 0.35)
+    close(objective(reference, reference, NO_TARGETS).loss_N, 0.668460)
 
 
 def test_ipo_summed() -> None:
