@@ -1,0 +1,60 @@
+"""The documentation's pages of keys and metrics are what the code gives, and are complete."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = [sys.executable, "tools/docs_tables.py"]
+KEYS = (ROOT / "docs" / "reference" / "keys.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_pages_are_what_the_code_gives() -> None:
+    done = subprocess.run(
+        [*COMMAND, "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `model.global_batch_size` | integer | `8` | >= 1 |",
+        "| `model.activations_checkpoint_granularity` | `selective`, `full` or null | `null` |  |",
+        "| `optim.betas` | list of real | `[0.9,0.95]` | >= 0, < 1 |",
+        "| `optim.lr` | real | `5e-07` | > 0 |",
+        "| `objective.label_smoothing` (dpo) | real | `0.0` | >= 0, < 0.5 |",
+        "| `generation.stop` | list of text | `[]` |  |",
+        "| `evaluation.runs` | mapping | `{}` |  |",
+        "| `evaluation.rewards` | list of section | `[{kind: vader}]` |  |",
+        "| `evaluation.rewards.N.max_length` | integer | `512` | >= 1 |",
+    ],
+)
+def test_a_row_says_type_default_and_range(row: str) -> None:
+    assert KEYS.count(row) == 1
+
+
+def test_every_key_that_training_reads_is_there() -> None:
+    from nemo_gdpo.config import TRAIN
+
+    section = KEYS.split("\n## ")[1]
+    listed = set(re.findall(r"^\| `([\w.]+)`", section, re.MULTILINE))
+    assert listed == TRAIN.keys()
+
+
+@pytest.mark.parametrize("name", ["semantic_diversity", "reward.NAME.best", "kl_k3", "utility_k"])
+def test_metrics_that_need_a_setting_are_there(name: str) -> None:
+    assert f"| `{name}` |" in METRICS
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """mkdocs says so too, but only where the documentation is built."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
