@@ -65,7 +65,7 @@ lint-files:
 	@"$(TRAINING)" tools/check_files.py
 
 docs: ## build the documentation into site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict
 
 docs-serve: ## show the documentation on http://127.0.0.1:8000 and follow edits
 	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs serve --strict
