@@ -27,6 +27,8 @@ from .tiny import (
     write_jsonl,
 )
 
+pytestmark = pytest.mark.parallel
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -99,7 +101,6 @@ def _children(process: subprocess.Popen[str]) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
-@pytest.mark.parallel
 def test_a_rank_that_dies_takes_the_others_down_within_a_minute(
     root: Path, model: Path, data: Path
 ) -> None:

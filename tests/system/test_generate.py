@@ -38,6 +38,8 @@ from .generating import (
 )
 from .tiny import DEADLINE, cli, common, finish, save_model, started, write_jsonl
 
+pytestmark = pytest.mark.parallel
+
 TEMPERATURES = (0.7, 1.0)
 
 

@@ -24,6 +24,8 @@ from .generating import NUM_SAMPLES, Sampled, Trained, generate, rows
 from .tiny import DEADLINE, ROOT, finish, started
 from .tiny import environment as clean_environment
 
+pytestmark = pytest.mark.parallel
+
 
 @dataclass
 class Server:

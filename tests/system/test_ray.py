@@ -8,8 +8,12 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from .sampling import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
 from .tiny import DEADLINE
+
+pytestmark = pytest.mark.parallel
 
 
 def _pid_of_engine(log: Path, number: int) -> int | None:

@@ -15,6 +15,8 @@ from .sampling import SLOW, Sampling, arguments, count_rows, read_rows, same_sam
 from .slurm_cluster import SlurmCluster, slurm_cluster
 from .tiny import ROOT
 
+pytestmark = pytest.mark.parallel
+
 SCRIPT = ROOT / "slurm" / "generate.sub"
 RUN_SECONDS = 240.0
 """One run of the job, on a machine that is busy."""
