@@ -1,0 +1,48 @@
+"""Trajectories do not move: each run repeats the trace recorded before the code was rearranged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.traces.record import KEPT, LAYOUTS, OBJECTIVES, STEPS, record
+
+pytestmark = pytest.mark.parallel
+
+TRACES = Path(__file__).parents[1] / "assets" / "traces"
+
+Trace = dict[str, list[dict[str, float]]]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def traces(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Trace, Trace]:
+    """(recorded, found now) of one layout."""
+    layout = request.param
+    recorded = json.loads((TRACES / f"{layout}.json").read_text())
+    return recorded, record(layout, tmp_path_factory.mktemp(layout))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_repeats_the_recorded_trace(traces: tuple[Trace, Trace], objective: str) -> None:
+    recorded, found = traces
+    assert len(recorded[objective]) == len(found[objective]) == STEPS
+    for step, (before, now) in enumerate(zip(recorded[objective], found[objective], strict=True)):
+        for key in KEPT:
+            # A margin is 0 before the first update, and a difference of sums near -70 later.
+            assert now[key] == pytest.approx(before[key], rel=1e-5, abs=1e-5), f"step {step}: {key}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_recorded_trace_is_worth_repeating(layout: str) -> None:
+    """Losses move, objectives differ: a trace of constants would hold for any code."""
+    recorded: Trace = json.loads((TRACES / f"{layout}.json").read_text())
+    assert recorded.keys() == OBJECTIVES.keys()
+    for entries in recorded.values():
+        assert len({entry["loss"] for entry in entries}) >= STEPS - 1
+        assert all(entry["grad_norm"] > 0.1 for entry in entries)
+    last = [entries[-1]["rewards/margins"] for entries in recorded.values()]
+    assert len({round(margin, 4) for margin in last}) == len(last)
