@@ -12,7 +12,7 @@ import pytest
 from nemo_gdpo.platform import current_platform
 
 TESTS = Path(__file__).parent
-SLOW_ROOMS = ("families", "parallel", "system")
+SLOW_ROOMS = ("families", "parallel", "system", "traces")
 """Folders whose tests start ranks, command lines, engines, a browser or Slurm."""
 RANK_ROOMS = ("families", "parallel")
 """Folders whose tests start several ranks."""

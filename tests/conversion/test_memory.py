@@ -18,6 +18,8 @@ from nemo_gdpo.conversion.engine import TensorSpec, hf_shapes
 from nemo_gdpo.conversion.families import read_hf_config
 from nemo_gdpo.conversion.safetensors_writer import plan_shards
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

@@ -21,7 +21,7 @@ from nemo_gdpo.evaluation.divergence import (
 )
 from nemo_gdpo.evaluation.results import Sampling
 from nemo_gdpo.evaluation.surprise import k3_estimate
-from tests.system.tiny import save_model
+from tests.support.models import save_model
 
 PLAIN = Sampling(1.0, 1.0, 0.0, 0)
 CPU = torch.device("cpu")

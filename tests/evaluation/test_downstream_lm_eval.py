@@ -14,7 +14,7 @@ from nemo_gdpo.evaluation.downstream import lm_eval
 from nemo_gdpo.evaluation.downstream_lm_eval import lm_eval_rows, read_answers
 from nemo_gdpo.evaluation.results import write_results
 from tests.evaluation.report_material import film_results
-from tests.system.tiny import save_model
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "conf" / "lm_eval" / "film_sentiment.jsonl"

@@ -15,8 +15,8 @@ from nemo_gdpo.evaluation.encoder import embed, encoder_directory
 from nemo_gdpo.evaluation.results import Results
 from nemo_gdpo.evaluation.sentiment import vader_sentiment
 from nemo_gdpo.evaluation.table import render_table
+from tests.support.servers import judge_server
 
-from .judge_server import serving
 from .material import GOOD, NO_ENCODER, ordinary, point, row, run, write_run
 
 # --- figures --------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_win_rates(tmp_path: Path) -> None:
             else "[[B]]"
         )
 
-    with serving(longer) as judge:
+    with judge_server(longer) as judge:
         common = [NO_ENCODER, f"evaluation.judge.url={judge.url}", "evaluation.judge.model=j"]
         results = run(tmp_path / "out", runs, *common, "evaluation.judge.against=base")
         (found,) = results.comparisons

@@ -18,7 +18,7 @@ from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation import divergence, encoder
 from nemo_gdpo.evaluation.table import render_table
-from tests.system.tiny import save_model
+from tests.support.models import save_model
 
 from .material import GOOD, NO_ENCODER, at, point, row, run, write_run
 

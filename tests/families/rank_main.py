@@ -27,7 +27,7 @@ from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transform
 from nemo_gdpo.models.forward import HeadOptions, forward_logits
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.mesh import build_mesh, join_world, leave_world
-from tests.families import zoo
+from tests.support import models
 
 SHARDING = {"non_homogeneous_layers": True}
 
@@ -79,10 +79,10 @@ def ablate(root: Path, layout: ParallelLayout) -> None:
     """Logits of the same weights under descriptions that each lack one feature."""
     model = read_checkpoint_model(root / "megatron")
     found = {}
-    for feature, fields in zoo.ABLATIONS.get(root.name, {}).items():
+    for feature, fields in models.ABLATIONS.get(root.name, {}).items():
         lacking = replace(model, config=replace(model.config, **fields))
         gpt = loaded(root, lacking, layout)
-        found[feature] = pipeline_logits(gpt, lacking, zoo.tokens()).contiguous()
+        found[feature] = pipeline_logits(gpt, lacking, models.tokens()).contiguous()
     if found:
         save_file(found, root / "ablated.safetensors")
 
@@ -93,7 +93,7 @@ def check(root: Path, layout: ParallelLayout) -> None:
 
     model = read_checkpoint_model(root / "megatron")
     gpt = loaded(root, model, layout)
-    logits = pipeline_logits(gpt, model, zoo.tokens())
+    logits = pipeline_logits(gpt, model, models.tokens())
     target = root / f"tp{layout.tensor}pp{layout.pipeline}"
     if dist.get_rank() == 0:
         (target / "dist").mkdir(parents=True)
@@ -111,7 +111,7 @@ def main(folder: Path, tensor: int, pipeline: int) -> None:
     join_world(current_platform(), timeout_minutes=2)
     layout = ParallelLayout(tensor=tensor, pipeline=pipeline, vocab_divisible_by=16)
     build_mesh(layout, current_platform(), seed=1)
-    for kind in zoo.ZOO:
+    for kind in models.KINDS:
         try:
             check(folder / kind, layout)
             if layout.model_parallel_size == 1:

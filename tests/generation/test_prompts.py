@@ -11,7 +11,7 @@ import pytest
 from nemo_gdpo.data import PairEncoder, RawPair
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.prompts import GivenPrompt, encode_prompts, read_prompts
-from tests.data.toy_tokenizers import LLAMA3, build_tokenizer
+from tests.support.tokenizers import LLAMA3, build_tokenizer
 
 CHAT = [{"role": "user", "content": "good film"}]
 GOOD = json.dumps({"id": "a", "prompt": "good"})

@@ -15,7 +15,7 @@ from nemo_gdpo.generation.manifest import read_manifest
 from nemo_gdpo.generation.store import Store, read_generations, repair, shards
 from nemo_gdpo.generation.types import SamplingPoint
 
-from .material import manifest, row
+from .fakes import manifest, row
 
 
 def _open(directory: Path, rows_per_shard: int = 100, **settings: Any) -> Store:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, PairLogps, PairTargets, TokenLogps
 
-from .builders import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
+from .synthetic import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
 
 
 def close(found: Tensor | float, expected: float) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, PairLogps, PairTargets, TokenLogps
 
-from .builders import (
+from .synthetic import (
     NO_TARGETS,
     gradients,
     pair_with_margin,

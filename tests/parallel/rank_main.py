@@ -34,8 +34,8 @@ from nemo_gdpo.training.quiet import quiet_libraries, quiet_nemo
 from nemo_gdpo.training.run import Run, layout_of
 from nemo_gdpo.training.signals import StopRequest
 from nemo_gdpo.training.trainer import PreferenceTrainer, Split
-from tests.parallel.cases import LAUNCHES, Case
-from tests.parallel.material import STEPS, dataset, overrides
+from tests.parallel.meshes import LAUNCHES, Case
+from tests.parallel.settings import STEPS, dataset, overrides
 
 
 class RecordingTrainer(PreferenceTrainer):

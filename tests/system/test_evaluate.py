@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.evaluation.results import read_results
-from tests.evaluation.judge_server import serving
 from tests.evaluation.material import GOOD, at, ordinary, row, write_run
-
-from .tiny import DEADLINE, ROOT, Result, cli, environment, finish, save_model, several, started
+from tests.support.commands import DEADLINE, Result, cli, finish, several, started
+from tests.support.models import save_model
+from tests.support.ranks import ROOT, clean_environment
+from tests.support.servers import judge_server
 
 
 def command(output: Path, *overrides: str, **runs: Path) -> list[str]:
@@ -246,7 +247,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, model: Path
         ["prlimit", "--fsize=2048", sys.executable, "-m", "nemo_gdpo.cli", "evaluate", *arguments],
         capture_output=True,
         text=True,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         timeout=DEADLINE,
         check=False,
     )
@@ -270,13 +271,13 @@ def test_a_judge_that_goes_away_and_comes_back(tmp_path: Path) -> None:
         ))  # fmt: skip
 
     # Equal responses, whose two orders are one question each.
-    with serving(lambda a, b, number: "[[TIE]]" if number <= 2 else None) as judge:
+    with judge_server(lambda a, b, number: "[[TIE]]" if number <= 2 else None) as judge:
         gone = judged(judge.url)
     assert gone.status == 1
     assert "gone or failing" in gone.complaints[-1]
     transcript = output / "judge" / "transcript.jsonl"
     assert len(transcript.read_text().splitlines()) == 2
-    with serving(lambda a, b, number: "[[TIE]]") as judge:
+    with judge_server(lambda a, b, number: "[[TIE]]") as judge:
         done = judged(judge.url)
         assert done.status == 0, done.err
         assert len(judge.requests) == 2

@@ -13,19 +13,17 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.training.checkpoint import find_newest_valid
-
-from .tiny import (
+from tests.support.commands import (
     DEADLINE,
     common,
     finish,
     metrics,
-    pairs,
     several,
     started,
     steps,
     wait_for_step,
-    write_jsonl,
 )
+from tests.support.data import pairs, write_jsonl
 
 pytestmark = pytest.mark.parallel
 

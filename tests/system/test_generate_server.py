@@ -19,10 +19,10 @@ import pytest
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
 from nemo_gdpo.generation import environment
 from nemo_gdpo.generation.engine_arguments import environment as engine_environment
+from tests.support.commands import DEADLINE, finish, started
+from tests.support.ranks import ROOT, clean_environment
 
-from .generating import NUM_SAMPLES, Sampled, Trained, generate, rows
-from .tiny import DEADLINE, ROOT, finish, started
-from .tiny import environment as clean_environment
+from .sampled_runs import NUM_SAMPLES, Sampled, Trained, generate, rows
 
 pytestmark = pytest.mark.parallel
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from .sampling import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
-from .tiny import DEADLINE
+from tests.support.commands import DEADLINE
+
+from .interrupted_runs import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
 
 pytestmark = pytest.mark.parallel
 

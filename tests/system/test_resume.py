@@ -14,20 +14,19 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from .tiny import (
+from tests.support.commands import (
     Result,
     common,
     finish,
     metrics,
-    pairs,
-    save_model,
     several,
     started,
     steps,
     wait_for_step,
     without_timing,
-    write_jsonl,
 )
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
 
 pytestmark = pytest.mark.parallel
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_gdpo.conversion.cli import main as convert
 from nemo_gdpo.training.parity import megatron_logits
+from tests.support.commands import QUIET, cli
+from tests.support.data import write_jsonl
 from tools.demo import base_model
-
-from .tiny import QUIET, cli, write_jsonl
 
 pytestmark = pytest.mark.real_model
 GREEDY = 200
