@@ -41,11 +41,11 @@ experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3;
 	@"$(TRAINING)" tools/experiment.py --hours $(HOURS) --seeds $(SEEDS)
 
 test-fast: ## the tests that start no ranks, engines, browsers or Slurm (under 3 minutes on 2 cores)
-	@"$(TRAINING)" -m pytest -m "not slow" -n auto --dist loadgroup
+	@"$(TRAINING)" -m pytest -m "not slow" -n auto
 
 test: ## all tests
 	$(GENERATION)
-	@"$(TRAINING)" -m pytest -n 2 --dist loadgroup
+	@"$(TRAINING)" -m pytest -n 2
 
 lint: lint-ruff lint-format lint-types lint-imports lint-files ## what pre-commit and CI check besides the tests
 
