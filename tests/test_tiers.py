@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import RANK_ROOMS, SLOW_ROOMS, TESTS, worker_group
+from tests.conftest import RANK_ROOMS, SLOW_ROOMS, TESTS, pytest_itemcollected, worker_group
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,7 @@ def test_the_rooms_are_there() -> None:
 
 
 @pytest.mark.parametrize("room", ["objectives", "system"])
-def test_a_room_is_slow_or_fast(request: pytest.FixtureRequest, room: str) -> None:
-    """The hook itself, on a test of this file that pretends to lie in a room."""
-    from tests.conftest import pytest_itemcollected
-
+def test_a_room_is_slow_or_fast(room: str) -> None:
     class Pretended:
         def __init__(self) -> None:
             self.path = TESTS / room / Path(__file__).name
@@ -44,4 +41,3 @@ def test_a_room_is_slow_or_fast(request: pytest.FixtureRequest, room: str) -> No
     item = Pretended()
     pytest_itemcollected(item)  # type: ignore[arg-type]
     assert item.marks == (["slow"] if room == "system" else [])
-    assert request.node.get_closest_marker("slow") is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
 from nemo_gdpo.generation import environment
 from nemo_gdpo.generation.engine_arguments import environment as engine_environment
 from tests.support.commands import DEADLINE, finish, started
-from tests.support.ranks import ROOT, clean_environment
+from tests.support.ranks import ROOT, clean_environment, free_port
 
 from .sampled_runs import NUM_SAMPLES, Sampled, Trained, generate, rows
 
@@ -53,9 +52,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     python = environment.find_python(None) or sys.executable
     log = tmp_path_factory.mktemp("server") / "log"
     command = [
