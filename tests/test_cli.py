@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 
 from nemo_gdpo import cli
-from nemo_gdpo.config import compose
-from nemo_gdpo.config.slurm import adopt_slurm_world, first_node
+from nemo_gdpo.config.composition import compose, config_yaml, read_config
+from nemo_gdpo.config.help import keys
+from nemo_gdpo.config.objective import DPOSettings
+from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
+from nemo_gdpo.launch import ranks as ranks_module
+from nemo_gdpo.launch.ranks import _Ranks, launch_ranks
+from nemo_gdpo.launch.slurm import adopt_slurm_world, first_node
+from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS, Verb
+from nemo_gdpo.verbs import rank as rank_module
+from nemo_gdpo.verbs import start as start_module
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "NEMO_GDPO_MODEL")
@@ -48,7 +56,7 @@ def test_resolved_configuration_round_trip() -> None:
     overrides = ["experiment=gdpo_llama3_8b", "optim.lr=1e-6"]
     done = _nemo_gdpo("train", *overrides, "--cfg", "job", "--resolve")
     assert (done.returncode, done.stderr) == (EXIT_DONE, "")
-    assert yaml.safe_load(done.stdout) == compose(overrides).plain
+    assert yaml.safe_load(done.stdout) == compose(overrides, TRAIN).plain
     assert "${" not in done.stdout
 
 
@@ -58,7 +66,7 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
     assert done.stdout == ""
     assert done.stderr == (
         "nemo-gdpo: error: objective=gdpoo: there is no such choice (did you mean gdpo?); "
-        "the choices are adpo, dpo, gdpo, ipo, odpo\n"
+        "the choices are adpo, dpo, gdpo, gdpo_released, ipo, odpo\n"
     )
 
 
@@ -84,7 +92,7 @@ def test_help_says_which_methods_these_are(capsys: pytest.CaptureFixture[str]) -
         assert words in head
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line.strip()]
     assert {"validate", "prepare", "convert", "reference", "train", "doctor"} <= set(listed)
-    assert not set(cli.NOT_BUILT) & set(listed)
+    assert not set(NOT_BUILT) & set(listed)
 
 
 def test_no_verb_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +100,70 @@ def test_no_verb_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: nemo-gdpo VERB" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", cli.NOT_BUILT)
+def _every_verb() -> list[tuple[list[str], Verb]]:
+    found = [([verb.name], verb) for verb in VERBS]
+    return found + [([v.name, f.name], f) for v in VERBS for f in v.followers]
+
+
+EVERY_VERB = pytest.mark.parametrize(
+    ("words", "verb"), [pytest.param(w, v, id=" ".join(w)) for w, v in _every_verb()]
+)
+CONFIGURED = pytest.mark.parametrize(
+    ("words", "verb"),
+    [pytest.param(w, v, id=" ".join(w)) for w, v in _every_verb() if v.reads is not None],
+)
+
+
+@EVERY_VERB
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("first", [True, False])
+def test_every_verb_answers_help(
+    words: list[str], verb: Verb, flag: str, first: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([flag, *words] if first else [*words, flag]) == EXIT_DONE
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith(f"usage: nemo-gdpo {' '.join(words)}")
+
+
+@CONFIGURED
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("place", ["after an override", "before the overrides", "alone"])
+def test_help_shows_the_keys_in_every_position(
+    words: list[str], verb: Verb, flag: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {
+        "after an override": [*words, "seed=1", flag],
+        "before the overrides": [words[0], flag, *words[1:], "seed=1"],
+        "alone": [*words, flag],
+    }[place]
+    assert cli.main(arguments) == EXIT_DONE
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    root = verb.root()
+    assert root is not None
+    for key in keys(root):
+        assert f"  {key.name}={key.default}" in captured.out
+        assert " ".join(key.help.split()[:4]) in captured.out
+
+
+@CONFIGURED
+def test_every_verb_with_a_configuration_prints_it(
+    words: list[str], verb: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = verb.root()
+    assert root is not None
+    assert cli.main([*words, "--cfg", "job", "--resolve"]) == EXIT_DONE
+    assert root.parse(yaml.safe_load(capsys.readouterr().out)) == root.schema()
+
+
+@EVERY_VERB
+def test_every_verb_can_be_run(words: list[str], verb: Verb) -> None:
+    module, _, function = verb.runs.partition(":")
+    assert callable(getattr(importlib.import_module(module), function)), words
+
+
+@pytest.mark.parametrize("verb", NOT_BUILT)
 def test_verbs_to_come_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "x=1"]) == EXIT_USER_ERROR
     error = capsys.readouterr().err
@@ -107,7 +178,9 @@ def test_verbs_to_come_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> 
         (["train", "--resolve"], "add --cfg job"),
         (["train", "--cfg", "hydra"], "only `--cfg job` exists"),
         (["train", "--cgf", "job"], "there is no such flag"),
-        (["validate", "--cfg", "job"], "there is no such flag"),
+        (["validate", "--cgf", "job"], "it takes --config FILE, --cfg job, --resolve, --elsewhere"),
+        (["train", "--config"], "names no file"),
+        (["train", "--config", "/no/such.yaml"], "there is no such file"),
         (["doctor", "x=1"], "takes no arguments"),
         (["train", "logger.wandb_api_key=x"], "WANDB_API_KEY"),
     ],
@@ -148,7 +221,7 @@ def test_validate_for_another_machine(capsys: pytest.CaptureFixture[str]) -> Non
 def test_train_refuses_before_anything_starts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "launch_ranks", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(start_module, "launch_ranks", lambda *_: pytest.fail("started"))
     assert cli.main(["train", "parallel=pp2"]) == EXIT_USER_ERROR
     error = capsys.readouterr().err
     assert "2 problems:\n  1. model.restore_from_path: is not set" in error
@@ -182,45 +255,74 @@ def valid(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def training_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """A stand-in for the training program, which records how it is called."""
-    calls: list[list[str]] = []
+def training_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RunConfig]]:
+    """A stand-in for what a rank does, which records how it is called."""
+    calls: list[tuple[str, RunConfig]] = []
 
-    def training_main(argv: list[str]) -> int:
-        calls.append(argv)
+    def run_task(task: str, config: RunConfig) -> int:
+        calls.append((task, config))
         return EXIT_REQUEUE
 
-    module = ModuleType("nemo_gdpo.training.main")
-    module.main = training_main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "nemo_gdpo.training.main", module)
-    # train() sets it when it is missing; the test puts back what was there.
+    monkeypatch.setattr(rank_module, "run_task", run_task)
+    # start() sets it when it is missing; the test puts back what was there.
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     return calls
 
 
-def test_one_rank_runs_here(valid: list[str], training_calls: list[list[str]]) -> None:
-    assert cli.main(["train", *valid]) == EXIT_REQUEUE
-    assert training_calls == [valid]
-
-
-def test_a_mesh_starts_its_ranks(
-    valid: list[str], training_calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["train", "reference"])
+def test_one_rank_runs_here(
+    verb: str, valid: list[str], training_calls: list[tuple[str, RunConfig]]
 ) -> None:
-    started: list[tuple[int, list[str]]] = []
+    assert cli.main([verb, *valid, "objective=dpo"]) == EXIT_REQUEUE
+    ((task, config),) = training_calls
+    assert task == verb
+    assert config.objective == DPOSettings()
+    assert config.output_dir == valid[2].partition("=")[2]
+
+
+def test_a_mesh_starts_its_ranks_with_the_checked_configuration(
+    valid: list[str],
+    training_calls: list[tuple[str, RunConfig]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[int, list[str], RunConfig]] = []
 
     def launch(size: int, command: list[str]) -> int:
-        started.append((size, command))
+        started.append((size, command[1:-1], read_config(Path(command[-1]), TRAIN)))
         return EXIT_DONE
 
-    monkeypatch.setattr(cli, "launch_ranks", launch)
-    overrides = [*valid, "parallel=tp2_pp2"]
-    assert cli.main(["train", *overrides]) == EXIT_DONE
-    assert started == [(4, [sys.executable, "-m", "nemo_gdpo.training.main", *overrides])]
+    monkeypatch.setattr(start_module, "launch_ranks", launch)
+    assert cli.main(["train", *valid, "parallel=tp2_pp2"]) == EXIT_DONE
+    ((size, command, config),) = started
+    assert (size, command) == (4, ["-m", "nemo_gdpo.verbs.rank", "train"])
+    assert config == TRAIN.parse(compose([*valid, "parallel=tp2_pp2"], TRAIN).plain)
     assert training_calls == []
 
 
+def test_a_refused_start_leaves_the_record_of_the_output_dir_alone(
+    valid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks may still refuse the run; the launcher writes nothing where another may have been."""
+    monkeypatch.setattr(start_module, "launch_ranks", lambda *_: EXIT_USER_ERROR)
+    assert cli.main(["train", *valid, "parallel=pp2"]) == EXIT_USER_ERROR
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_runs_own_file_can_be_given_back(
+    valid: list[str], tmp_path: Path, training_calls: list[tuple[str, RunConfig]]
+) -> None:
+    config = TRAIN.parse(compose([*valid, "objective=ipo", "optim.lr=1e-6"], TRAIN).plain)
+    file = tmp_path / "config.yaml"
+    file.write_text(config_yaml(config))
+    assert cli.main(["train", "--config", str(file)]) == EXIT_REQUEUE
+    assert cli.main(["train", f"--config={file}", "seed=7"]) == EXIT_REQUEUE
+    assert [c for _, c in training_calls] == [config, config.model_copy(update={"seed": 7})]
+
+
 def test_under_torchrun_it_joins(
-    valid: list[str], training_calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    valid: list[str],
+    training_calls: list[tuple[str, RunConfig]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -230,7 +332,7 @@ def test_under_torchrun_it_joins(
 
 def test_a_world_that_does_not_fit_is_refused(
     valid: list[str],
-    training_calls: list[list[str]],
+    training_calls: list[tuple[str, RunConfig]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -312,18 +414,18 @@ def _rank(code: str) -> list[str]:
     ],
 )
 def test_status_of_the_ranks_is_the_status_of_the_run(code: str, status: int) -> None:
-    assert cli.launch_ranks(2, _rank(code)) == status
+    assert launch_ranks(2, _rank(code)) == status
 
 
 def test_a_mistake_that_one_rank_finds_outweighs_the_crash_it_causes() -> None:
     code = "time.sleep(0.5) if rank == 0 else None; sys.exit(2 if rank == 0 else 1)"
-    assert cli.launch_ranks(2, _rank(code)) == EXIT_USER_ERROR
+    assert launch_ranks(2, _rank(code)) == EXIT_USER_ERROR
 
 
 def test_ranks_get_torchruns_variables(tmp_path: Path) -> None:
     names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
     code = f"open(r'{tmp_path}/' + str(rank), 'w').write(' '.join(os.environ[n] for n in {names}))"
-    assert cli.launch_ranks(2, _rank(code)) == EXIT_DONE
+    assert launch_ranks(2, _rank(code)) == EXIT_DONE
     first, second = ((tmp_path / str(rank)).read_text().split() for rank in range(2))
     assert first[:5] == ["0", "0", "2", "2", "127.0.0.1"]
     assert second[:5] == ["1", "1", "2", "2", "127.0.0.1"]
@@ -333,11 +435,11 @@ def test_ranks_get_torchruns_variables(tmp_path: Path) -> None:
 def test_when_a_rank_dies_the_others_stop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ranks_module, "GRACE_SECONDS", 0.2)
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     code = f"os.kill(os.getpid(), 9) if rank == 1 else exec({deaf!r})"
     begun = time.monotonic()
-    assert cli.launch_ranks(2, _rank(code)) == EXIT_FAILED
+    assert launch_ranks(2, _rank(code)) == EXIT_FAILED
     assert time.monotonic() - begun < 10
     assert "rank 1 was killed by SIGKILL; all ranks are stopped" in capsys.readouterr().err
 
@@ -360,7 +462,7 @@ for n in (signal.SIGTERM, signal.SIGUSR1):
 time.sleep(60)
 """
     parent_code = (
-        "import sys; from nemo_gdpo.cli import launch_ranks; "
+        "import sys; from nemo_gdpo.launch.ranks import launch_ranks; "
         f"sys.exit(launch_ranks(2, [sys.executable, '-S', '-c', {rank_code!r}]))"
     )
     with subprocess.Popen([sys.executable, "-c", parent_code], cwd=ROOT) as parent:
@@ -378,7 +480,7 @@ def test_a_signal_before_training_began_asks_for_a_requeue(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Ranks that still import have no handler and die of the signal: nothing is lost."""
-    ranks = cli._Ranks()
+    ranks = _Ranks()
     ranks.start(2, _rank("time.sleep(60)"))
     ranks.forward(signal.SIGTERM)
     assert ranks.wait() == EXIT_REQUEUE

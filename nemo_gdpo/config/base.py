@@ -1,13 +1,25 @@
-"""What every section of the configuration has in common."""
+"""What every section of the configuration has in common.
+
+A section declares each key once: type and range, default, and help (the text below the field). The
+command line, composed files, the documentation and Python all read them here.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 Text = Annotated[str, Field(min_length=1)]
 """A path or a name: null stands for none, never empty text."""
+
+_INTERPOLATION = "interpolation"
+"""Extra data of a field: how a composed file writes a default that depends on something else."""
 
 
 class Section(BaseModel):
@@ -19,3 +31,79 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
+
+
+SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""The same for a section that is a frozen dataclass, an ordinary object in Python. Strictness is
+stated at its fields: under a strict configuration a mapping could not become one."""
+
+
+def from_environment(variable: str) -> Any:
+    """A default that is read from an environment variable; null where it is not set."""
+    return Field(
+        default_factory=lambda: os.environ.get(variable),
+        json_schema_extra={_INTERPOLATION: f"${{oc.env:{variable},null}}"},
+    )
+
+
+def derived(compute: Callable[[dict[str, Any]], Any], interpolation: str) -> Any:
+    """A default that is worked out from fields above it.
+
+    Args:
+        compute: from the validated fields above to the value.
+        interpolation: the same in OmegaConf's terms, for a composed file.
+    """
+    return Field(default_factory=compute, json_schema_extra={_INTERPOLATION: interpolation})
+
+
+def fields_of(section: type[Any]) -> Mapping[str, FieldInfo]:
+    """Name -> declaration of each key of a section.
+
+    Raises:
+        TypeError: `section` is neither a `Section` nor a dataclass of pydantic's.
+    """
+    if issubclass(section, BaseModel):
+        return section.model_fields
+    if is_pydantic_dataclass(section):
+        return section.__pydantic_fields__
+    raise TypeError(f"{section} is not a section of the configuration")
+
+
+def section_of(field: FieldInfo) -> type[Any] | None:
+    """The section that a field holds; None for a key with a value."""
+    kind = field.annotation
+    if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_pydantic_dataclass(kind)):
+        return kind
+    return None
+
+
+def default_of(field: FieldInfo) -> Any:
+    """A field's default as plain data, an interpolation where it depends on something else."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and _INTERPOLATION in extra:
+        return extra[_INTERPOLATION]
+    return to_jsonable_python(
+        field.get_default(call_default_factory=True), inf_nan_mode="constants"
+    )
+
+
+def defaults_of(section: type[Any], *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """All keys of a section at their defaults, as plain nested data.
+
+    Args:
+        section: what to lay out.
+        without: names of its fields to leave out.
+    """
+    found: dict[str, Any] = {}
+    for name, field in fields_of(section).items():
+        inner = section_of(field)
+        if name not in without:
+            found[name] = default_of(field) if inner is None else defaults_of(inner)
+    return found
+
+
+def plain_data(config: Section) -> dict[str, Any]:
+    """A configuration as nested dictionaries, lists and values; infinities stay."""
+    plain = to_jsonable_python(config, inf_nan_mode="constants")
+    assert isinstance(plain, dict)
+    return plain

@@ -8,7 +8,7 @@ from typing import Any
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.world import (
-    WorldFacts,
+    Hardware,
     configured_world_size,
     data_parallel_size,
     model_parallel_size,
@@ -105,7 +105,7 @@ def check_mesh(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def check_world(config: RunConfig, world: WorldFacts | None) -> Iterator[Problem]:
+def check_world(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:
     """Number of ranks and GPUs against the mesh; and the global batch against both."""
     configured = configured_world_size(config)
     size = configured
@@ -164,7 +164,7 @@ def _check_batch(config: RunConfig, copies: int) -> Iterator[Problem]:
             )
 
 
-def check_precision(config: RunConfig, world: WorldFacts | None) -> Iterator[Problem]:
+def check_precision(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:
     """Precisions that the machine lacks, and FP8 combinations that are known to go wrong."""
     precision, model = config.precision, config.model
     if world is not None and precision not in world.precisions:

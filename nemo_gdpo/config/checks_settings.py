@@ -8,40 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_gdpo.config.data import MOVIE_REVIEW_KEYS
-from nemo_gdpo.config.objective import GDPOConfig, ODPOConfig
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def check_objective(config: RunConfig) -> Iterator[Problem]:
-    """GDPO's choices among each other; ODPO's need for scores."""
-    objective = config.objective
-    if isinstance(objective, GDPOConfig):
-        if objective.balance == "tb" and objective.reward == "tokenwise":
-            yield Problem(
-                "objective.reward",
-                "balance=tb compares whole responses, which a token-wise reward does not define",
-                "set objective.reward=cumulative, or objective.balance=db",
-            )
-        if objective.balance != "subtb" and objective.subtb_lambda != 1.0:
-            yield Problem(
-                "objective.subtb_lambda",
-                f"nothing reads it with balance={objective.balance}",
-                "set objective.balance=subtb, or leave it at 1.0",
-            )
-    scoreless = ("anthropic_hh", "tldr_comparisons")
-    if isinstance(objective, ODPOConfig) and config.data.preset in scoreless:
+def check_scores(config: RunConfig) -> Iterator[Problem]:
+    """An objective that grades pairs, on data that has no scores."""
+    if not config.objective.needs_scores:
+        return
+    name, data = config.objective.name, config.data
+    if data.preset in ("anthropic_hh", "tldr_comparisons"):
         yield Problem(
             "data.preset",
-            f"{config.data.preset} has no scores, and odpo grades pairs by them",
+            f"{data.preset} has no scores, and {name} grades pairs by them",
             "choose data=ultrafeedback_binarized, odpo_json or jsonl with scores, or objective=dpo",
         )
-    if isinstance(objective, ODPOConfig) and config.data.format == "nemo_rl":
+    if data.format == "nemo_rl":
         yield Problem(
             "data.format",
-            "nemo_rl has ranks but no scores, and odpo grades pairs by them",
+            f"nemo_rl has ranks but no scores, and {name} grades pairs by them",
             "use the trl format with chosen_score and rejected_score, or objective=dpo",
         )
 
@@ -187,19 +174,19 @@ def check_training(config: RunConfig) -> Iterator[Problem]:
                 yield Problem(key, reason, "set it to null, or logger.wandb=true")
 
 
+def wandb_can_log_in() -> bool:
+    """Is there a key for Weights & Biases, or nothing to log in to?"""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
+        return True
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
+
+
 def check_wandb_login(config: RunConfig) -> Iterator[Problem]:
     """Weights & Biases would otherwise ask for a key on a terminal that a job does not have."""
-    if not config.logger.wandb:
-        return
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    if (
-        os.environ.get("WANDB_API_KEY")
-        or os.environ.get("WANDB_MODE") in {"offline", "disabled"}
-        or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace"))
-    ):
-        return
-    yield Problem(
-        "logger.wandb",
-        "there is no key for Weights & Biases in the environment",
-        "export WANDB_API_KEY, or WANDB_MODE=offline, or set logger.wandb=false",
-    )
+    if config.logger.wandb and not wandb_can_log_in():
+        yield Problem(
+            "logger.wandb",
+            "there is no key for Weights & Biases in the environment",
+            "export WANDB_API_KEY, or WANDB_MODE=offline, or set logger.wandb=false",
+        )

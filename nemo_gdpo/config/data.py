@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import Section, Text, from_environment
 
 Length = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -42,9 +42,9 @@ class DataConfig(Section):
         | None
     ) = None
     """A public data set in the columns it is published with; takes the place of `format`."""
-    train_path: Text | None = None
+    train_path: Text | None = from_environment("NEMO_GDPO_TRAIN")
     """File (.jsonl, .parquet), data set directory, prepared directory, or hub name."""
-    validation_path: Text | None = None
+    validation_path: Text | None = from_environment("NEMO_GDPO_VALIDATION")
     """The same for validation; null trains without."""
     split: Text = "train"
     """Split of a Hugging Face data set to train on; files have none."""

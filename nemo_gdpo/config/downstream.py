@@ -24,15 +24,19 @@ class PointConfig(Section):
     """One point of a sweep: what is given has to fit it, and no other."""
 
     temperature: Annotated[float, Field(ge=0)] | None = None
+    """Temperature of the point; null where the sweep has one."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """top_p of the point; null where the sweep has one."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """min_p of the point; null where the sweep has one."""
     top_k: Annotated[int, Field(ge=0)] | None = None
+    """top_k of the point; null where the sweep has one."""
 
 
 class LmEvalConfig(Section):
     """lm-eval on a Hugging Face directory, offline."""
 
-    model: SampledModelConfig = SampledModelConfig()
+    model: SampledModelConfig = Field(default_factory=SampledModelConfig)
     """As for `nemo-gdpo generate`."""
     name: Text | None = None
     """Of the model in the report; null is the name of the directory above `hf`."""
@@ -45,12 +49,15 @@ class LmEvalConfig(Section):
     limit: Count | None = None
     """Documents of each task; null is all. A figure from a part is not the task's."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of weights and activations."""
     device: Text = "auto"
     """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
     batch_size: Count = 8
+    """Documents in one forward pass."""
     chat_template: bool = False
     """Put every prompt into the model's chat template, as chat models want it."""
     seed: Annotated[int, Field(ge=0)] = 1234
+    """Seed of few-shot examples and of tasks that draw."""
     output_dir: Text = "runs/evaluate"
     """Gets lm_eval/NAME.json; a report that is there takes it up."""
 
@@ -72,6 +79,7 @@ class AlpacaEvalConfig(Section):
     sample: Annotated[int, Field(ge=0)] = 0
     """Which of the responses to a prompt."""
     output: Text = "runs/alpaca_eval/model_outputs.json"
+    """File to write."""
 
 
 class MtBenchConfig(Section):

@@ -153,14 +153,14 @@ class SamplesConfig(Section):
 class EvaluationConfig(Section):
     """What is measured."""
 
-    runs: Names = Field(default_factory=dict)
+    runs: Names = Field(default=None, validate_default=True)
     """Name -> directory that `nemo-gdpo generate` wrote. The first is the base of comparisons."""
-    models: Names = Field(default_factory=dict)
+    models: Names = Field(default=None, validate_default=True)
     """Name of a run -> Hugging Face directory of its model: its exact KL needs that."""
-    training: Names = Field(default_factory=dict)
+    training: Names = Field(default=None, validate_default=True)
     """Name of a run -> output_dir of its training, whose settings go into the report."""
     facts: Annotated[dict[Text, dict[Text, JsonValue]], BeforeValidator(_as_dict)] = Field(
-        default_factory=dict
+        default=None, validate_default=True
     )
     """Name of a run -> what else the report should say about it."""
     prompts: Literal["same", "shared"] = "same"
@@ -172,7 +172,7 @@ class EvaluationConfig(Section):
     """n of distinct-n and of expectation-adjusted distinct-n."""
     ead_vocabulary_size: Count = 50257
     """V of expectation-adjusted distinct, the same for all that is to be compared."""
-    rewards: Rewards = (RewardConfig(kind="vader"),)
+    rewards: Rewards = Field(default=("vader",), validate_default=True)
     """Names, or sections with a `kind`. The first is the quality in the table."""
     reference_model: Text | None = None
     """Hugging Face directory for perplexity, and for KL where `models` has a run's own."""
@@ -201,4 +201,4 @@ class EvaluateConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-EVALUATE = Root("evaluate", EvaluateConfig)
+EVALUATE = Root("evaluate", EvaluateConfig, groups={"evaluation": "default"})

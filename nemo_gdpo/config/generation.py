@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import Section, Text, from_environment
 from nemo_gdpo.config.root import Root
+from nemo_gdpo.config.suggest import GENERATION_ALIASES
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
@@ -36,7 +37,7 @@ Stops = Annotated[tuple[Text, ...], Field(strict=False), BeforeValidator(_as_lis
 class SampledModelConfig(Section):
     """The model to sample from."""
 
-    restore_from_path: Text | None = None
+    restore_from_path: Text | None = from_environment("NEMO_GDPO_MODEL")
     """A Hugging Face directory: what training wrote to output_dir/hf, or any other."""
 
 
@@ -139,9 +140,11 @@ class GenerateConfig(Section):
 
     output_dir: Text = "runs/generate"
     """Gets generations-*.jsonl, manifest.json and skipped.jsonl."""
-    model: SampledModelConfig = SampledModelConfig()
+    model: SampledModelConfig = Field(default_factory=SampledModelConfig)
     data: PromptsConfig = PromptsConfig()
     generation: GenerationConfig = GenerationConfig()
 
 
-GENERATE = Root("generate", GenerateConfig)
+GENERATE = Root(
+    "generate", GenerateConfig, groups={"generation": "default"}, aliases=GENERATION_ALIASES
+)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import Section, Text, from_environment
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -14,7 +14,7 @@ Size = Annotated[int, Field(ge=1)]
 class ModelConfig(Section):
     """Names follow NeMo's. Sizes of the mesh count ranks; batch sizes count pairs."""
 
-    restore_from_path: Text | None = None
+    restore_from_path: Text | None = from_environment("NEMO_GDPO_MODEL")
     """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`."""
     tensor_model_parallel_size: Size = 1
     """Ranks that share each layer; must divide the attention heads and the KV groups."""

@@ -20,6 +20,14 @@ class Problem:
         return f"{self.key}: {self.reason}; {self.remedy}"
 
 
+class ConflictError(ValueError):
+    """Settings of one section that exclude each other."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
 def refuse(found: Sequence[Problem | str]) -> None:
     """Raise all of `found` as one error: one problem on the line itself, several below it.
 

@@ -1,18 +1,17 @@
-"""A root configuration: its file under conf/, its schema, and the way from a mapping to it."""
+"""A root configuration: its schema, its groups of presets, and the way from a mapping to it."""
 
 from __future__ import annotations
 
 import copy
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_origin
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from nemo_gdpo.config.base import Section
-from nemo_gdpo.config.problem import Problem, refuse
-from nemo_gdpo.config.suggest import closest, hint
+from nemo_gdpo.config.base import Section, fields_of, section_of
+from nemo_gdpo.config.problem import ConflictError, Problem, refuse
+from nemo_gdpo.config.suggest import alias, closest, hint
 
 S = TypeVar("S", bound=Section)
 
@@ -22,12 +21,16 @@ class Root(Generic[S]):
     """What one verb reads."""
 
     name: str
-    """Of the verb, and of its file conf/NAME.yaml."""
+    """Name of the verb."""
     schema: type[S]
     choice: str | None = None
-    """The field that is one of several sections, told apart by their `name`; None is no such."""
-    sections: Mapping[str, type[Section]] = field(default_factory=dict)
+    """Field that is one of several sections, told apart by their `name`; None without one."""
+    sections: Mapping[str, type[Any]] = field(default_factory=dict)
     """Name -> section of the `choice`."""
+    groups: Mapping[str, str | None] = field(default_factory=dict)
+    """Group of presets (a folder of conf/) -> the preset that is chosen where none is given."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Name that other programs have for a thing -> its key here, or what to do instead."""
 
     def keys(self, chosen: str | None = None) -> frozenset[str]:
         """Every dotted leaf key, with the fields of one chosen section, or of all for None."""
@@ -46,6 +49,9 @@ class Root(Generic[S]):
                 f"{self.choice}={chosen} has no such setting, only {', '.join(owners)}",
                 f"remove it, or choose {self.choice}={owners[0]}",
             )
+        remedy = alias(key, self.aliases, self.keys())
+        if remedy is not None:
+            return Problem(key, "is not a key of the configuration", remedy)
         found = hint(key, self.keys(chosen))
         return Problem(key, f"is not a key of the configuration{found}", "correct or remove it")
 
@@ -62,6 +68,8 @@ class Root(Generic[S]):
                 return self.schema.model_validate(remaining), found
             except ValidationError as errors:
                 for error in errors.errors(include_url=False):
+                    if error["type"] == "default_factory_not_called":
+                        continue  # worked out from a field that is named by itself
                     problem = self._as_problem(error, remaining)
                     found.append(problem)
                     if self.choice is not None and problem.key == f"{self.choice}.name":
@@ -82,7 +90,10 @@ class Root(Generic[S]):
     def _as_problem(self, error: Mapping[str, Any], config: Mapping[str, Any]) -> Problem:
         key = self._schema_key(error["loc"])
         kind, context = error["type"], error.get("ctx", {})
-        if kind == "extra_forbidden":
+        error_of_ours = context.get("error")
+        if isinstance(error_of_ours, ConflictError):
+            return error_of_ours.problem
+        if kind in ("extra_forbidden", "unexpected_keyword_argument"):
             return self.unknown_key(key, self._chosen(config))
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             given = str(context.get("tag", "nothing"))
@@ -119,17 +130,11 @@ class Root(Generic[S]):
         return name if isinstance(name, str) and name in self.sections else None
 
 
-def _leaves(section: type[Section], prefix: str) -> Iterator[str]:
-    # get_type_hints: the annotations are text under postponed evaluation.
-    for name, annotation in typing.get_type_hints(section).items():
-        if name == "model_config":
-            continue
-        if (
-            get_origin(annotation) is None
-            and isinstance(annotation, type)
-            and issubclass(annotation, Section)
-        ):
-            yield from _leaves(annotation, f"{prefix}{name}.")
+def _leaves(section: type[Any], prefix: str) -> Iterator[str]:
+    for name, declared in fields_of(section).items():
+        inner = section_of(declared)
+        if inner is not None:
+            yield from _leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

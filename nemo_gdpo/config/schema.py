@@ -1,73 +1,69 @@
-"""The whole configuration of a training run, and the way from a plain mapping to it."""
+"""The whole configuration of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import Section, Text, derived
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.model import ModelConfig
-from nemo_gdpo.config.objective import (
-    OBJECTIVE_SECTIONS,
-    DPOConfig,
-    ObjectiveConfig,
-    kwargs_of,
-)
-from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
 from nemo_gdpo.config.root import Root
+from nemo_gdpo.config.suggest import ALIASES
 from nemo_gdpo.config.training import LoggerConfig, OptimConfig, TrainerConfig
 
 Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
+
+
+def _output_dir(above: dict[str, Any]) -> str:
+    # A faulty objective is reported by itself; this value then serves nobody.
+    objective = above.get("objective")
+    return f"runs/{objective.name if objective is not None else 'train'}"
 
 
 class RunConfig(Section):
     """Everything that `nemo-gdpo train` reads."""
 
     seed: Annotated[int, Field(ge=0)] = 1234
-    """Of every random generator but the order of pairs, which is `data.seed`."""
-    output_dir: Text = "runs/train"
-    """Gets metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
+    """Seed of every random generator but the order of pairs, which is `data.seed`."""
+    objective: ObjectiveConfig = GDPOSettings()
+    output_dir: Text = derived(_output_dir, "runs/${objective.name}")
+    """Directory for metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
     precision: Precision = "fp32"
-    """Of weights and activations; log-probabilities, losses and gradients are always fp32."""
+    """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
+    FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
     reference: Literal["cache", "resident"] = "cache"
-    """Compute the reference's log-probabilities before training, or keep a second copy."""
+    """Compute the reference's log-probabilities before training, or keep a second copy in memory.
+    Both train the same."""
     reference_cache_dir: Text | None = None
-    """Where the cache lies; null is output_dir/reference."""
+    """Directory of the cache; null is output_dir/reference. Runs that share model, data and
+    precision may share one."""
     export_hf: bool = True
     """Write output_dir/hf (Hugging Face safetensors) at the end."""
-    model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = DPOConfig()
-    data: DataConfig = DataConfig()
+    export_nemo: bool = False
+    """Write output_dir/model.nemo (NeMo's archive) at the end."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
     logger: LoggerConfig = LoggerConfig()
 
 
-def objective_kwargs(config: RunConfig) -> tuple[str, dict[str, Any]]:
-    """(name, keyword arguments of the objective's dataclass)."""
-    return kwargs_of(config.objective)
-
-
-TRAIN = Root("train", RunConfig, choice="objective", sections=OBJECTIVE_SECTIONS)
-
-
-def dotted_keys(objective: Text | None = None) -> frozenset[str]:
-    """Every leaf key of a training run, with the fields of one objective, or of all for None."""
-    return TRAIN.keys(objective)
-
-
-def parse_leniently(config: Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
-    """Parse a training run, and name every mistake; see `Root.parse_leniently`."""
-    return TRAIN.parse_leniently(config)
-
-
-def parse_config(config: Mapping[str, Any]) -> RunConfig:
-    """The typed configuration of a training run from a plain resolved mapping.
-
-    Raises:
-        UserError: unknown keys, wrong types, values out of range; all of them at once.
-    """
-    return TRAIN.parse(config)
+TRAIN = Root(
+    "train",
+    RunConfig,
+    choice="objective",
+    sections=OBJECTIVE_SECTIONS,
+    groups={
+        "model": "default",
+        "parallel": "single",
+        "precision": "fp32",
+        "objective": GDPOSettings.name,
+        "data": "jsonl",
+        "optim": "adamw_cosine",
+        "experiment": None,
+    },
+    aliases=ALIASES,
+)

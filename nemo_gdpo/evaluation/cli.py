@@ -6,44 +6,29 @@ import os
 import sys
 from pathlib import Path
 
-from nemo_gdpo.config import compose
-from nemo_gdpo.config.command import CONFIG_FLAGS, answered, read_request
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
-from nemo_gdpo.evaluation.downstream import SUBVERBS
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.generation.signals import StoppedError, StopRequest
 
-HELP = """\
-usage: nemo-gdpo evaluate evaluation.runs={NAME: DIR, ...} output_dir=DIR
-         [evaluation=choice] [key=value] ... [--cfg job [--resolve]]
-       nemo-gdpo evaluate lm-eval|alpaca-eval|mt-bench --help
 
-Measures what `nemo-gdpo generate` wrote: diversity and quality, side by side, with intervals over
-prompts. Prints a table, writes evaluation.json and the report into output_dir.
-
-  nemo-gdpo evaluate 'evaluation.runs={base: runs/samples-base, gdpo: runs/samples-gdpo}' \\
-    evaluation.reference_model=runs/base-hf 'evaluation.models={gdpo: runs/gdpo/hf}' \\
-    output_dir=runs/evaluation
-
-Stopped in the middle, the same command goes on where it was.
---cfg job prints the configuration instead; with --resolve, with the values of interpolations.
-"""
-
-
-def main(arguments: list[str]) -> int:
-    """Run the verb; returns the exit status.
+def run(request: Request) -> int:
+    """Evaluate as configured; returns the exit status.
 
     Raises:
         UserError: the configuration or the input is wrong.
     """
-    if arguments and arguments[0] in SUBVERBS:
-        return SUBVERBS[arguments[0]](arguments[1:])
-    request = read_request("evaluate", arguments, CONFIG_FLAGS)
-    if answered(request, HELP, EVALUATE):
-        return EXIT_DONE
-    config = EVALUATE.parse(compose(request.overrides, root=EVALUATE).plain)
+    return evaluate(request.parse(EVALUATE))
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure, print the table, write results and report; returns the exit status.
+
+    Raises:
+        UserError: see `run`.
+    """
     # Nothing here is ever downloaded: all models are directories.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,11 +58,11 @@ def _run(config: EvaluateConfig) -> int:
     from nemo_gdpo.evaluation.checks import problems
 
     refuse(problems(config))
-    from nemo_gdpo.evaluation.evaluate import evaluate
+    from nemo_gdpo.evaluation.evaluate import evaluate as measure
     from nemo_gdpo.evaluation.results import write_results
     from nemo_gdpo.evaluation.table import render_table
 
-    results = evaluate(config)
+    results = measure(config)
     path = write_results(results, Path(config.output_dir))
     print(render_table(results))
     print(f"results: {path}")

@@ -5,27 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nemo_gdpo.config import Problem, compose
-from nemo_gdpo.config.command import CONFIG_FLAGS, answered, read_request
+from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
-from nemo_gdpo.config.problem import refuse
-from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED
-from nemo_gdpo.generation.environment import find_python, run_there
+from nemo_gdpo.config.problem import Problem, refuse
+from nemo_gdpo.config.request import Request
+from nemo_gdpo.errors import EXIT_FAILED
+from nemo_gdpo.generation.environment import find_python, run_in_environment
 from nemo_gdpo.generation.errors import GenerationError
-
-HELP = """\
-usage: nemo-gdpo generate model.restore_from_path=DIR data.prompts_path=FILE output_dir=DIR
-         [generation=choice] [key=value] ... [--cfg job [--resolve]]
-
-Samples from a model with vLLM (or from a server), several answers to each prompt and at each point
-of a sweep, each with a seed of its own. The same command again makes what is missing.
-FILE is JSONL with id and prompt (text or messages). output_dir gets generations-*.jsonl.
-
-  nemo-gdpo generate model.restore_from_path=runs/gdpo/hf data.prompts_path=prompts.jsonl \\
-    generation.num_samples=8 generation.temperature=[0.7,1.0] output_dir=runs/samples
-
---cfg job prints the configuration instead; with --resolve, with the values of interpolations.
-"""
 
 
 def problems(config: GenerateConfig) -> list[Problem]:
@@ -46,26 +32,31 @@ def problems(config: GenerateConfig) -> list[Problem]:
     return found + sweep_problems(config.generation) + backend_problems(config)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the verb; returns the exit status.
+def run(request: Request) -> int:
+    """Sample as configured; returns the exit status.
 
     Raises:
         UserError: the configuration or the input is wrong, or there is no environment to sample in.
     """
-    request = read_request("generate", arguments, CONFIG_FLAGS)
-    if answered(request, HELP, GENERATE):
-        return EXIT_DONE
-    config = GENERATE.parse(compose(request.overrides, root=GENERATE).plain)
+    return generate(request.parse(GENERATE))
+
+
+def generate(config: GenerateConfig) -> int:
+    """Check a configuration and sample, here or in the generation environment.
+
+    Raises:
+        UserError: see `run`.
+    """
     refuse(problems(config))
     # A server needs no engine here.
     serving = config.generation.backend == "server"
     python = None if serving else find_python(config.generation.python)
     try:
         if python is not None:
-            return run_there(python, request.overrides)
-        from nemo_gdpo.generation.run import run
+            return run_in_environment(python, config_yaml(config))
+        from nemo_gdpo.generation.run import run as sample
 
-        return run(config)
+        return sample(config)
     except GenerationError as error:
         print(f"nemo-gdpo: error: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 from types import FrameType
 
@@ -121,13 +121,23 @@ def _ended(child: subprocess.Popen[bytes]) -> int:
             return child.wait(timeout=60.0)
 
 
-def run_there(python: Path, arguments: Sequence[str]) -> int:
+def run_in_environment(python: Path, config_yaml: str) -> int:
     """Run the sampling part with another interpreter, pass signals on, return its exit status.
+
+    Args:
+        python: the interpreter.
+        config_yaml: the checked configuration.
 
     Raises:
         GenerationError: it was killed.
     """
-    command = [str(python), "-m", MODULE, *arguments]
+    with tempfile.TemporaryDirectory(prefix="nemo_gdpo-") as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(config_yaml, encoding="utf-8")
+        return _run_child([str(python), "-m", MODULE, str(file)])
+
+
+def _run_child(command: list[str]) -> int:
     forwarded: set[int] = set()
     child: subprocess.Popen[bytes] | None = None
 

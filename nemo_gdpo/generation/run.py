@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo import __version__
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.errors import (
     EXIT_DONE,
@@ -39,10 +39,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Sample what a command line asks for; returns the exit status."""
+    """Sample as the configuration file `argv[0]` says; returns the exit status."""
     try:
-        config = GENERATE.parse(compose(argv, root=GENERATE).plain)
-        return run(config)
+        return run(read_config(Path(argv[0]), GENERATE))
     except UserError as error:
         print(f"nemo-gdpo: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

@@ -1,4 +1,4 @@
-"""Model classes on megatron-core's GPT. Importing this package installs the platform first."""
+"""The model on megatron-core's GPT. Importing this package installs the platform first."""
 
 from __future__ import annotations
 
@@ -6,20 +6,7 @@ from nemo_gdpo.platform import current_platform
 
 current_platform()
 
-from nemo_gdpo.models.classes import (  # noqa: E402 - the CPU shim precedes every megatron import
-    MODEL_CLASSES,
-    MegatronGPTADPOModel,
-    MegatronGPTDPOModel,
-    MegatronGPTGDPOModel,
-    MegatronGPTODPOModel,
-)
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel  # noqa: E402
+# The CPU shim precedes every megatron import.
+from nemo_gdpo.models.preference_model import PreferenceModel  # noqa: E402
 
-__all__ = [
-    "MODEL_CLASSES",
-    "MegatronGPTADPOModel",
-    "MegatronGPTDPOModel",
-    "MegatronGPTGDPOModel",
-    "MegatronGPTODPOModel",
-    "MegatronGPTPreferenceModel",
-]
+__all__ = ["PreferenceModel"]

@@ -1,10 +1,10 @@
-"""The model class that every objective shares, in NeMo-Aligner's manner, over megatron-core."""
+"""The mechanics of preference training on megatron-core's GPT: policy, reference, objective."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -14,16 +14,13 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import get_model_config
-from nemo.core.classes import ModelPT
-from nemo.utils import AppState
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.batch import PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
-from nemo_gdpo.models.nemo_archive import PreferenceSaveRestoreConnector, allow_our_targets
 from nemo_gdpo.objectives import Objective
 from nemo_gdpo.platform import Platform, current_platform
 
@@ -32,81 +29,46 @@ LOSS = "loss"
 ForwardStep = Callable[[Iterator[PreferenceMicroBatch], Any], tuple[Tensor, Callable[..., Any]]]
 
 
-class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
+class PreferenceModel:
     """A policy on the mesh, its reference, and one preference objective.
 
-    The trainer drives it through `prepare_for_training`, `get_loss_and_metrics`,
-    `finish_training_step` and `get_reference_logprobs`; everything runs through megatron's own
-    forward-backward functions, so that TP, PP, SP, CP and DP are megatron's.
+    The trainer drives it through `prepare_for_training`, `prepare_for_training_step`,
+    `get_loss_and_metrics` and `get_reference_logprobs`; everything runs through megatron's own
+    forward-backward functions, so that TP, PP, SP, CP and DP are megatron's. NeMo's classes
+    (`nemo_gdpo.nemo`) hold one of these.
     """
-
-    objective_names: ClassVar[frozenset[str]] = frozenset()
-    """Values of the `objective` key that the class trains; a subclass names its own."""
 
     def __init__(
         self,
-        cfg: DictConfig,
+        config: RunConfig,
         *,
         objective: Objective,
         model_config: MegatronModelConfig,
         layout: ParallelLayout,
         end_token_id: int,
-        trainer: Any = None,
     ) -> None:
         """Build the policy's chunks on this rank, with megatron's initial weights.
 
         Args:
-            cfg: the resolved configuration of the run, kept in `.nemo` archives.
+            config: of the run.
             objective: what to minimise.
             model_config: the architecture.
             layout: how it is cut over ranks.
             end_token_id: the token that generation stops on; EOS of the objectives.
-            trainer: a Lightning trainer, for NeMo's loggers only.
         """
-        name = cfg.objective.name
-        if name not in self.objective_names:
-            raise ValueError(f"{type(self).__name__} does not train objective {name}")
-        kept = OmegaConf.to_container(cfg, resolve=True)
-        archived = {"run": {**kept, "end_token_id": end_token_id}}  # type: ignore[dict-item]
-        super().__init__(OmegaConf.create(archived), trainer=trainer)
-        # NeMo asks before it saves: with a size, every rank takes part.
-        AppState().model_parallel_size = layout.model_parallel_size
-        self._save_restore_connector = PreferenceSaveRestoreConnector()
-        allow_our_targets()
         self.hf_assets: Path | None = None
-        self.run_cfg = cfg
+        self.config = config
         self.objective = objective
         self.model_config = model_config
         self.layout = layout
         self.platform: Platform = current_platform()
-        self.precision: str = cfg.precision
         self.end_token_id = end_token_id
         self.megatron_config = transformer_config(
-            model_config, layout, self.precision, self.platform
+            model_config, layout, config.precision, self.platform
         )
         self.gpt_chunks: list[GPTModel] = self._build_chunks()
         self.policy_chunks: list[Any] = list(self.gpt_chunks)
         self.reference_chunks: list[Any] | None = None
-
-    # NeMo's abstract methods: data loading belongs to the trainer's own resumable sampler.
-    def setup_training_data(self, train_data_config: Any) -> None:
-        """Not used: pairs come from the run's `PreferenceDataset`."""
-        raise NotImplementedError("pairs come from nemo_gdpo.data, not from a NeMo data loader")
-
-    def setup_validation_data(self, val_data_config: Any) -> None:
-        """Not used: pairs come from the run's `PreferenceDataset`."""
-        raise NotImplementedError("pairs come from nemo_gdpo.data, not from a NeMo data loader")
-
-    @classmethod
-    def restore_from(cls, restore_path: str, **options: Any) -> Any:
-        """Restore from a `.nemo` archive onto the present mesh; see the connector."""
-        options.setdefault("save_restore_connector", PreferenceSaveRestoreConnector())
-        return super().restore_from(restore_path, **options)
-
-    @classmethod
-    def list_available_models(cls) -> list[Any]:
-        """No pretrained models are published under this class."""
-        return []
 
     def _build_chunks(self) -> list[GPTModel]:
         return build_gpt_chunks(
@@ -114,11 +76,11 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
             self.megatron_config,
             self.layout,
             self.platform,
-            max_sequence_length=self.run_cfg.data.max_length,
+            max_sequence_length=self.config.data.max_length,
         )
 
     def _in_precision(self, chunks: list[GPTModel]) -> list[Any]:
-        if self.precision == "fp32":
+        if self.config.precision == "fp32":
             return list(chunks)
         return [Float16Module(self.megatron_config, chunk) for chunk in chunks]
 
@@ -129,7 +91,7 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
 
     def prepare_for_training(self) -> None:
         """Wrap the policy for data parallelism. Call after the weights are loaded."""
-        optim = self.run_cfg.optim
+        optim = self.config.optim
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=optim.overlap_grad_reduce,
@@ -180,19 +142,14 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
 
     def _head_options(self, *, reference: bool) -> HeadOptions:
         needs_eos = self.objective.needs_eos
-        temperature = self.reference_eos_temperature if reference else 1.0
+        temperature = self.objective.reference_eos_temperature if reference else 1.0
         return HeadOptions(
             vocab_size=self.model_config.vocab_size,
             eos_id=self.end_token_id if needs_eos else None,
             eos_temperature=temperature if needs_eos else 1.0,
-            chunk_tokens=self.run_cfg.model.logprob_chunk_tokens,
+            chunk_tokens=self.config.model.logprob_chunk_tokens,
             logit_softcap=self.model_config.logit_softcap,
         )
-
-    @property
-    def reference_eos_temperature(self) -> float:
-        """Temperature of the reference's EOS column; 1 where the objective has none."""
-        return float(self.run_cfg.objective.get("eos_temperature", 1.0))
 
     def get_forward_output_and_loss_func(
         self, *, logprobs_only: bool, reference: bool = False

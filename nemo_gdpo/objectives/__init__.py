@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from nemo_gdpo.config.objective import ObjectiveConfig, plain_settings
 from nemo_gdpo.objectives.adpo import ADPO
 from nemo_gdpo.objectives.dpo import DPO, IPO
 from nemo_gdpo.objectives.gdpo import GDPO
@@ -14,23 +12,20 @@ from nemo_gdpo.objectives.types import (
     ObjectiveOutput,
     PairLogps,
     PairTargets,
+    Step0Inputs,
     TokenLogps,
 )
 
-OBJECTIVES: dict[str, type] = {"dpo": DPO, "ipo": IPO, "odpo": ODPO, "adpo": ADPO, "gdpo": GDPO}
-"""Value of the `objective` key -> its class."""
+AnyObjective = GDPO | ODPO | ADPO | DPO | IPO
+OBJECTIVES: dict[str, type[AnyObjective]] = {
+    objective.name: objective for objective in (GDPO, ODPO, ADPO, DPO, IPO)
+}
+"""The table of objectives: value of `objective.name` -> its class."""
 
 
-def build_objective(name: str, fields: Mapping[str, Any]) -> Objective:
-    """The objective of a configuration.
-
-    Raises:
-        KeyError: there is no such objective.
-        TypeError: a field that it does not have.
-        ValueError: a field out of range.
-    """
-    objective: Objective = OBJECTIVES[name](**fields)
-    return objective
+def build_objective(settings: ObjectiveConfig) -> AnyObjective:
+    """The objective of a configuration: its settings with the paper's mathematics."""
+    return OBJECTIVES[settings.name](**plain_settings(settings))
 
 
 __all__ = [
@@ -40,10 +35,12 @@ __all__ = [
     "IPO",
     "OBJECTIVES",
     "ODPO",
+    "AnyObjective",
     "Objective",
     "ObjectiveOutput",
     "PairLogps",
     "PairTargets",
+    "Step0Inputs",
     "TokenLogps",
     "build_objective",
 ]

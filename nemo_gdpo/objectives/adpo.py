@@ -6,18 +6,22 @@ confident guess serves as the label. In simulation the oracle's answer is the da
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nemo_gdpo.objectives.pairwise import pair_sums, require, require_positive
-from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets
+from nemo_gdpo.config.objective import ADPOSettings
+from nemo_gdpo.objectives.pairwise import PairwiseObjective, mean_metrics, pair_sums
+from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
+
+QUERIED, AGREEMENT = "queried", "pseudo_label_agreement"
 
 
-@dataclass(frozen=True)
-class ADPO:
+class ADPO(ADPOSettings, PairwiseObjective):
     """-log sigma(o beta h), o = +1 where queried, otherwise sign(h).
 
     gamma is in units of beta h: changing beta changes how much is asked. Without `pseudo_labels`, a
@@ -25,15 +29,11 @@ class ADPO:
     ablation.
     """
 
-    beta: float = 0.1
-    gamma: float = 1.3
-    pseudo_labels: bool = True
-    needs_eos: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_positive("beta", self.beta)
-        # Infinity is meaningful: everything is asked for, which is DPO.
-        require(self.gamma >= 0, f"gamma must not be negative, not {self.gamma}")
+    method: ClassVar[str] = "active_dpo"
+    citation: ClassVar[str] = (
+        "Ji, He & Gu, Reinforcement Learning from Human Feedback with Active Queries, 2024"
+    )
+    label_queries: ClassVar[str | None] = QUERIED
 
     def __call__(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
@@ -56,7 +56,27 @@ class ADPO:
             loss,
             {
                 **sums.metrics(self.beta),
-                "queried": queried.to(confidence.dtype),
-                "pseudo_label_agreement": agreement.to(confidence.dtype),
+                QUERIED: queried.to(confidence.dtype),
+                AGREEMENT: agreement.to(confidence.dtype),
             },
         )
+
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """ln 2: the margin is 0 and everything is asked for; float64 [N]."""
+        return torch.full(pairs.rejected_length_N.shape, math.log(2.0), dtype=torch.float64)
+
+    def metrics_at_reference(self) -> Mapping[str, float]:
+        """Every label is asked for; at gamma 0 rounding decides, so nothing is said."""
+        return {QUERIED: 1.0} if self.gamma > 0 else {}
+
+    def reduce(self, per_pair: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means, the share of pairs asked about, and agreement over the pairs that were not."""
+        rest = {n: v for n, v in per_pair.items() if n not in (QUERIED, AGREEMENT)}
+        count = len(per_pair[QUERIED])
+        asked = float(per_pair[QUERIED].double().sum())
+        agreed = float(per_pair[AGREEMENT].double().sum())
+        return {
+            **mean_metrics(rest),
+            "adpo/query_rate": asked / count,
+            "adpo/pseudo_label_agreement": agreed / (count - asked) if count > asked else 1.0,
+        }

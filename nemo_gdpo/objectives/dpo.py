@@ -6,30 +6,23 @@ h is the difference of log-ratios; see `pairwise.PairSums`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nemo_gdpo.objectives.pairwise import pair_sums, require, require_positive
-from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets
+from nemo_gdpo.config.objective import DPOSettings, IPOSettings
+from nemo_gdpo.objectives.pairwise import PairwiseObjective, pair_sums
+from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
 
 
-@dataclass(frozen=True)
-class DPO:
+class DPO(DPOSettings, PairwiseObjective):
     """-(1 - eps) log sigma(beta h) - eps log sigma(-beta h); eps is `label_smoothing`."""
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    needs_eos: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_positive("beta", self.beta)
-        require(
-            0.0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), not {self.label_smoothing}",
-        )
+    method: ClassVar[str] = "dpo"
+    citation: ClassVar[str] = "Rafailov et al., Direct Preference Optimization, 2023"
 
     def __call__(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
@@ -44,21 +37,23 @@ class DPO:
             loss = (1 - eps) * loss - eps * logsigmoid(-margin)
         return ObjectiveOutput(loss, sums.metrics(self.beta))
 
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """ln 2, whatever the smoothing; float64 [N]."""
+        return torch.full(pairs.rejected_length_N.shape, math.log(2.0), dtype=torch.float64)
 
-@dataclass(frozen=True)
-class IPO:
+
+class IPO(IPOSettings, PairwiseObjective):
     """(h - 1 / (2 beta))^2. beta is the paper's tau: a large one means a small target gap.
 
     With `average_log_probs`, each response's log-prob is divided by its length first, as some
     trainers do; the paper's and the default form sums.
     """
 
-    beta: float = 0.1
-    average_log_probs: bool = False
-    needs_eos: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_positive("beta", self.beta)
+    method: ClassVar[str] = "ipo"
+    citation: ClassVar[str] = (
+        "Azar et al., A General Theoretical Paradigm to Understand Learning from Human "
+        "Preferences, 2023"
+    )
 
     def __call__(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
@@ -75,6 +70,11 @@ class IPO:
             )
         loss = (h - 1.0 / (2.0 * self.beta)) ** 2
         return ObjectiveOutput(loss, sums.metrics(self.beta))
+
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """The square of the whole target gap 1 / (2 beta); float64 [N]."""
+        gap = 1.0 / (2.0 * self.beta)
+        return torch.full(pairs.rejected_length_N.shape, gap**2, dtype=torch.float64)
 
 
 def _length(mask_NT: Tensor) -> Tensor:

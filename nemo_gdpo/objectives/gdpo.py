@@ -18,26 +18,23 @@ and give 0, also when it is rejected. Only `tb` sees its preference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nemo_gdpo.objectives.pairwise import (
-    masked,
-    pair_sums,
-    require,
-    require_not_negative,
-    require_positive,
+from nemo_gdpo.config.objective import GDPOSettings
+from nemo_gdpo.objectives.pairwise import PairwiseObjective, masked, pair_sums
+from nemo_gdpo.objectives.types import (
+    ObjectiveOutput,
+    PairLogps,
+    PairTargets,
+    Step0Inputs,
+    TokenLogps,
 )
-from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, TokenLogps
-
-Balance = Literal["db", "subtb", "tb"]
-Reward = Literal["cumulative", "tokenwise"]
 
 
-@dataclass(frozen=True)
-class GDPO:
+class GDPO(GDPOSettings, PairwiseObjective):
     """Squared imbalance of flows, by `balance`.
 
     - `"db"`: sum over transitions of delta_t^2 (detailed balance).
@@ -53,26 +50,17 @@ class GDPO:
     target, and equality with the reference is no balance. It reads the label of state n too.
     """
 
-    alpha: float = 0.1
-    rejected_log_reward: float = -8.0
-    eos_temperature: float = 1.0
-    balance: Balance = "db"
-    subtb_lambda: float = 1.0
-    reward: Reward = "cumulative"
     needs_eos: ClassVar[bool] = True
+    method: ClassVar[str] = "gflownet_dpo"
+    citation: ClassVar[str] = (
+        "Kwon et al., GDPO: Learning to Directly Align Language Models with Diversity Using "
+        "GFlowNets, EMNLP 2024"
+    )
 
-    def __post_init__(self) -> None:
-        balances, rewards = get_args(Balance), get_args(Reward)
-        require(self.balance in balances, f"balance must be one of {balances}, not {self.balance}")
-        require(self.reward in rewards, f"reward must be one of {rewards}, not {self.reward}")
-        require(
-            self.balance != "tb" or self.reward == "cumulative",
-            "balance 'tb' compares whole responses and needs reward 'cumulative'",
-        )
-        require_not_negative("alpha", self.alpha)
-        require_not_negative("minus rejected_log_reward", -self.rejected_log_reward)
-        require_positive("eos_temperature", self.eos_temperature)
-        require_positive("subtb_lambda", self.subtb_lambda)
+    @property
+    def reference_eos_temperature(self) -> float:
+        """Temperature of the reference's end token in the reward."""
+        return self.eos_temperature
 
     def __call__(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
@@ -104,6 +92,26 @@ class GDPO:
         ):
             metrics[name] = (of_chosen.detach() + of_rejected.detach()) / 2
         return ObjectiveOutput(loss_N, metrics)
+
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
+        """Loss of each pair when policy and reference are equal, float64 [N].
+
+        Only the last transition of a complete rejected response misses balance, by alpha * c. Not
+        known (None) with the release's token-wise reward, or with a tempered EOS, where equality
+        does not mean balance.
+        """
+        if self.reward != "cumulative" or self.eos_temperature != 1.0:
+            return None
+        strength = (self.alpha * self.rejected_log_reward) ** 2
+        counts_N = pairs.rejected_complete_N.double()
+        if self.balance == "tb":
+            return strength * counts_N
+        transitions_N = pairs.rejected_length_N - 1
+        counts_N = counts_N * (transitions_N > 0)
+        if self.balance == "db":
+            return strength * counts_N / 2
+        shares = [_share_that_ends(n, self.subtb_lambda) for n in transitions_N.tolist()]
+        return strength * counts_N * torch.tensor(shares, dtype=torch.float64) / 2
 
     def _path(self, policy: TokenLogps, reference: TokenLogps, c: float) -> _Path:
         """Residuals of one side's responses; `c` is the log-reward of the complete ones."""
@@ -145,6 +153,14 @@ class GDPO:
         if self.balance == "subtb":
             return path.sub_trajectory_loss(self.subtb_lambda)
         return path.delta_NT.square().sum(dim=1)
+
+
+def _share_that_ends(transitions: int, decay: float) -> float:
+    """Weighted share of the sub-trajectories of `transitions` steps that end with the response."""
+    # Sub-trajectories of length m: n - m + 1 of them, exactly one of which ends at the end.
+    weights = [decay ** (m - 1) for m in range(1, transitions + 1)]
+    total = sum(weight * (transitions - m) for m, weight in enumerate(weights))
+    return sum(weights) / total if transitions else 0.0
 
 
 @dataclass(frozen=True)

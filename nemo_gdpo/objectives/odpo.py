@@ -8,43 +8,28 @@ gradient: it is refused. Label smoothing and IPO do not combine with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
-from nemo_gdpo.objectives.pairwise import (
-    at_least_float32,
-    pair_sums,
-    require,
-    require_not_negative,
-    require_positive,
-)
-from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets
-
-Offset = Literal["log", "identity", "log1p", "ratio"]
+from nemo_gdpo.config.objective import ODPOSettings
+from nemo_gdpo.objectives.pairwise import PairwiseObjective, at_least_float32, pair_sums
+from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
 
 
-@dataclass(frozen=True)
-class ODPO:
+class ODPO(ODPOSettings, PairwiseObjective):
     """-log sigma(beta h - alpha f(s_w, s_l)).
 
     f is log(s_w - s_l) (`"log"`, the paper's), s_w - s_l (`"identity"`), log(1 + s_w - s_l)
     (`"log1p"`), or log(s_w / s_l) (`"ratio"`, for positive scores). alpha = 0 is DPO.
     """
 
-    beta: float = 0.1
-    alpha: float = 1.0
-    offset: Offset = "log"
-    needs_eos: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_positive("beta", self.beta)
-        require_not_negative("alpha", self.alpha)
-        offsets = get_args(Offset)
-        require(self.offset in offsets, f"offset must be one of {offsets}, not {self.offset!r}")
+    method: ClassVar[str] = "offset_dpo"
+    citation: ClassVar[str] = (
+        "Amini, Vieira & Cotterell, Direct Preference Optimization with an Offset, 2024"
+    )
 
     def offsets(self, targets: PairTargets) -> Tensor:
         """Delta of each pair, [N].
@@ -96,6 +81,13 @@ class ODPO:
         offset_N = offset_N.to(margin_N.dtype)
         loss_N = -logsigmoid(margin_N - offset_N)
         return ObjectiveOutput(loss_N, {**sums.metrics(self.beta), "odpo/offset": offset_N})
+
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """What the offsets alone give, log(1 + exp(offset)); float64 [N]."""
+        assert pairs.chosen_score_N is not None
+        assert pairs.rejected_score_N is not None
+        scores = PairTargets(pairs.chosen_score_N.double(), pairs.rejected_score_N.double())
+        return softplus(self.offsets(scores))
 
 
 def _refuse(bad_N: Tensor, reason: str, won_N: Tensor, lost_N: Tensor) -> None:

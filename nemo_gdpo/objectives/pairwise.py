@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,18 +22,6 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def require_positive(name: str, value: float) -> None:
-    """Refuse a parameter that is not a positive, finite number."""
-    require(math.isfinite(value) and value > 0, f"{name} must be positive and finite, not {value}")
-
-
-def require_not_negative(name: str, value: float) -> None:
-    """Refuse a parameter that is not a finite number from 0 on."""
-    require(
-        math.isfinite(value) and value >= 0, f"{name} must be finite and not negative, not {value}"
-    )
-
-
 def at_least_float32(values: Tensor) -> Tensor:
     """float64 stays, every other type becomes float32: sums near -300 are 2 apart in bfloat16."""
     return values if values.dtype == torch.float64 else values.float()
@@ -47,6 +36,38 @@ def masked(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
 def response_logp(logps: TokenLogps) -> Tensor:
     """log p(y | x): sum over response positions, EOS included; [N]."""
     return masked(logps.label_NT, logps.mask_NT).sum(dim=1)
+
+
+def mean_metrics(per_pair: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean over pairs of every metric [N], in float64."""
+    return {name: float(values_N.double().mean()) for name, values_N in per_pair.items()}
+
+
+class PairwiseObjective:
+    """What most objectives answer to the questions of `types.Objective`.
+
+    A paper's class states what differs: its loss, its loss at the reference, its columns, its
+    citation. What it needs of the data stands with its settings.
+    """
+
+    needs_eos: ClassVar[bool] = False
+    label_queries: ClassVar[str | None] = None
+    method: ClassVar[str]
+    """Unambiguous name of the method, for files that leave the project."""
+    citation: ClassVar[str]
+
+    @property
+    def reference_eos_temperature(self) -> float:
+        """1: the reference's end-token probability is read as it is, or not at all."""
+        return 1.0
+
+    def metrics_at_reference(self) -> Mapping[str, float]:
+        """None is known but the loss."""
+        return {}
+
+    def reduce(self, per_pair: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean of every metric."""
+        return mean_metrics(per_pair)
 
 
 @dataclass(frozen=True)

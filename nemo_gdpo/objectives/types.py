@@ -5,6 +5,7 @@ Shapes: N responses or pairs, T response positions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +56,24 @@ class ObjectiveOutput:
     metrics: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Step0Inputs:
+    """What the loss of a policy that equals its reference depends on; all [N]."""
+
+    rejected_length_N: Tensor
+    """Response positions of the rejected response, EOS included, int64."""
+    rejected_complete_N: Tensor
+    """bool; False: the response was cut."""
+    chosen_logp_N: Tensor
+    """log p(y_w | x) under the model that both are."""
+    rejected_logp_N: Tensor
+    """log p(y_l | x) under the model that both are."""
+    chosen_score_N: Tensor | None = None
+    """float, where the data has scores."""
+    rejected_score_N: Tensor | None = None
+    """float, where the data has scores."""
+
+
 class Objective(Protocol):
     """A preference objective: pure mathematics on token log-probabilities."""
 
@@ -62,7 +81,24 @@ class Objective(Protocol):
     def needs_eos(self) -> bool:
         """Whether `eos_NT` of policy and reference is read."""
 
+    @property
+    def reference_eos_temperature(self) -> float:
+        """Temperature of the reference's EOS column; 1 where no tempered column is read."""
+
+    @property
+    def label_queries(self) -> str | None:
+        """Metric that is 1 where a pair's label is asked for; None when every label is used."""
+
     def __call__(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
         """Loss and metrics of N pairs; gradients flow to the policy only."""
+
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
+        """Loss of each pair when policy and reference are equal, float64 [N]; None if not known."""
+
+    def metrics_at_reference(self) -> Mapping[str, float]:
+        """Metrics that have one value for every pair when policy and reference are equal."""
+
+    def reduce(self, per_pair: Mapping[str, Tensor]) -> dict[str, float]:
+        """One number for the log from the per-pair values [N] of an update, by metric."""

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import SHARDING_METADATA, fill_weights, sharded_weights
 from nemo_gdpo.training.manifest import (
     describe,
@@ -77,6 +77,22 @@ def find_newest_valid(root: Path) -> Found:
             return Found(path, tuple(skipped))
         skipped.append(f"checkpoint {path.name} skipped: {reason}")
     return Found(None, tuple(skipped))
+
+
+def newest_trainer_state(root: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint whose trainer state can be read, and that state.
+
+    Nothing else of it is looked at: this tells whose checkpoints these are, not whether they are
+    whole.
+    """
+    for path in _candidates(root):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(state, dict) and "identity" in state:
+            return path, state
+    return None, {}
 
 
 def _prepare_torch_adam(optimizer: Any) -> None:
@@ -141,7 +157,7 @@ class Checkpointer:
     def __init__(
         self,
         root: Path,
-        model: MegatronGPTPreferenceModel,
+        model: PreferenceModel,
         optimizer: Any,
         mesh: Mesh,
         *,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch.distributed as dist
-from omegaconf import DictConfig
 
+from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
 from nemo_gdpo.data.prepared import load_prepared, save_prepared
 from nemo_gdpo.data.stop_tokens import stop_token_ids
@@ -15,28 +15,28 @@ from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.model_source import ModelSource
 
 
-def _chat_template(cfg: DictConfig) -> str | None:
-    if cfg.data.chat_template is None:
+def _chat_template(config: RunConfig) -> str | None:
+    if config.data.chat_template is None:
         return None
-    path = Path(cfg.data.chat_template)
+    path = Path(config.data.chat_template)
     if not path.is_file():
         raise UserError(f"data.chat_template={path}: there is no such file")
     return path.read_text()
 
 
-def _tokenise(cfg: DictConfig, path: str, split: str, source: ModelSource) -> PreferenceDataset:
+def _tokenise(config: RunConfig, path: str, split: str, source: ModelSource) -> PreferenceDataset:
     data = build_dataset(
         path,
         source.tokenizer(),
-        format=cfg.data.preset or cfg.data.format,
+        format=config.data.reader_format,
         split=split,
-        max_prompt_length=cfg.data.max_prompt_length,
-        max_length=cfg.data.max_length,
-        truncation_mode=cfg.data.truncation_mode,
-        require_scores=cfg.objective.name == "odpo",
+        max_prompt_length=config.data.max_prompt_length,
+        max_length=config.data.max_length,
+        truncation_mode=config.data.truncation_mode,
+        require_scores=config.objective.needs_scores,
         stop_token_ids=stop_token_ids(source.assets),
-        chat_template=_chat_template(cfg),
-        on_bad_pair=cfg.data.on_bad_pair,
+        chat_template=_chat_template(config),
+        on_bad_pair=config.data.on_bad_pair,
     )
     refuse_tokens_beyond(data, source.model_config.vocab_size, path)
     return data
@@ -74,22 +74,22 @@ def _describe(data: PreferenceDataset) -> str:
 
 
 def load_split(
-    cfg: DictConfig, name: str, source: ModelSource, output_dir: Path, mesh: Mesh
+    config: RunConfig, name: str, source: ModelSource, output_dir: Path, mesh: Mesh
 ) -> PreferenceDataset | None:
     """The pairs of `train` or `validation`; None when no path is configured. Collective.
 
     Raises:
         UserError: on every rank, when the main rank finds something wrong with the input.
     """
-    configured = cfg.data[f"{name}_path"]
+    configured = config.data.train_path if name == "train" else config.data.validation_path
     if configured is None:
         return None
-    split = cfg.data.split if name == "train" else cfg.data.validation_split
+    split = config.data.split if name == "train" else config.data.validation_split
     prepared = output_dir / "data" / name
     problem: list[str | None] = [None]
     if mesh.is_main:
         try:
-            data = _tokenise(cfg, configured, split, source)
+            data = _tokenise(config, configured, split, source)
             save_prepared(data, prepared)
             print(f"{name}: {_describe(data)}", flush=True)
         except UserError as error:

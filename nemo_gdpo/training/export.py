@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nemo_gdpo import __version__
+from nemo_gdpo.config.objective import plain_settings
 from nemo_gdpo.conversion.assets import base_licence
 from nemo_gdpo.conversion.card import write_facts
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+from nemo_gdpo.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
-
-METHODS = {
-    "gdpo": ("gflownet_dpo", "Kwon et al., GDPO: Learning to Directly Align Language Models with "
-             "Diversity Using GFlowNets, EMNLP 2024"),
-    "odpo": ("offset_dpo", "Amini, Vieira & Cotterell, Direct Preference Optimization with an "
-             "Offset, 2024"),
-    "adpo": ("active_dpo", "Ji, He & Gu, Reinforcement Learning from Human Feedback with Active "
-             "Queries, 2024"),
-    "dpo": ("dpo", "Rafailov et al., Direct Preference Optimization, 2023"),
-    "ipo": ("ipo", "Azar et al., A General Theoretical Paradigm to Understand Learning from Human "
-            "Preferences, 2023"),
-}  # fmt: skip
-"""Objective -> (unambiguous method name, citation)."""
 
 
 def _last_metrics(output_dir: Path) -> dict[str, float]:
@@ -42,23 +32,32 @@ def _last_metrics(output_dir: Path) -> dict[str, float]:
 
 def run_facts(run: Run) -> dict[str, Any]:
     """What the model card of this run's export says, up to the last step that was logged."""
-    cfg, layout = run.cfg, run.mesh.layout
-    method, citation = METHODS[cfg.objective.name]
+    config, layout, data = run.config, run.mesh.layout, run.data["train"]
+    objective = OBJECTIVES[config.objective.name]
     return {
         "base_model": run.source.name,
         "licence": base_licence(run.source.assets),
-        "objective": {"method": method} | dict(cfg.objective.items()),
-        "data": {"path": cfg.data.train_path, "fingerprint": run.train.fingerprint,
-                 "pairs": len(run.train)},
+        "objective": {"method": objective.method} | plain_settings(config.objective),
+        "data": {"path": config.data.train_path, "fingerprint": data.fingerprint,
+                 "pairs": len(data)},
         "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
                   f"DP{run.mesh.data_size}",
-        "precision": cfg.precision,
+        "precision": config.precision,
         # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
-        | {name: version(name) for name in ("megatron-core", "nemo-toolkit")},
+        | _installed("megatron-core", "nemo-toolkit"),
         "metrics": _last_metrics(run.output_dir),
-        "citations": [citation],
+        "citations": [objective.citation],
     }  # fmt: skip
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    """Versions of what is there: NeMo may be missing where its classes are not used."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def write_assets(run: Run, checkpoint: Path) -> None:

@@ -1,93 +1,89 @@
-"""Where metrics go: JSONL always; TensorBoard and Weights & Biases through NeMo's exp_manager."""
+"""Where metrics go: JSONL always; TensorBoard and Weights & Biases when asked for."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from omegaconf import DictConfig
-
+from nemo_gdpo.config.checks_settings import wandb_can_log_in
+from nemo_gdpo.config.training import LoggerConfig
 from nemo_gdpo.errors import UserError
 
 
-def _wandb_can_log_in() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
-        return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.is_file() and "wandb" in netrc.read_text()
+class _Writer(Protocol):
+    """Somewhere else that the numbers go."""
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None: ...
+
+    def close(self, *, failed: bool) -> None: ...
 
 
-def _lightning_loggers(cfg: DictConfig, output_dir: Path) -> list[Any]:
-    """Let NeMo's exp_manager make the experiment directory and its loggers.
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-    Raises:
-        UserError: W&B is asked for and would have to prompt for a key.
-    """
-    if not (cfg.logger.tensorboard or cfg.logger.wandb):
-        return []
-    if cfg.logger.wandb and not _wandb_can_log_in():
-        raise UserError(
-            "logger.wandb=true, but there is no key: export WANDB_API_KEY, or WANDB_MODE=offline, "
-            "or set logger.wandb=false"
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, *, failed: bool) -> None:
+        del failed
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, config: LoggerConfig, folder: Path, run_name: str) -> None:
+        if not wandb_can_log_in():
+            raise UserError(
+                "logger.wandb=true, but there is no key: export WANDB_API_KEY, or "
+                "WANDB_MODE=offline, or set logger.wandb=false"
+            )
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=config.wandb_project, name=config.wandb_name or run_name, dir=str(folder)
         )
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-    from lightning.pytorch import Trainer
-    from nemo.utils.exp_manager import exp_manager
 
-    # The trainer serves exp_manager only. Its own environment keeps it from joining our world.
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[LightningEnvironment()],
-    )
-    exp_manager(
-        trainer,
-        {
-            "explicit_log_dir": str(output_dir / "logs"),
-            "name": output_dir.name,
-            "create_tensorboard_logger": cfg.logger.tensorboard,
-            "create_wandb_logger": cfg.logger.wandb,
-            "wandb_logger_kwargs": {
-                "project": cfg.logger.wandb_project,
-                "name": cfg.logger.wandb_name or output_dir.name,
-                "save_dir": str(output_dir / "logs"),
-            }
-            if cfg.logger.wandb
-            else None,
-            "create_checkpoint_callback": False,
-            "log_step_timing": False,
-            "log_tflops_per_sec_per_gpu": False,
-            "seconds_to_sleep": 0.0,
-        },
-    )
-    return list(trainer.loggers)
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        # Waits for its service to write what it was sent: the process may end right after.
+        self._run.finish(exit_code=int(failed))
+
+
+def _writers(config: LoggerConfig, output_dir: Path) -> list[_Writer]:
+    folder, found = output_dir / "logs", list[_Writer]()
+    if config.tensorboard:
+        found.append(_TensorBoard(folder))
+    if config.wandb:
+        found.append(_WeightsAndBiases(config, folder, output_dir.name))
+    return found
 
 
 class MetricsLog:
     """One JSON object a step in `metrics.jsonl`, and the same numbers to the other loggers."""
 
     def __init__(
-        self, cfg: DictConfig, output_dir: Path, *, enabled: bool, resume_step: int
+        self, config: LoggerConfig, output_dir: Path, *, enabled: bool, resume_step: int
     ) -> None:
         """Open the log on the main rank.
 
         Args:
-            cfg: the run's configuration.
+            config: the `logger` section.
             output_dir: of the run.
             enabled: False on all ranks but the main one, where nothing is written.
             resume_step: first step to come; lines of later steps, which a resumed run writes
                 again, are dropped.
         """
         self._file: Any = None
-        self._loggers: list[Any] = []
-        self._wandb = False
+        self._writers: list[_Writer] = []
         if not enabled:
             return
         path = output_dir / "metrics.jsonl"
@@ -96,8 +92,7 @@ class MetricsLog:
         temporary.write_text("".join(kept))
         temporary.replace(path)
         self._file = path.open("a")
-        self._loggers = _lightning_loggers(cfg, output_dir)
-        self._wandb = bool(cfg.logger.wandb)
+        self._writers = _writers(config, output_dir)
 
     @staticmethod
     def _lines_before(path: Path, step: int) -> list[str]:
@@ -120,8 +115,8 @@ class MetricsLog:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         numbers = {k: v for k, v in entry.items() if k != "step"}
-        for logger in self._loggers:
-            logger.log_metrics(numbers, step=entry["step"])
+        for writer in self._writers:
+            writer.log(numbers, entry["step"])
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -132,12 +127,7 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for logger in self._loggers:
-            logger.finalize("success" if kind is None else "failed")
-        if self._wandb:
-            # Wait for its service to write what it was sent: the process may end right after.
-            import wandb
-
-            wandb.finish(exit_code=0 if kind is None else 1)
+        for writer in self._writers:
+            writer.close(failed=kind is not None)
         if self._file is not None:
             self._file.close()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE
+from nemo_gdpo.objectives import Objective
 
 
 class NotFiniteError(RuntimeError):
@@ -62,20 +63,10 @@ def refuse_not_finite(per_pair: dict[str, Tensor], pair_ids: list[str], step: in
         )
 
 
-def reduce_metrics(per_pair: dict[str, Tensor], count: int) -> dict[str, float]:
-    """Means over the first `count` slots; ADPO's counts stay sums.
-
-    `queried` becomes `adpo/query_rate`, and agreement is averaged over the pairs that were not
-    asked about.
-    """
-    reduced: dict[str, float] = {}
-    for name, values in per_pair.items():
-        if name in {NOT_FINITE, "queried", "pseudo_label_agreement"}:
-            continue
-        reduced[name] = float(values[:count].double().mean())
-    if "queried" in per_pair:
-        asked = float(per_pair["queried"][:count].double().sum())
-        reduced["adpo/query_rate"] = asked / count
-        agreed = float(per_pair["pseudo_label_agreement"][:count].double().sum())
-        reduced["adpo/pseudo_label_agreement"] = agreed / (count - asked) if count > asked else 1.0
-    return reduced
+def reduce_metrics(
+    objective: Objective, per_pair: dict[str, Tensor], count: int
+) -> dict[str, float]:
+    """One number a metric over the first `count` slots, as the objective reduces its own."""
+    return objective.reduce(
+        {name: values[:count] for name, values in per_pair.items() if name != NOT_FINITE}
+    )

@@ -21,7 +21,7 @@ from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_
 from nemo_gdpo.conversion.obtain import as_megatron, fingerprint_of
 from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.training.mesh import Mesh
 
@@ -62,7 +62,7 @@ class ModelSource:
         check_tokenizer_fits(self.assets, self.model_config)
         return tokenizer
 
-    def load_into(self, model: MegatronGPTPreferenceModel) -> None:
+    def load_into(self, model: PreferenceModel) -> None:
         """Load the weights into a model on the mesh. Collective."""
         load_weights(model, self.checkpoint)
         model.hf_assets = self.assets

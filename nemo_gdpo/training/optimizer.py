@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from omegaconf import DictConfig
+
+from nemo_gdpo.config.schema import RunConfig
 
 _DECAY_STYLES = {"CosineAnnealing": "cosine", "constant": "constant"}
 
 
-def build_optimizer(cfg: DictConfig, chunks: list[Any]) -> Any:
+def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     """AdamW over the wrapped model chunks; clipping happens inside `step`, before the update."""
-    optim = cfg.optim
-    low_precision = cfg.precision != "fp32"
-    config = OptimizerConfig(
+    optim = config.optim
+    low_precision = config.precision != "fp32"
+    megatron_config = OptimizerConfig(
         optimizer=optim.name,
         lr=optim.lr,
         min_lr=optim.sched.min_lr,
@@ -27,14 +28,14 @@ def build_optimizer(cfg: DictConfig, chunks: list[Any]) -> Any:
         bf16=low_precision,
         params_dtype=torch.bfloat16 if low_precision else torch.float32,
         use_distributed_optimizer=optim.use_distributed_optimizer,
-        clip_grad=cfg.trainer.gradient_clip_val or 0.0,
+        clip_grad=config.trainer.gradient_clip_val or 0.0,
     )
-    return get_megatron_optimizer(config, chunks)
+    return get_megatron_optimizer(megatron_config, chunks)
 
 
-def build_scheduler(cfg: DictConfig, optimizer: Any, total_steps: int) -> OptimizerParamScheduler:
+def build_scheduler(config: RunConfig, optimizer: Any, total_steps: int) -> OptimizerParamScheduler:
     """Linear warm-up, then cosine to `min_lr` or constant. One unit is one optimizer step."""
-    optim, sched = cfg.optim, cfg.optim.sched
+    optim, sched = config.optim, config.optim.sched
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

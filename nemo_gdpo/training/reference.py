@@ -14,7 +14,7 @@ from torch import Tensor
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.mesh import Mesh
@@ -50,7 +50,7 @@ def _split_rows(values_TC: Tensor, micro_batch: PreferenceMicroBatch) -> list[Te
 
 
 def compute_cache(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     builder: BatchBuilder,
     directory: Path,
@@ -117,7 +117,7 @@ def _agree(reason: str, mesh: Mesh, directory: Path) -> None:
 
 
 def _refuse_not_finite(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     micro_batches: Sequence[PreferenceMicroBatch],
     outputs: Sequence[Tensor],
@@ -176,7 +176,7 @@ def _write_rows(
 
 
 def cached_reference(
-    model: MegatronGPTPreferenceModel,
+    model: PreferenceModel,
     mesh: Mesh,
     builder: BatchBuilder,
     directory: Path,

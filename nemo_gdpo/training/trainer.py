@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
 
+from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.models.batch import PreferenceMicroBatch
-from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, MegatronGPTPreferenceModel
-from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, PreferenceModel
+from nemo_gdpo.objectives import Objective, PairLogps, PairTargets, TokenLogps
 from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
-from nemo_gdpo.training.gate import PairFacts, check_initial_step
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.metrics import (
@@ -32,6 +31,7 @@ from nemo_gdpo.training.metrics import (
 )
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.reference_store import ReferenceStore
+from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
 from nemo_gdpo.training.signals import StopRequest
 
 
@@ -61,7 +61,7 @@ class Progress:
     queries: QueryCount = field(default_factory=lambda: QueryCount(0))
 
 
-def metric_names(objective: Any) -> list[str]:
+def metric_names(objective: Objective) -> list[str]:
     """The per-pair values that a step yields, found by calling the objective on one toy pair."""
     logps = torch.full((1, 2), -1.0)
     toy = TokenLogps(logps, torch.ones(1, 2, dtype=torch.bool), logps, logps)
@@ -70,13 +70,14 @@ def metric_names(objective: Any) -> list[str]:
     return [LOSS, *objective(pair, pair, scores).metrics, NOT_FINITE]
 
 
-def total_steps(cfg: DictConfig, num_pairs: int) -> int:
+def total_steps(config: RunConfig, num_pairs: int) -> int:
     """Updates of the whole run, from max_steps and max_epochs, whichever ends first."""
     limits = []
-    if cfg.trainer.max_steps is not None:
-        limits.append(int(cfg.trainer.max_steps))
-    if cfg.trainer.max_epochs is not None:
-        limits.append(math.ceil(cfg.trainer.max_epochs * num_pairs / cfg.model.global_batch_size))
+    if config.trainer.max_steps is not None:
+        limits.append(config.trainer.max_steps)
+    if config.trainer.max_epochs is not None:
+        updates = config.trainer.max_epochs * num_pairs / config.model.global_batch_size
+        limits.append(math.ceil(updates))
     return min(limits)
 
 
@@ -85,8 +86,8 @@ class PreferenceTrainer:
 
     def __init__(
         self,
-        cfg: DictConfig,
-        model: MegatronGPTPreferenceModel,
+        config: RunConfig,
+        model: PreferenceModel,
         mesh: Mesh,
         train: Split,
         validation: Split | None,
@@ -101,7 +102,7 @@ class PreferenceTrainer:
         Args:
             identity: what a resumed run must share with the saved one; kept in checkpoints.
         """
-        self.cfg = cfg
+        self.config = config
         self.model = model
         self.mesh = mesh
         self.train = train
@@ -111,12 +112,12 @@ class PreferenceTrainer:
         self.checkpointer = checkpointer
         self.stop = stop
         self.identity = identity
-        self.batch_size: int = cfg.model.global_batch_size
+        self.batch_size: int = config.model.global_batch_size
         self.sampler = PreferenceSampler(
-            num_pairs=len(train.data), seed=cfg.data.seed, fingerprint=train.data.fingerprint
+            num_pairs=len(train.data), seed=config.data.seed, fingerprint=train.data.fingerprint
         )
         self.names = metric_names(model.objective)
-        self.total_steps = total_steps(cfg, len(train.data))
+        self.total_steps = total_steps(config, len(train.data))
         self.progress = Progress(queries=QueryCount(len(train.data)))
         self._last_saved = -1
 
@@ -177,21 +178,14 @@ class PreferenceTrainer:
             device=self.mesh.device,
         )
 
-    def _check_gate(self, indices: list[int], per_pair: dict[str, torch.Tensor]) -> None:
+    def _check_step0(self, indices: list[int], per_pair: dict[str, torch.Tensor]) -> None:
         pairs = [self.train.data[i] for i in indices]
-        scores = [(p.chosen_score, p.rejected_score) for p in pairs]
-        graded = all(c is not None and r is not None for c, r in scores)
-        check_initial_step(
+        check_step0_loss(
             self.model.objective,
-            PairFacts(
-                rejected_length_N=torch.tensor([len(p.rejected.ids) for p in pairs]),
-                rejected_complete_N=torch.tensor([p.rejected.complete for p in pairs]),
-                chosen_score_N=torch.tensor([c for c, _ in scores]) if graded else None,
-                rejected_score_N=torch.tensor([r for _, r in scores]) if graded else None,
-            ),
+            step0_inputs(pairs, per_pair),
             per_pair,
             [p.id for p in pairs],
-            exact=self.cfg.precision == "fp32",
+            exact=self.config.precision == "fp32",
         )
 
     def _update(self, step: int, pair_ids: list[str]) -> tuple[float, float]:
@@ -221,8 +215,8 @@ class PreferenceTrainer:
         self.optimizer.zero_grad()
         per_pair = self._per_pair(self.train, indices, forward_only=False)
         refuse_not_finite(per_pair, pair_ids, step)
-        if step == 0 and self.cfg.trainer.check_initial_loss:
-            self._check_gate(indices, per_pair)
+        if step == 0 and self.config.trainer.check_initial_loss:
+            self._check_step0(indices, per_pair)
         grad_norm, learning_rate = self._update(step, pair_ids)
         tokens = self._count_tokens(indices)
         self.progress.step += 1
@@ -230,7 +224,7 @@ class PreferenceTrainer:
         seconds = time.perf_counter() - begun
         entry: dict[str, Any] = {
             "step": step,
-            **reduce_metrics(per_pair, self.batch_size),
+            **reduce_metrics(self.model.objective, per_pair, self.batch_size),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "consumed_pairs": self.sampler.consumed_pairs,
@@ -241,9 +235,10 @@ class PreferenceTrainer:
             **self._memory(),
             "train/padding_fraction": 1.0 - tokens / self._slots_spent,
         }
-        if "queried" in per_pair:
-            self.progress.queries.record(indices, per_pair["queried"])
-            entry["adpo/queries_total"] = self.progress.queries.total
+        queries = self.model.objective.label_queries
+        if queries is not None:
+            self.progress.queries.record(indices, per_pair[queries])
+            entry[f"{self.config.objective.name}/queries_total"] = self.progress.queries.total
         return entry
 
     def _memory(self) -> dict[str, float]:
@@ -271,7 +266,7 @@ class PreferenceTrainer:
         data = self.validation.data
         batches = list(
             PreferenceSampler(len(data), 0, data.fingerprint).validation_batches(
-                self.batch_size, self.cfg.trainer.limit_val_batches
+                self.batch_size, self.config.trainer.limit_val_batches
             )
         )
         columns: dict[str, list[torch.Tensor]] = {name: [] for name in self.names}
@@ -290,7 +285,7 @@ class PreferenceTrainer:
                     columns[name].append(values)
                 bar.update()
         joined = {name: torch.cat(parts) for name, parts in columns.items()}
-        means = reduce_metrics(joined, len(joined[LOSS]))
+        means = reduce_metrics(self.model.objective, joined, len(joined[LOSS]))
         return {f"val/{name}": value for name, value in means.items()}
 
     # -- the loop ------------------------------------------------------------------------------
@@ -314,7 +309,7 @@ class PreferenceTrainer:
                 entry = self.train_step()
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
-                    last or self._due(self.cfg.trainer.val_check_interval)
+                    last or self._due(self.config.trainer.val_check_interval)
                 ):
                     entry |= self.validate() or {}
                 log.write(entry)
@@ -324,6 +319,6 @@ class PreferenceTrainer:
                     refresh=False,
                 )
                 bar.update()
-                if last or self._due(self.cfg.trainer.save_interval):
+                if last or self._due(self.config.trainer.save_interval):
                     self.save()
         return Outcome.DONE

@@ -8,12 +8,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_gdpo.config import compose, config_dir, parse_config, problems, to_yaml
-from nemo_gdpo.config.compose import group_options
-from nemo_gdpo.config.schema import dotted_keys
+from nemo_gdpo.config.composition import (
+    Composed,
+    compose,
+    config_dir,
+    config_yaml,
+    group_options,
+    read_config,
+    to_yaml,
+)
+from nemo_gdpo.config.generation import GENERATE
+from nemo_gdpo.config.objective import ADPOSettings, DPOSettings, GDPOSettings
+from nemo_gdpo.config.schema import TRAIN, RunConfig
+from nemo_gdpo.config.validate import problems
 from nemo_gdpo.errors import UserError
 
-GROUPS = group_options(config_dir())
+GROUPS = group_options(config_dir(), TRAIN)
 CHOICES = [f"{group}={option}" for group, options in GROUPS.items() for option in options]
 VARIABLES = ("MODEL", "TRAIN", "VALIDATION", "OUTPUT", "MOVIE_REVIEWS")
 
@@ -31,7 +41,7 @@ def _leaves(node: object, prefix: str = "") -> set[str]:
 
 
 def test_the_groups_of_the_command_line() -> None:
-    assert GROUPS["objective"] == ["adpo", "dpo", "gdpo", "ipo", "odpo"]
+    assert GROUPS["objective"] == ["adpo", "dpo", "gdpo", "gdpo_released", "ipo", "odpo"]
     assert GROUPS["precision"] == [
         "bf16",
         "fp32",
@@ -46,12 +56,12 @@ def test_the_groups_of_the_command_line() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_parses(choice: str) -> None:
     """And holds every key of the schema, so that each can be overridden; and no other."""
-    plain = compose([choice]).plain
-    config = parse_config(plain)
-    assert _leaves(plain) == dotted_keys(config.objective.name)
+    plain = compose([choice], TRAIN).plain
+    config = TRAIN.parse(plain)
+    assert _leaves(plain) == TRAIN.keys(config.objective.name)
     group, _, option = choice.partition("=")
     if group == "objective":
-        assert config.objective.name == option
+        assert config.objective.name == option.removesuffix("_released")
     if group == "precision":
         assert config.precision == option
 
@@ -65,20 +75,46 @@ def test_every_choice_is_valid_once_paths_are_given(
     overrides = [choice]
     if choice.startswith("parallel="):
         overrides.append("model.global_batch_size=16")
-    config = parse_config(compose(overrides).plain)
+    config = TRAIN.parse(compose(overrides, TRAIN).plain)
     assert problems(config, files=False) == []
 
 
 def test_gdpo_starts_from_the_pairwise_balance_at_kappa_8() -> None:
-    objective = compose([]).plain["objective"]
+    objective = compose([], TRAIN).plain["objective"]
     assert objective["name"] == "gdpo"
     assert objective["balance"] == "tb"
     assert objective["reward"] == "cumulative"
     assert -objective["alpha"] * objective["rejected_log_reward"] == 8.0
 
 
+def test_the_released_setting_is_a_preset_of_its_own() -> None:
+    released = TRAIN.parse(compose(["objective=gdpo_released"], TRAIN).plain).objective
+    assert released == GDPOSettings(
+        alpha=0.1,
+        rejected_log_reward=-8.0,
+        eos_temperature=0.1,
+        balance="db",
+        reward="tokenwise",
+    )
+
+
+def test_nothing_given_is_every_default() -> None:
+    """The sections are the only declaration: composing adds nothing to them."""
+    assert TRAIN.parse(compose([], TRAIN).plain) == RunConfig()
+
+
+@pytest.mark.parametrize("group", ["model", "data", "optim", "generation"])
+def test_presets_say_what_differs(group: str) -> None:
+    """A key that a preset sets to the section's own default would be a second declaration."""
+    root = GENERATE if group == "generation" else TRAIN
+    default = compose([], root).plain[group]
+    for file in (config_dir() / group).glob("*.yaml"):
+        for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+            assert value != default[key], f"{file}: {key}"
+
+
 def test_cluster_experiment() -> None:
-    plain = compose(["experiment=gdpo_llama3_8b"]).plain
+    plain = compose(["experiment=gdpo_llama3_8b"], TRAIN).plain
     assert plain["precision"] == "bf16"
     assert plain["model"]["restore_from_path"] is None  # the variable is not set; it still prints
     assert plain["model"]["tensor_model_parallel_size"] == 4
@@ -88,15 +124,22 @@ def test_cluster_experiment() -> None:
     assert plain["data"]["max_length"] == 2048
     assert plain["trainer"]["devices"] * plain["trainer"]["num_nodes"] == 16
     assert plain["optim"]["lr"] == 5e-7
-    odpo = compose(["experiment=odpo_llama3_8b"]).plain["objective"]
+    odpo = compose(["experiment=odpo_llama3_8b"], TRAIN).plain["objective"]
     assert (odpo["name"], odpo["beta"], odpo["alpha"], odpo["offset"]) == ("odpo", 0.5, 1.0, "log")
-    adpo = compose(["experiment=adpo_llama3_8b"]).plain["objective"]
+    adpo = compose(["experiment=adpo_llama3_8b"], TRAIN).plain["objective"]
     assert (adpo["name"], adpo["beta"], adpo["gamma"]) == ("adpo", 0.1, 1.3)
 
 
 def test_overrides_win_over_an_experiment() -> None:
     plain = compose(
-        ["experiment=demo", "objective=odpo", "objective.beta=0.7", "parallel=tp2", "optim.lr=1e-5"]
+        [
+            "experiment=demo",
+            "objective=odpo",
+            "objective.beta=0.7",
+            "parallel=tp2",
+            "optim.lr=1e-5",
+        ],
+        TRAIN,
     ).plain
     assert plain["objective"] == {"name": "odpo", "beta": 0.7, "alpha": 1.0, "offset": "log"}
     assert plain["model"]["tensor_model_parallel_size"] == 2
@@ -107,7 +150,7 @@ def test_overrides_win_over_an_experiment() -> None:
 
 def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMO_GDPO_MODEL", "/models/llama")
-    composed = compose(["experiment=gdpo_llama3_8b"])
+    composed = compose(["experiment=gdpo_llama3_8b"], TRAIN)
     assert composed.plain["model"]["restore_from_path"] == "/models/llama"
     assert yaml.safe_load(to_yaml(composed, resolved=True))["model"]["restore_from_path"] == (
         "/models/llama"
@@ -136,13 +179,13 @@ def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_mistakes_get_one_line_with_a_suggestion(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        compose([override])
+        compose([override], TRAIN)
     assert "\n" not in str(caught.value)
 
 
 def test_several_mistaken_overrides_are_named_together() -> None:
     with pytest.raises(UserError, match=r"2 problems:\n  1\. objectve.*\n  2\. trainr\.max_steps"):
-        compose(["objectve=dpo", "seed=1", "trainr.max_steps=1"])
+        compose(["objectve=dpo", "seed=1", "trainr.max_steps=1"], TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +202,13 @@ def test_several_mistaken_overrides_are_named_together() -> None:
 )
 def test_credentials_are_refused_and_not_repeated(override: str) -> None:
     with pytest.raises(UserError, match="WANDB_API_KEY") as caught:
-        compose([override])
+        compose([override], TRAIN)
     assert override.partition("=")[2].strip("'") not in str(caught.value)
 
 
 def test_innocent_keys_are_not_taken_for_credentials() -> None:
     plain = compose(
-        ["model.logprob_chunk_tokens=64", "data.train_path=/data/token/pairs.jsonl"]
+        ["model.logprob_chunk_tokens=64", "data.train_path=/data/token/pairs.jsonl"], TRAIN
     ).plain
     assert plain["model"]["logprob_chunk_tokens"] == 64
 
@@ -175,8 +218,123 @@ def test_conf_files_do_not_name_code_to_run() -> None:
         assert "_target_" not in file.read_text(encoding="utf-8"), file
 
 
-def test_variables_in_conf_are_ours() -> None:
+def test_variables_are_ours() -> None:
     found: set[str] = set()
-    for file in config_dir().rglob("*.yaml"):
-        found |= set(re.findall(r"oc\.env:([A-Z_]+)", Path(file).read_text(encoding="utf-8")))
+    for text in [
+        *(file.read_text(encoding="utf-8") for file in config_dir().rglob("*.yaml")),
+        to_yaml(compose([], TRAIN), resolved=False),
+    ]:
+        found |= set(re.findall(r"oc\.env:([A-Z_]+)", text))
     assert found == {f"NEMO_GDPO_{name}" for name in VARIABLES}
+
+
+# -- names of other trainers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("optim.learning_rate=1e-6", "use optim.lr"),
+        ("learning_rate=1e-6", "use optim.lr"),
+        ("objective.loss_type=ipo", "use objective=dpo, ipo, odpo, adpo or gdpo"),
+        ("lora=true", "adapters are not built"),
+        ("lora.rank=8", "adapters are not built"),
+        ("+model.peft.lora_tuning.adapter_dim=8", "adapters are not built"),
+        ("trainer.log_every_n_steps=1", "every step is logged"),
+        ("per_device_train_batch_size=4", "use model.micro_batch_size"),
+        ("gradient_accumulation_steps=4", "use model.global_batch_size"),
+        ("num_train_epochs=1", "use trainer.max_epochs"),
+        ("model_name_or_path=x", "use model.restore_from_path"),
+        ("beta=0.1", "use objective.beta"),
+        ("policy.model_name=x", "use model.restore_from_path"),
+        ("dpo.reference_policy_kl_penalty=0.1", "use objective.beta"),
+        ("cluster.gpus_per_node=8", "use trainer.devices"),
+        ("exp_manager.explicit_log_dir=x", "use output_dir"),
+        ("trainer.dpo.max_steps=3", "use trainer.max_steps"),
+    ],
+)
+def test_names_of_other_trainers_are_told_the_name_here(override: str, meant: str) -> None:
+    key = override.lstrip("+").partition("=")[0]
+    with pytest.raises(UserError, match=re.escape(meant)) as caught:
+        compose([override], TRAIN)
+    assert str(caught.value).startswith(f"{key}: is not a key of the configuration; ")
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_lead_to_keys_that_exist() -> None:
+    keys, groups = TRAIN.keys(), set(GROUPS)
+    for name, meant in TRAIN.aliases.items():
+        assert name not in keys, f"{name} is a key"
+        if meant.startswith("remove it"):
+            continue
+        for word in re.split(r"[ ,]+", meant.replace(" or ", ", ")):
+            key = word.partition("=")[0]
+            assert key in keys | groups | {"and", "its", "siblings", *GROUPS["objective"]}, meant
+
+
+# -- a file given back -----------------------------------------------------------------------------
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    return path
+
+
+def _with(path: Path, *overrides: str) -> Composed:
+    return compose(overrides, TRAIN, file=path)
+
+
+def test_a_runs_own_file_is_the_same_configuration(tmp_path: Path) -> None:
+    config = TRAIN.parse(
+        compose(["experiment=adpo_llama3_8b", "objective.gamma=inf", "optim.lr=1e-6"], TRAIN).plain
+    )
+    path = _file(tmp_path, config_yaml(config))
+    assert read_config(path, TRAIN) == config
+    assert TRAIN.parse(_with(path).plain) == config
+
+
+def test_overrides_and_presets_win_over_a_file(tmp_path: Path) -> None:
+    plain = compose(["experiment=adpo_llama3_8b"], TRAIN).plain
+    path = _file(tmp_path, config_yaml(TRAIN.parse(plain)))
+    changed = TRAIN.parse(_with(path, "objective.gamma=3", "parallel=pp2", "seed=7").plain)
+    assert changed.objective == ADPOSettings(gamma=3.0)
+    assert (changed.model.tensor_model_parallel_size, changed.seed) == (1, 7)
+    assert changed.model.pipeline_model_parallel_size == 2
+    assert changed.data.max_length == 2048  # of the file
+    other = TRAIN.parse(_with(path, "objective=dpo", "objective.beta=0.2").plain)
+    assert other.objective == DPOSettings(beta=0.2)
+
+
+def test_a_file_may_leave_keys_out(tmp_path: Path) -> None:
+    path = _file(tmp_path, "optim: {lr: 1e-6}\nobjective: {name: dpo}\n")
+    config = TRAIN.parse(_with(path).plain)
+    assert config.optim.lr == 1e-6
+    assert config == RunConfig(
+        objective=DPOSettings(), optim=RunConfig().optim.model_copy(update={"lr": 1e-6})
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("optim: {learning_rate: 1}", [], "given.yaml: optim.learning_rate: .*use optim.lr"),
+        ("- 1", [], "holds no mapping"),
+        ("a: [", [], "cannot be read"),
+        ("logger: {wandb_api_key: x}", [], "looks like a credential"),
+        ("seed: 1", ["experiment=demo"], "each describes a whole run"),
+    ],
+)
+def test_files_that_are_refused(
+    tmp_path: Path, text: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        _with(_file(tmp_path, text), *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_value_in_a_file_is_named(tmp_path: Path) -> None:
+    path = _file(tmp_path, "seed: x\nobjective: {name: gdpo, beta: 1}\n")
+    with pytest.raises(UserError, match=r"objective.beta: objective=gdpo has no such setting") as e:
+        TRAIN.parse(_with(path).plain)
+    assert "seed: 'x' is not allowed" in str(e.value)

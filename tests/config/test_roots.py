@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 
-from nemo_gdpo.config import TRAIN, Root, compose, config_dir
-from nemo_gdpo.config.base import Section
-from nemo_gdpo.config.compose import group_options
+from nemo_gdpo.config.base import fields_of, section_of
+from nemo_gdpo.config.composition import compose, config_dir, group_options
+from nemo_gdpo.config.downstream import ALPACA_EVAL, LM_EVAL, MT_BENCH
 from nemo_gdpo.config.evaluation import EVALUATE
 from nemo_gdpo.config.generation import GENERATE
+from nemo_gdpo.config.help import keys, render_help
+from nemo_gdpo.config.root import Root
+from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.errors import UserError
 
 ROOTS: list[Root[Any]] = [GENERATE, EVALUATE]
+ALL: list[Root[Any]] = [TRAIN, *ROOTS, LM_EVAL, ALPACA_EVAL, MT_BENCH]
 CHOICES = [
     (root, f"{group}={option}")
     for root in ROOTS
@@ -33,10 +37,12 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEMO_GDPO_MODEL", raising=False)
 
 
-def test_generates_file_holds_every_key_at_its_default() -> None:
-    plain = compose([], root=GENERATE).plain
-    assert _leaves(plain) == GENERATE.keys()
-    assert GENERATE.parse(plain) == GENERATE.schema()
+@pytest.mark.parametrize("root", ALL, ids=lambda root: root.name)
+def test_nothing_given_is_every_key_at_its_default(root: Root[Any]) -> None:
+    plain = compose([], root=root).plain
+    if root is not TRAIN:
+        assert _leaves(plain) == root.keys()
+    assert root.parse(plain) == root.schema()
 
 
 @pytest.mark.parametrize(("root", "choice"), CHOICES, ids=lambda value: str(value)[:40])
@@ -54,8 +60,10 @@ def test_groups_belong_to_their_roots() -> None:
     ("override", "message"),
     [
         ("generation.temprature=1", r"did you mean generation.temperature\?"),
-        ("seed=1", r"did you mean generation.seed\?"),
+        ("seed=1", r"use generation.seed"),
         ("optim.lr=1", "optim.lr: is not a key of the configuration; correct"),
+        ("generation.n=4", "use generation.num_samples"),
+        ("max_new_tokens=4", "use generation.max_tokens"),
         ("objective=gdpo", "objective: is not a key"),
         ("model=default", "model: is a section, not a value"),
         ("generation.server.token=x", "looks like a credential"),
@@ -73,13 +81,45 @@ def test_numbers_stay_strict_inside_lists() -> None:
             GENERATE.parse(compose([text], root=GENERATE).plain)
 
 
-def _documented(section: type[Section]) -> None:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            _documented(field.annotation)
-        else:
-            assert field.description, f"{section}.{name}"
+def _undocumented(section: type[Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in fields_of(section).items():
+        inner = section_of(field)
+        if inner is not None:
+            found += _undocumented(inner, f"{prefix}{name}.")
+        elif not field.description:
+            found.append(f"{prefix}{name}")
+    return found
 
 
-def test_every_field_of_generate_is_documented() -> None:
-    _documented(GENERATE.schema)
+@pytest.mark.parametrize("root", ALL, ids=lambda root: root.name)
+def test_every_key_has_its_help(root: Root[Any]) -> None:
+    sections = [root.schema, *root.sections.values()]
+    found = [key for section in sections for key in _undocumented(section)]
+    assert set(found) <= {"name", "objective"}  # a section's own tag
+
+
+@pytest.mark.parametrize("root", ALL, ids=lambda root: root.name)
+def test_help_shows_every_key_once_with_its_default(root: Root[Any]) -> None:
+    text, listed = render_help(root), keys(root)
+    tag = set() if root.choice is None else {f"{root.choice}.name"}
+    assert {key.name for key in listed} == root.keys() - tag
+    for key in listed:
+        assert f"  {key.name}={key.default}  ({key.kind}" in text
+        assert key.kind != "value" or key.name == "evaluation.rewards", key
+    assert len({(key.name, key.owners) for key in listed}) == len(listed)
+
+
+def test_types_and_ranges_in_words() -> None:
+    shown = {(key.name, *key.owners): (key.kind, key.default) for key in keys(TRAIN)}
+    assert shown["optim.lr",] == ("number > 0", "5e-07")
+    assert shown["objective.label_smoothing", "dpo"] == ("number >= 0 and < 0.5", "0")
+    assert shown["objective.balance", "gdpo"] == ("db | subtb | tb", "tb")
+    assert shown["trainer.max_steps",] == ("integer >= 1 or null", "null")
+    assert shown["optim.betas",] == ("list of number >= 0 and < 1", "[0.9, 0.95]")
+    assert shown["data.packing",] == ("true or false", "false")
+    assert shown["output_dir",] == ("text", "runs/${objective.name}")
+    assert shown["model.restore_from_path",] == (
+        "text or null",
+        "${oc.env:NEMO_GDPO_MODEL,null}",
+    )

@@ -8,33 +8,45 @@ from typing import Any
 
 import pytest
 
-from nemo_gdpo import objectives
-from nemo_gdpo.config import RunConfig, objective_kwargs, parse_config
-from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS
-from nemo_gdpo.config.schema import dotted_keys, parse_leniently
+from nemo_gdpo.config.base import fields_of
+from nemo_gdpo.config.composition import compose
+from nemo_gdpo.config.objective import (
+    OBJECTIVE_SECTIONS,
+    DPOSettings,
+    ObjectiveSettings,
+    plain_settings,
+)
+from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.objectives import DPO, GDPO, OBJECTIVES, build_objective
 
-DATACLASSES = {
-    "dpo": objectives.DPO,
-    "ipo": objectives.IPO,
-    "odpo": objectives.ODPO,
-    "adpo": objectives.ADPO,
-    "gdpo": objectives.GDPO,
-}
+parse_config = TRAIN.parse
 
 
-@pytest.mark.parametrize("name", sorted(DATACLASSES))
-def test_objective_section_mirrors_its_dataclass(name: str) -> None:
-    fields = {field.name: field.default for field in dataclasses.fields(DATACLASSES[name])}
-    parsed_name, kwargs = objective_kwargs(parse_config({"objective": {"name": name}}))
-    assert parsed_name == name
-    assert kwargs == fields
-    assert [type(value) for value in kwargs.values()] == [type(value) for value in fields.values()]
-    assert DATACLASSES[name](**kwargs) == DATACLASSES[name]()
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_python_and_command_line_make_the_same_objective(name: str) -> None:
+    config = TRAIN.parse(compose([f"objective={name}"], TRAIN).plain)
+    assert build_objective(config.objective) == OBJECTIVES[name]()
+    assert RunConfig(objective=OBJECTIVES[name]()).objective.name == name
 
 
-def test_every_objective_has_a_section() -> None:
-    assert set(OBJECTIVE_SECTIONS) == set(DATACLASSES)
+def test_a_setting_is_the_same_from_both_sides() -> None:
+    composed = TRAIN.parse(compose(["objective=dpo", "objective.beta=0.3"], TRAIN).plain)
+    assert build_objective(composed.objective) == DPO(beta=0.3) == DPO(0.3)
+    assert build_objective(composed.objective) != DPO(beta=0.2)
+    assert build_objective(RunConfig(objective=DPO(beta=0.3)).objective) == DPO(beta=0.3)
+
+
+def test_an_objective_is_its_settings_with_a_loss() -> None:
+    assert OBJECTIVES.keys() == OBJECTIVE_SECTIONS.keys()
+    for name, objective in OBJECTIVES.items():
+        assert issubclass(objective, OBJECTIVE_SECTIONS[name])
+        own = {f.name for f in dataclasses.fields(objective)}
+        assert own == {f.name for f in dataclasses.fields(OBJECTIVE_SECTIONS[name])}, "a new field"
+
+
+def test_the_default_of_gdpo_is_the_contrastive_balance() -> None:
+    assert GDPO() == GDPO(alpha=1.0, rejected_log_reward=-8.0, balance="tb", reward="cumulative")
 
 
 @pytest.mark.parametrize(
@@ -66,12 +78,12 @@ def test_what_the_schema_refuses_the_dataclass_refuses_too(
             with pytest.raises(UserError, match=rf"objective\.{key}"):
                 parse_config({"objective": {"name": objective, key: value}})
             with pytest.raises(ValueError, match=key):
-                DATACLASSES[objective](**{key: value})
+                OBJECTIVES[objective](**{key: value})
 
 
 def test_infinite_gamma_is_plain_dpo_and_allowed() -> None:
     config = parse_config({"objective": {"name": "adpo", "gamma": math.inf}})
-    assert objective_kwargs(config)[1]["gamma"] == math.inf
+    assert plain_settings(config.objective)["gamma"] == math.inf
 
 
 @pytest.mark.parametrize(
@@ -109,7 +121,7 @@ def test_frozen() -> None:
 
 
 def test_every_fault_is_named_and_the_rest_is_kept() -> None:
-    parsed, found = parse_leniently(
+    parsed, found = TRAIN.parse_leniently(
         {
             "seed": "x",
             "objective": {"name": "gdpo", "balance": "tbb", "alpha": 2.0},
@@ -124,19 +136,26 @@ def test_every_fault_is_named_and_the_rest_is_kept() -> None:
         "optim.betas.1",
         "trainer.steps",
     ]
-    assert objective_kwargs(parsed)[1]["alpha"] == 2.0
+    assert plain_settings(parsed.objective)["alpha"] == 2.0
     assert parsed.optim.eps == 1e-6
 
 
-def test_every_field_is_documented() -> None:
-    sections = [type(getattr(RunConfig(), name)) for name in ("model", "data", "optim", "trainer")]
-    for section in [RunConfig, *sections, *OBJECTIVE_SECTIONS.values()]:
-        for name, field in section.model_fields.items():
-            is_section = hasattr(field.annotation, "model_fields") or name == "objective"
-            assert is_section or name == "name" or field.description, f"{section}.{name}"
+def test_conflicting_settings_are_refused_alike_on_both_sides() -> None:
+    message = "balance=tb compares whole responses, which a token-wise reward does not define"
+    with pytest.raises(ValueError, match=message):
+        GDPO(reward="tokenwise")
+    with pytest.raises(UserError, match=f"^objective.reward: {message}; set objective.reward="):
+        parse_config({"objective": {"name": "gdpo", "reward": "tokenwise"}})
+
+
+def test_what_an_objective_needs_of_the_data_stands_with_its_settings() -> None:
+    needing = {name for name, section in OBJECTIVE_SECTIONS.items() if section.needs_scores}
+    assert needing == {"odpo"}
+    assert not ObjectiveSettings.needs_scores
+    assert "needs_scores" not in fields_of(DPOSettings)
 
 
 def test_dotted_keys_of_one_objective() -> None:
-    assert "objective.label_smoothing" in dotted_keys("dpo")
-    assert "objective.label_smoothing" not in dotted_keys("gdpo")
-    assert "optim.sched.warmup_steps" in dotted_keys("gdpo")
+    assert "objective.label_smoothing" in TRAIN.keys("dpo")
+    assert "objective.label_smoothing" not in TRAIN.keys("gdpo")
+    assert "optim.sched.warmup_steps" in TRAIN.keys("gdpo")

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from nemo_gdpo.config import (
-    WorldFacts,
-    parse_config,
-    problems,
-    problems_of_mapping,
-    read_model_config,
-)
-from nemo_gdpo.config.world import configured_world_size, ranks_per_node
+from nemo_gdpo.config.model_files import read_model_config
+from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.config.validate import problems, problems_of_mapping
+from nemo_gdpo.config.world import Hardware, configured_world_size, ranks_per_node
 from nemo_gdpo.errors import UserError
+
+parse_config = TRAIN.parse
 
 LLAMA = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
 TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
@@ -34,7 +32,7 @@ def base(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return {
         "model": {"restore_from_path": str(model)},
         "data": {"train_path": str(tmp_path / "train.jsonl")},
-        "trainer": {"max_steps": 10},
+        "trainer": {"max_steps": 10, "max_epochs": None},
         "top": {"output_dir": str(tmp_path / "out")},
     }
 
@@ -53,15 +51,16 @@ def _mapping(base: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 
 def _found(
-    base: dict[str, dict[str, Any]], world: WorldFacts | None = None, **changes: Any
+    base: dict[str, dict[str, Any]], world: Hardware | None = None, **changes: Any
 ) -> list[str]:
-    config = parse_config(_mapping(base, **changes))
-    return [str(problem) for problem in problems(config, world, LLAMA)]
+    """What is said, a fault of the schema and of settings that exclude each other among it."""
+    _, found = problems_of_mapping(_mapping(base, **changes), world)
+    return [str(problem) for problem in found]
 
 
 def test_nothing_wrong(base: dict[str, dict[str, Any]]) -> None:
     assert _found(base) == []
-    assert _found(base, WorldFacts(world_size=4)) == []
+    assert _found(base, Hardware(world_size=4)) == []
     assert _found(base, reference="resident") == []
 
 
@@ -226,31 +225,31 @@ def test_fewer_key_value_groups_are_optional(base: dict[str, dict[str, Any]]) ->
 
 
 def test_world_that_was_started(base: dict[str, dict[str, Any]]) -> None:
-    assert _found(base, WorldFacts(world_size=3), model__tensor_model_parallel_size=2) == [
+    assert _found(base, Hardware(world_size=3), model__tensor_model_parallel_size=2) == [
         "model: 3 ranks cannot be cut into copies of TP2 x PP1 x CP1 = 2; use a multiple of 2 "
         "ranks, or change the sizes"
     ]
-    disagree = _found(base, WorldFacts(world_size=2), trainer__devices=4)
+    disagree = _found(base, Hardware(world_size=2), trainer__devices=4)
     assert [line.split(": ")[0] for line in disagree] == ["trainer.devices"]
     assert "but 2 ranks were started" in disagree[0]
 
 
 def test_gpus_of_this_node(base: dict[str, dict[str, Any]]) -> None:
-    found = _found(base, WorldFacts(gpus=2), trainer__devices=4)
+    found = _found(base, Hardware(gpus=2), trainer__devices=4)
     assert len(found) == 1
     assert "4 ranks a node are needed, but this one has 2 GPUs" in found[0]
 
 
 def test_precision_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
-    assert _found(base, WorldFacts(), precision="bf16") == []
-    assert _found(base, WorldFacts(), precision="fp8_delayed") == [
+    assert _found(base, Hardware(), precision="bf16") == []
+    assert _found(base, Hardware(), precision="fp8_delayed") == [
         "precision: this machine runs bf16, fp32 only; use bf16, fp32"
     ]
-    words = WorldFacts(precision_reason="precision=fp8_delayed needs a GPU")
+    words = Hardware(precision_reason="precision=fp8_delayed needs a GPU")
     assert _found(base, words, precision="fp8_delayed") == [
         "precision: needs a GPU; use bf16, fp32"
     ]
-    able = WorldFacts(precisions=frozenset({"fp8_delayed"}))
+    able = Hardware(precisions=frozenset({"fp8_delayed"}))
     assert _found(base, able, precision="fp8_delayed") == []
 
 

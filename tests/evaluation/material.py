@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.evaluation import EVALUATE
 from nemo_gdpo.evaluation.evaluate import evaluate
 from nemo_gdpo.evaluation.results import Point, Results

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluationConfig
 from nemo_gdpo.evaluation.flags import find_flags
 from nemo_gdpo.evaluation.results import Interval

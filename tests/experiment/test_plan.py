@@ -12,7 +12,9 @@ from benchmarks.experiment.arms import ARMS, BY_NAME, Job, jobs, needed
 from benchmarks.experiment.plan import RESERVE, Costs, execute, plan
 from benchmarks.experiment.settings import FULL, UNSEEN
 from benchmarks.experiment.stages import StageError, StoppedError
-from nemo_gdpo.config import compose, problems_of_mapping
+from nemo_gdpo.config.composition import compose
+from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.config.validate import problems_of_mapping
 
 
 def job(name: str, seed: int = 1) -> Job:
@@ -32,7 +34,7 @@ def test_arms_are_those_of_the_question() -> None:
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.objective], ids=lambda arm: arm.name)
 def test_every_arms_configuration_is_sound(arm: Any) -> None:
-    composed = compose(["experiment=demo", "model.restore_from_path=x", *arm.overrides()])
+    composed = compose(["experiment=demo", "model.restore_from_path=x", *arm.overrides()], TRAIN)
     config, found = problems_of_mapping(composed.plain, None, files=False)
     assert found == []
     assert config.objective.name == arm.objective["name"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation import run as run_module

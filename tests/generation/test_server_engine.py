@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation import server_engine

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nemo_gdpo.config import compose
+from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.generation.sweep import sampling_points, sweep_problems
 from nemo_gdpo.generation.types import SamplingPoint

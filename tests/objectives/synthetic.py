@@ -25,14 +25,16 @@ from nemo_gdpo.objectives import (
 NO_TARGETS = PairTargets()
 
 GDPO_FORMS: dict[str, GDPO] = {
-    "gdpo-db": GDPO(balance="db"),
-    "gdpo-subtb": GDPO(balance="subtb", subtb_lambda=0.9),
-    "gdpo-tb": GDPO(balance="tb"),
-    "gdpo-db-tempered": GDPO(balance="db", eos_temperature=0.1),
-    "gdpo-subtb-tempered": GDPO(balance="subtb", eos_temperature=0.5),
-    "gdpo-tb-tempered": GDPO(balance="tb", eos_temperature=0.5),
-    "gdpo-db-tokenwise": GDPO(balance="db", reward="tokenwise"),
-    "gdpo-subtb-tokenwise": GDPO(balance="subtb", reward="tokenwise", eos_temperature=0.1),
+    "gdpo-db": GDPO(balance="db", alpha=0.1),
+    "gdpo-subtb": GDPO(balance="subtb", subtb_lambda=0.9, alpha=0.1),
+    "gdpo-tb": GDPO(balance="tb", alpha=0.1),
+    "gdpo-db-tempered": GDPO(balance="db", eos_temperature=0.1, alpha=0.1),
+    "gdpo-subtb-tempered": GDPO(balance="subtb", eos_temperature=0.5, alpha=0.1),
+    "gdpo-tb-tempered": GDPO(balance="tb", eos_temperature=0.5, alpha=0.1),
+    "gdpo-db-tokenwise": GDPO(balance="db", reward="tokenwise", alpha=0.1),
+    "gdpo-subtb-tokenwise": GDPO(
+        balance="subtb", reward="tokenwise", eos_temperature=0.1, alpha=0.1
+    ),
 }
 
 OBJECTIVES: dict[str, Objective] = {

@@ -87,7 +87,7 @@ def test_the_label_column_is_no_substitute(name: str) -> None:
 def test_tb_reads_one_eos_of_a_complete_response() -> None:
     """EOS at earlier states does not enter; at the last state it is the label itself."""
     policy, reference, _ = random_batch((3, 5), (4, 2))
-    loss = GDPO(balance="tb")(policy, reference, NO_TARGETS).loss_N
+    loss = GDPO(balance="tb", alpha=0.1)(policy, reference, NO_TARGETS).loss_N
 
     def early_eos_changed(side: TokenLogps) -> TokenLogps:
         last = side.mask_NT & ~torch.nn.functional.pad(side.mask_NT[:, 1:], (0, 1))
@@ -95,7 +95,7 @@ def test_tb_reads_one_eos_of_a_complete_response() -> None:
         return replace(side, eos_NT=torch.where(last, side.eos_NT, side.eos_NT - 5.0))
 
     changed = PairLogps(early_eos_changed(policy.chosen), early_eos_changed(policy.rejected))
-    found = GDPO(balance="tb")(changed, reference, NO_TARGETS).loss_N
+    found = GDPO(balance="tb", alpha=0.1)(changed, reference, NO_TARGETS).loss_N
     torch.testing.assert_close(found, loss, rtol=1e-12, atol=1e-12)
 
 
@@ -139,7 +139,7 @@ def test_a_cut_pair_at_the_reference_has_no_loss(balance: str) -> None:
     chosen = random_side((4, 1, 6), 1, cut=(0, 1, 2))
     rejected = random_side((3, 5, 2), 2, cut=(0, 1, 2))
     pair = PairLogps(chosen, rejected)
-    loss = GDPO(balance=balance)(pair, pair, NO_TARGETS).loss_N
+    loss = GDPO(balance=balance, alpha=0.1)(pair, pair, NO_TARGETS).loss_N
     torch.testing.assert_close(loss, row(0.0, 0.0, 0.0), rtol=0, atol=1e-26)
 
 
@@ -155,7 +155,7 @@ def test_tb_of_a_cut_response_by_hand() -> None:
     (b, f), (B, F) = columns(policy.rejected), columns(reference.rejected)
     chosen = a[0] + e[1] - (A[0] + E[1])
     rejected = b[0] + b[1] + f[2] - (B[0] + B[1] + F[2] - 0.8)
-    loss = GDPO(balance="tb")(policy, reference, NO_TARGETS).loss_N
+    loss = GDPO(balance="tb", alpha=0.1)(policy, reference, NO_TARGETS).loss_N
     assert float(loss) == pytest.approx((chosen - rejected) ** 2, rel=1e-12)
 
 
@@ -163,7 +163,7 @@ def test_tb_of_a_cut_response_by_hand() -> None:
 @pytest.mark.parametrize("reward", ["cumulative", "tokenwise"])
 def test_one_position_has_no_transition(balance: str, reward: str) -> None:
     """The empty answer (EOS at once): loss and gradient 0, no NaN; its partner is not disturbed."""
-    objective = GDPO(balance=balance, reward=reward)
+    objective = GDPO(balance=balance, reward=reward, alpha=0.1)
     policy, reference, _ = random_batch((1, 3), (2, 1))
     leaves = with_gradient(policy)
     output = objective(leaves, reference, NO_TARGETS)

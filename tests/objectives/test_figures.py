@@ -106,7 +106,7 @@ def test_toy_residuals_vanish_at_the_optimum(balance: str) -> None:
     reference = PairLogps(
         TOY.responses(chosen, TOY_REFERENCE), TOY.responses(rejected, TOY_REFERENCE)
     )
-    output = GDPO(balance=balance)(policy, reference, NO_TARGETS)
+    output = GDPO(balance=balance, alpha=0.1)(policy, reference, NO_TARGETS)
     torch.testing.assert_close(output.loss_N, torch.zeros_like(output.loss_N), atol=1e-20, rtol=0)
     log_z = torch.full_like(output.loss_N, math.log(normaliser))
     torch.testing.assert_close(output.metrics["gdpo/log_flow"], log_z)
@@ -128,14 +128,17 @@ def test_toy_at_the_reference(balance: str, expected: float) -> None:
 
     Path "ba" is unlabelled: delta = (0, 0).
     """
-    metrics = toy_at_reference(GDPO(balance=balance))
+    metrics = toy_at_reference(GDPO(balance=balance, alpha=0.1))
     close(metrics["gdpo/rejected_loss"], expected)
     close(metrics["gdpo/chosen_loss"], 0.0)
 
 
 def test_subtb_weights() -> None:
     """lambda 0.5, delta (0, 0.8): (0 + 0.64 + 0.5 * 0.64) / (1 + 1 + 0.5) = 0.96 / 2.5 = 0.384."""
-    close(toy_at_reference(GDPO(balance="subtb", subtb_lambda=0.5))["gdpo/rejected_loss"], 0.384)
+    close(
+        toy_at_reference(GDPO(balance="subtb", subtb_lambda=0.5, alpha=0.1))["gdpo/rejected_loss"],
+        0.384,
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,9 @@ def test_tokenwise_reward_at_the_reference(
     "ba": (-1.491655 - 8.150757)^2 + (-1.832581 + 0.591155)^2 = 92.976117 + 1.541138 = 94.517255.
     "ab": (-0.182322 - 8.246617)^2 + (-1.607946 + 0.687015)^2 = 71.046998 + 0.848114 = 71.895112.
     """
-    metrics = toy_at_reference(GDPO(reward="tokenwise", eos_temperature=temperature))
+    metrics = toy_at_reference(
+        GDPO(reward="tokenwise", eos_temperature=temperature, alpha=0.1, balance="db")
+    )
     close(metrics["gdpo/chosen_loss"], chosen)
     close(metrics["gdpo/rejected_loss"], rejected)
 
@@ -166,7 +171,7 @@ def test_tokenwise_flow_depends_on_the_next_token(string: str, expected: float) 
     """log F(start) = A_0 + E_0 - e_0 = A_0: log .3 = -1.203973 by "ba", log .5 = -0.693147."""
     side = TOY.responses([string], TOY_REFERENCE)
     pair = PairLogps(side, side)
-    output = GDPO(reward="tokenwise")(pair, pair, NO_TARGETS)
+    output = GDPO(reward="tokenwise", alpha=0.1, balance="db")(pair, pair, NO_TARGETS)
     close(output.metrics["gdpo/log_flow"], math.log(expected))
 
 

@@ -147,14 +147,14 @@ def test_odpo_at_the_reference() -> None:
 
 def test_db_at_the_reference() -> None:
     """Chosen 0; rejected (alpha c)^2 = 0.64 whatever its length, if it has a transition."""
-    metrics = GDPO(balance="db")(at_reference(), at_reference(), NO_TARGETS).metrics
+    metrics = GDPO(balance="db", alpha=0.1)(at_reference(), at_reference(), NO_TARGETS).metrics
     torch.testing.assert_close(metrics["gdpo/chosen_loss"], row(0, 0, 0), rtol=0, atol=1e-28)
     torch.testing.assert_close(metrics["gdpo/rejected_loss"], row(0.64, 0.64, 0.64))
 
 
 def test_subtb_at_the_reference() -> None:
     """Of n(n + 1) / 2 sub-trajectories of n transitions, the n that reach the end sum to 0.8."""
-    metrics = GDPO(balance="subtb")(at_reference(), at_reference(), NO_TARGETS).metrics
+    metrics = GDPO(balance="subtb", alpha=0.1)(at_reference(), at_reference(), NO_TARGETS).metrics
     torch.testing.assert_close(metrics["gdpo/chosen_loss"], row(0, 0, 0), rtol=0, atol=1e-28)
     # Lengths 2, 5, 3: 1, 4, 2 transitions; 0.64 n / (n (n + 1) / 2) = 1.28 / (n + 1).
     expected = row(1.28 / 2, 1.28 / 5, 1.28 / 3)
@@ -163,7 +163,7 @@ def test_subtb_at_the_reference() -> None:
 
 def test_tb_at_the_reference() -> None:
     """h = 0: kappa^2."""
-    loss = GDPO(balance="tb")(at_reference(), at_reference(), NO_TARGETS).loss_N
+    loss = GDPO(balance="tb", alpha=0.1)(at_reference(), at_reference(), NO_TARGETS).loss_N
     torch.testing.assert_close(loss, row(0.64, 0.64, 0.64))
 
 
@@ -171,7 +171,7 @@ def test_tb_at_the_reference() -> None:
 def test_log_flow_at_the_reference_is_zero(balance: str) -> None:
     """F(s_0) = R(EOS) / pi(EOS) = 1, while state 0 is not the terminal state."""
     pair = PairLogps(random_side((4, 3), 1), random_side((2, 5), 2))
-    output = GDPO(balance=balance)(pair, pair, NO_TARGETS)
+    output = GDPO(balance=balance, alpha=0.1)(pair, pair, NO_TARGETS)
     log_flow = output.metrics["gdpo/log_flow"]
     torch.testing.assert_close(log_flow, row(0.0, 0.0), rtol=0, atol=1e-14)
 
@@ -179,8 +179,10 @@ def test_log_flow_at_the_reference_is_zero(balance: str) -> None:
 def test_subtb_at_a_vanishing_weight_is_mean_db() -> None:
     """lambda -> 0 keeps single transitions: db divided by their number."""
     policy, reference, _ = random_batch((4, 6), (5, 3))
-    db = GDPO(balance="db")(policy, reference, NO_TARGETS).metrics
-    subtb = GDPO(balance="subtb", subtb_lambda=1e-12)(policy, reference, NO_TARGETS).metrics
+    db = GDPO(balance="db", alpha=0.1)(policy, reference, NO_TARGETS).metrics
+    subtb = GDPO(balance="subtb", subtb_lambda=1e-12, alpha=0.1)(
+        policy, reference, NO_TARGETS
+    ).metrics
     torch.testing.assert_close(subtb["gdpo/chosen_loss"], db["gdpo/chosen_loss"] / row(3, 5))
     torch.testing.assert_close(subtb["gdpo/rejected_loss"], db["gdpo/rejected_loss"] / row(4, 2))
 
@@ -189,7 +191,7 @@ def test_subtb_equals_the_double_sum() -> None:
     """Against the double sum over i < j, in loops, with weights lambda^(j-i-1)."""
     policy, reference, _ = random_batch((5,), (2,))
     decay = 0.7
-    found = GDPO(balance="subtb", subtb_lambda=decay)(policy, reference, NO_TARGETS)
+    found = GDPO(balance="subtb", subtb_lambda=decay, alpha=0.1)(policy, reference, NO_TARGETS)
     chosen, fixed = policy.chosen, reference.chosen
     assert chosen.eos_NT is not None
     assert fixed.eos_NT is not None
@@ -204,7 +206,9 @@ def test_subtb_equals_the_double_sum() -> None:
             weight += decay ** (j - i - 1)
     assert float(found.metrics["gdpo/chosen_loss"]) == pytest.approx(total / weight, rel=1e-12)
     mean_residual = sum(abs(d) for d in delta) / 4
-    db = GDPO(balance="db")(PairLogps(chosen, chosen), PairLogps(fixed, fixed), NO_TARGETS)
+    db = GDPO(balance="db", alpha=0.1)(
+        PairLogps(chosen, chosen), PairLogps(fixed, fixed), NO_TARGETS
+    )
     assert float(db.metrics["gdpo/chosen_loss"]) == pytest.approx(sum(d * d for d in delta))
     # The rejected copy's last residual carries + 0.8; the metric is the mean over the pair.
     other = sum(abs(d) for d in [*delta[:-1], delta[-1] + 0.8]) / 4
@@ -220,10 +224,12 @@ def test_eos_temperature_one_reads_the_plain_column(balance: str) -> None:
         replace(reference.chosen, tempered_eos_NT=None),
         replace(reference.rejected, tempered_eos_NT=None),
     )
-    objective = GDPO(balance=balance)
+    objective = GDPO(balance=balance, alpha=0.1)
     with_column = objective(policy, reference, NO_TARGETS).loss_N
     assert torch.equal(with_column, objective(policy, plain, NO_TARGETS).loss_N)
-    tempered = GDPO(balance=balance, eos_temperature=0.5)(policy, reference, NO_TARGETS).loss_N
+    tempered = GDPO(balance=balance, eos_temperature=0.5, alpha=0.1)(
+        policy, reference, NO_TARGETS
+    ).loss_N
     assert (tempered != with_column).any()
 
 
@@ -276,7 +282,9 @@ def test_long_responses_at_the_reference_in_float32(balance: str, decay: float) 
         return replace(side, label_NT=side.label_NT.float(), eos_NT=side.eos_NT.float())
 
     pair = PairLogps(narrow(pair.chosen), narrow(pair.rejected))
-    output = GDPO(balance=balance, subtb_lambda=decay)(pair, pair, NO_TARGETS)
+    output = GDPO(balance=balance, subtb_lambda=decay if balance == "subtb" else 1.0, alpha=0.1)(
+        pair, pair, NO_TARGETS
+    )
     assert torch.isfinite(output.loss_N).all()
     if balance == "tb":
         assert float(output.loss_N) == pytest.approx(0.64, rel=1e-6)

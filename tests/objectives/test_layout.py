@@ -71,7 +71,7 @@ def test_columns_of_another_shape_are_refused(column: str) -> None:
     policy, reference, _ = random_batch()
     narrow = replace(reference.rejected, **{column: getattr(reference.rejected, column)[:1]})
     with pytest.raises(ValueError, match=f"rejected: reference {column} has shape"):
-        GDPO()(policy, PairLogps(reference.chosen, narrow), NO_TARGETS)
+        GDPO(alpha=0.1, balance="db")(policy, PairLogps(reference.chosen, narrow), NO_TARGETS)
 
 
 def test_unpaired_responses_are_refused() -> None:
@@ -91,7 +91,7 @@ def test_completeness_is_one_bool_a_response() -> None:
     side = random_side((3, 2), 1)
     pair = PairLogps(replace(side, complete_N=torch.tensor([True])), side)
     with pytest.raises(ValueError, match="complete_N is not one bool a response"):
-        GDPO()(pair, pair, NO_TARGETS)
+        GDPO(alpha=0.1, balance="db")(pair, pair, NO_TARGETS)
 
 
 def test_one_score_is_not_spread_over_pairs() -> None:
@@ -139,9 +139,11 @@ def test_equal_models_cancel_exactly_in_float32(balance: str) -> None:
 def test_subtb_without_decay_is_the_limit_of_slow_decay(lengths: tuple[int, ...]) -> None:
     """Two ways to the same number: a variance at 1, a double sum just beside it."""
     policy, reference, _ = random_batch(lengths, lengths[::-1], cut_chosen=(1,))
-    at_one = GDPO(balance="subtb")(policy, reference, NO_TARGETS).loss_N
+    at_one = GDPO(balance="subtb", alpha=0.1)(policy, reference, NO_TARGETS).loss_N
     for beside in (1 - 1e-9, 1 + 1e-9):
-        found = GDPO(balance="subtb", subtb_lambda=beside)(policy, reference, NO_TARGETS).loss_N
+        found = GDPO(balance="subtb", subtb_lambda=beside, alpha=0.1)(
+            policy, reference, NO_TARGETS
+        ).loss_N
         torch.testing.assert_close(found, at_one, rtol=1e-7, atol=1e-9)
 
 
@@ -149,7 +151,7 @@ def test_growing_subtb_weights_do_not_overflow() -> None:
     """2^600 is beyond float32; nearly all weight is on the few longest sub-trajectories."""
     sides = [float32(random_side((600, 4), seed)) for seed in range(4)]
     policy, reference = PairLogps(sides[0], sides[1]), PairLogps(sides[2], sides[3])
-    objective = GDPO(balance="subtb", subtb_lambda=2.0)
+    objective = GDPO(balance="subtb", subtb_lambda=2.0, alpha=0.1)
     together = objective(policy, reference, NO_TARGETS).loss_N
     assert torch.isfinite(together).all()
 

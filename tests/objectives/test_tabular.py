@@ -130,7 +130,9 @@ def test_zero_loss_on_logged_pairs_does_not_certify_the_target() -> None:
     "aa", which was never logged, should have 0.1 / 0.917399 = 0.109 and drops to 0.079.
     """
     target, _ = TOY.target(TOY_REFERENCE, {"ab": -0.8})
-    table, loss = minimise(pair_loss(GDPO(), TOY, TOY_REFERENCE, ["ba"], ["ab"]), TOY_REFERENCE)
+    table, loss = minimise(
+        pair_loss(GDPO(alpha=0.1, balance="db"), TOY, TOY_REFERENCE, ["ba"], ["ab"]), TOY_REFERENCE
+    )
     found = TOY.probabilities(table)
     assert loss < 1e-10
     assert total_variation(found, target) == pytest.approx(0.030, abs=2e-3)

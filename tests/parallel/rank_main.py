@@ -14,25 +14,22 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
 
-from nemo_gdpo.config import compose
-from nemo_gdpo.models import MODEL_CLASSES, MegatronGPTPreferenceModel
+from nemo_gdpo.config.composition import compose
+from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights, save_weights
-from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
-from nemo_gdpo.training.checkpoint import Checkpointer
-from nemo_gdpo.training.mesh import build_mesh, join_world, leave_mesh, leave_world
-from nemo_gdpo.training.model_source import ModelSource, open_source
-from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
-from nemo_gdpo.training.quiet import quiet_libraries, quiet_nemo
-from nemo_gdpo.training.run import Run, layout_of
-from nemo_gdpo.training.signals import StopRequest
+from nemo_gdpo.training.logging import quiet_libraries
+from nemo_gdpo.training.mesh import join_world, leave_mesh, leave_world
+from nemo_gdpo.training.model_source import ModelSource
+from nemo_gdpo.training.run import Run
 from nemo_gdpo.training.trainer import PreferenceTrainer, Split
 from tests.parallel.meshes import LAUNCHES, Case
 from tests.parallel.settings import STEPS, dataset, overrides
@@ -41,10 +38,10 @@ from tests.parallel.settings import STEPS, dataset, overrides
 class RecordingTrainer(PreferenceTrainer):
     """Keeps the per-pair values of every step, and calls back before the first update."""
 
-    def __init__(self, *args: Any, before_update: Any, **named: Any) -> None:
+    def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.recorded: list[dict[str, Any]] = []
-        self._before_update = before_update
+        self.before_update: Callable[[], None] = lambda: None
 
     def _per_pair(
         self, split: Split, indices: list[int], *, forward_only: bool
@@ -54,11 +51,11 @@ class RecordingTrainer(PreferenceTrainer):
             found = {name: column.tolist() for name, column in values.items()}
             self.recorded.append({"indices": indices, **found})
             if len(self.recorded) == 1:
-                self._before_update()
+                self.before_update()
         return values
 
 
-def _save_gradient(model: MegatronGPTPreferenceModel, source: ModelSource, target: Path) -> None:
+def _save_gradient(model: PreferenceModel, source: ModelSource, target: Path) -> None:
     """Write the gradient in the place of the weights; the weights are put back."""
     kept = [(p, p.detach().clone()) for _, p in model.named_policy_parameters()]
     if dist.get_rank() == 0:
@@ -74,67 +71,43 @@ def _save_gradient(model: MegatronGPTPreferenceModel, source: ModelSource, targe
         parameter.data.copy_(value)
 
 
-def _model(cfg: DictConfig, source: ModelSource, end_token_id: int) -> MegatronGPTPreferenceModel:
-    settings = {str(key): value for key, value in cfg.objective.items() if key != "name"}
-    return MODEL_CLASSES[cfg.objective.name](
-        cfg,
-        objective=build_objective(cfg.objective.name, settings),
-        model_config=source.model_config,
-        layout=layout_of(cfg),
-        end_token_id=end_token_id,
-    )
-
-
 def run_case(case: Case, folder: Path) -> dict[str, Any]:
     """Reference from one model, three updates of another; returns plain JSON."""
-    platform = current_platform()
     output = folder / f"world{dist.get_world_size()}" / re.sub(r"\W+", "_", case.key)
-    cfg = compose([*overrides(case.objective), f"output_dir={output}", *case.overrides]).config
-    cfg.trainer.check_initial_loss = case.equal_start
-    mesh = build_mesh(layout_of(cfg), platform, seed=cfg.seed)
     converted = folder / case.model / "megatron"
-    source = open_source(
-        str(converted / "reference"), mesh,
-        divisible_by=cfg.model.make_vocab_size_divisible_by,
-    )  # fmt: skip
+    given = [
+        *overrides(case.objective),
+        f"model.restore_from_path={converted / 'reference'}",
+        f"output_dir={output}",
+        *case.overrides,
+        # The policy strays from the reference on purpose, but for the cases of the check itself.
+        f"trainer.check_initial_loss={str(case.equal_start).lower()}",
+    ]
+    config = TRAIN.parse(compose(given, TRAIN).plain)
     data = dataset()
-    model = _model(cfg, source, data.end_token_id)
-    source.load_into(model)
-    run = Run(cfg, output, platform, mesh, source, data, data, model)
-    store = None
-    with StopRequest(mesh.device) as stop:
-        if cfg.reference == "resident":
-            model.attach_resident_reference()
-        else:
-            model.prepare_for_inference()
-            store = run.reference_store(data, "train", stop)
+    run = Run.build(config, data={"train": data, "validation": data})
+
+    def before_update() -> None:
+        if case.gradient:
+            _save_gradient(run.model, run.source, output / "gradient")
+
+    with run.stop_request() as stop:
+        references = run.prepare_reference(stop)
         if not case.equal_start:
-            load_weights(model, converted / "policy")
-        model.prepare_for_training()
-        optimizer = build_optimizer(cfg, model.policy_chunks)
-        checkpointer = Checkpointer(
-            output / "checkpoints", model, optimizer, mesh,
-            write_assets=source.write_assets, keep=1,
-        )  # fmt: skip
-
-        def before_update() -> None:
-            if case.gradient:
-                _save_gradient(model, source, output / "gradient")
-
-        split = Split(data, run.builder(data), store)
-        trainer = RecordingTrainer(
-            cfg, model, mesh, split, split, optimizer, build_scheduler(cfg, optimizer, STEPS),
-            checkpointer, stop, {}, before_update=before_update,
-        )  # fmt: skip
+            load_weights(run.model, converted / "policy")
+        trainer = run.build_trainer(references, stop, RecordingTrainer)
+        assert isinstance(trainer, RecordingTrainer)
+        trainer.before_update = before_update
         entries = [trainer.train_step() for _ in range(STEPS)]
         validation = trainer.validate()
+    store = references["train"]
     return {
         "entries": [{k: v for k, v in e.items() if not k.startswith("perf/")} for e in entries],
         "per_pair": trainer.recorded,
         "validation": validation,
         "queries": trainer.progress.queries.state(),
-        "data_size": mesh.data_size,
-        "micro_batch_size": cfg.model.micro_batch_size,
+        "data_size": run.mesh.data_size,
+        "micro_batch_size": config.model.micro_batch_size,
         # Columns of every pair in order: its chosen response's tokens, then its rejected one's.
         "reference": store and [store.columns([i]).tolist() for i in range(len(data))],
         "gradient": str(output / "gradient") if case.gradient else None,
@@ -145,7 +118,6 @@ def main(folder: Path, keys: list[str]) -> None:
     """Run the world's cases, or those of `keys` alone."""
     torch.set_num_threads(1)
     quiet_libraries()
-    quiet_nemo()
     join_world(current_platform(), timeout_minutes=2)
     results: dict[str, Any] = {}
     for case in LAUNCHES[dist.get_world_size()]:

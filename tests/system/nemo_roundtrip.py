@@ -9,23 +9,25 @@ import json
 import sys
 from pathlib import Path
 
-import nemo_gdpo.training  # noqa: F401 - installs the platform before any megatron import
+import torch
+from omegaconf import OmegaConf
 
-import torch  # isort: skip
-from omegaconf import OmegaConf  # isort: skip
-
-from nemo_gdpo.models import MegatronGPTDPOModel, MegatronGPTGDPOModel  # isort: skip
-from nemo_gdpo.training.run import assemble  # isort: skip
+from nemo_gdpo.config.composition import read_config
+from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.nemo.classes import MegatronGPTDPOModel, MegatronGPTGDPOModel, model_class
+from nemo_gdpo.training.run import Run
 
 
 def main() -> None:
     """Write what was found to RESULT."""
-    config, archive, result = sys.argv[1:]
-    run = assemble(OmegaConf.load(config))
-    run.model.save_to(archive)
+    file, archive, result = sys.argv[1:]
+    config = read_config(Path(file), TRAIN)
+    run = Run.build(config, nemo_class=model_class(config.objective.name))
+    assert isinstance(run.nemo, MegatronGPTGDPOModel)
+    run.nemo.save_to(archive)
     restored = MegatronGPTGDPOModel.restore_from(archive)
     own = dict(run.model.named_policy_parameters())
-    other = dict(restored.named_policy_parameters())
+    other = dict(restored.core.named_policy_parameters())
     refusal = ""
     try:
         MegatronGPTDPOModel.restore_from(archive)
@@ -35,7 +37,7 @@ def main() -> None:
         "same_names": own.keys() == other.keys(),
         "parameters": len(own),
         "equal": all(torch.equal(own[name], other[name]) for name in own),
-        "objective": str(restored.objective),
+        "objective": str(restored.core.objective),
         "config": OmegaConf.to_container(
             MegatronGPTGDPOModel.restore_from(archive, return_config=True).objective
         ),

@@ -77,7 +77,7 @@ def _tar(path: Path, member: tarfile.TarInfo, content: bytes = b"x") -> Path:
 
 
 def test_members_cannot_escape(tmp_path: Path) -> None:
-    from nemo_gdpo.models.nemo_archive import extract
+    from nemo_gdpo.conversion.archive import extract
 
     target = tmp_path / "inside"
     target.mkdir()
@@ -92,7 +92,7 @@ def test_members_cannot_escape(tmp_path: Path) -> None:
 
 
 def test_a_torn_archive_is_named(tmp_path: Path) -> None:
-    from nemo_gdpo.models.nemo_archive import extract
+    from nemo_gdpo.conversion.archive import extract
 
     path = tmp_path / "torn.nemo"
     path.write_bytes(b"not a tar")

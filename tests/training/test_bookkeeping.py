@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from nemo_gdpo.config.model import ModelConfig
+from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.training import LoggerConfig, TrainerConfig
+from nemo_gdpo.objectives import ADPO, DPO, GDPO, ODPO
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.metrics import NotFiniteError, reduce_metrics, refuse_not_finite
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.trainer import metric_names, total_steps
 
-OFF = OmegaConf.create({"logger": {"tensorboard": False, "wandb": False}})
+OFF = LoggerConfig(tensorboard=False)
 
 
 class TestQueryCount:
@@ -43,26 +46,26 @@ class TestQueryCount:
 class TestReduceMetrics:
     def test_means_over_the_real_slots(self) -> None:
         values = {"loss": torch.tensor([1.0, 3.0, 100.0]), "not_finite": torch.zeros(3)}
-        assert reduce_metrics(values, 2)["loss"] == 2.0
+        assert reduce_metrics(DPO(), values, 2)["loss"] == 2.0
 
     def test_flags_are_not_logged(self) -> None:
         from nemo_gdpo.models.preference_model import NOT_FINITE
 
-        assert reduce_metrics({NOT_FINITE: torch.zeros(2)}, 2) == {}
+        assert reduce_metrics(DPO(), {NOT_FINITE: torch.zeros(2)}, 2) == {}
 
     def test_adpo_rates(self) -> None:
         values = {
             "queried": torch.tensor([1.0, 0.0, 0.0, 0.0]),
             "pseudo_label_agreement": torch.tensor([0.0, 1.0, 1.0, 0.0]),
         }
-        assert reduce_metrics(values, 4) == {
+        assert reduce_metrics(ADPO(), values, 4) == {
             "adpo/query_rate": 0.25,
             "adpo/pseudo_label_agreement": pytest.approx(2 / 3),
         }
 
     def test_adpo_agreement_without_a_guess(self) -> None:
         values = {"queried": torch.ones(2), "pseudo_label_agreement": torch.zeros(2)}
-        assert reduce_metrics(values, 2)["adpo/pseudo_label_agreement"] == 1.0
+        assert reduce_metrics(ADPO(), values, 2)["adpo/pseudo_label_agreement"] == 1.0
 
 
 class TestRefuseNotFinite:
@@ -79,8 +82,6 @@ class TestRefuseNotFinite:
 
 
 def test_metric_names_are_those_of_the_objective() -> None:
-    from nemo_gdpo.objectives import ADPO, GDPO, ODPO
-
     assert {"queried", "pseudo_label_agreement"} <= set(metric_names(ADPO()))
     assert "odpo/offset" in metric_names(ODPO(offset="ratio"))
     assert "gdpo/log_flow" in metric_names(GDPO(eos_temperature=0.5))
@@ -131,7 +132,8 @@ class TestMetricsLog:
 )
 def test_total_steps(steps: int | None, epochs: float | None, expected: int) -> None:
     """10 pairs in batches of 4: an epoch begins its third batch."""
-    cfg = OmegaConf.create(
-        {"trainer": {"max_steps": steps, "max_epochs": epochs}, "model": {"global_batch_size": 4}}
+    config = RunConfig(
+        trainer=TrainerConfig(max_steps=steps, max_epochs=epochs),
+        model=ModelConfig(global_batch_size=4),
     )
-    assert total_steps(cfg, 10) == expected
+    assert total_steps(config, 10) == expected

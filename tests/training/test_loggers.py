@@ -7,22 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from nemo_gdpo.config.training import LoggerConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.training.loggers import MetricsLog
 
 
-def _cfg(*, tensorboard: bool, wandb: bool) -> OmegaConf:
-    return OmegaConf.create(
-        {
-            "logger": {
-                "tensorboard": tensorboard,
-                "wandb": wandb,
-                "wandb_project": "aligned" if wandb else None,
-                "wandb_name": None,
-            }
-        }
+def _config(*, tensorboard: bool, wandb: bool) -> LoggerConfig:
+    return LoggerConfig(
+        tensorboard=tensorboard, wandb=wandb, wandb_project="aligned" if wandb else None
     )
 
 
@@ -65,8 +58,8 @@ def _wandb_losses(file: Path) -> list[float]:
 def test_both_loggers_hold_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    cfg = _cfg(tensorboard=True, wandb=True)
-    with MetricsLog(cfg, tmp_path, enabled=True, resume_step=0) as log:
+    config = _config(tensorboard=True, wandb=True)
+    with MetricsLog(config, tmp_path, enabled=True, resume_step=0) as log:
         for step in range(3):
             log.write({"step": step, "loss": 0.5 - 0.1 * step, "rewards/margins": 0.1 * step})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,11 +82,11 @@ def test_wandb_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(UserError, match="WANDB_API_KEY"):
-        MetricsLog(_cfg(tensorboard=False, wandb=True), tmp_path, enabled=True, resume_step=0)
+        MetricsLog(_config(tensorboard=False, wandb=True), tmp_path, enabled=True, resume_step=0)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    cfg = _cfg(tensorboard=True, wandb=False)
-    with MetricsLog(cfg, tmp_path, enabled=False, resume_step=0) as log:
+    config = _config(tensorboard=True, wandb=False)
+    with MetricsLog(config, tmp_path, enabled=False, resume_step=0) as log:
         log.write({"step": 0, "loss": 1.0})
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from nemo_gdpo.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
-from nemo_gdpo.training.gate import GateError
 from nemo_gdpo.training.main import guarded
 from nemo_gdpo.training.metrics import NotFiniteError
 from nemo_gdpo.training.reference import ReferenceWriteError
+from nemo_gdpo.training.sanity import Step0MismatchError
 
 
 def _raises(error: Exception) -> Callable[[], int]:
@@ -25,7 +25,7 @@ def _raises(error: Exception) -> Callable[[], int]:
     ("error", "status"),
     [
         (UserError("data.train_path=x: there is no such file"), EXIT_USER_ERROR),
-        (GateError("step 0: two models"), EXIT_FAILED),
+        (Step0MismatchError("step 0: two models"), EXIT_FAILED),
         (NotFiniteError("step 3: pairs a, b"), EXIT_FAILED),
         (ReferenceWriteError("the reference cache r could not be written"), EXIT_FAILED),
         (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), EXIT_FAILED),

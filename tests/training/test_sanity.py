@@ -1,4 +1,4 @@
-"""The gate's closed forms against the objectives themselves, at policy = reference."""
+"""The closed forms of step 0 against the objectives themselves, at policy = reference."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from nemo_gdpo.objectives import (
     Objective,
     PairLogps,
     PairTargets,
+    Step0Inputs,
     TokenLogps,
 )
-from nemo_gdpo.training.gate import GateError, PairFacts, check_initial_step, initial_loss
+from nemo_gdpo.objectives.pairwise import response_logp
+from nemo_gdpo.training.sanity import Step0MismatchError, check_step0_loss
 
 CHOSEN_LENGTHS = [4, 1, 6, 3, 5]
 REJECTED_LENGTHS = [5, 1, 2, 7, 3]
@@ -36,8 +38,8 @@ OBJECTIVES: list[Objective] = [
     ODPO(alpha=0.0),
     ADPO(gamma=0.5),
     ADPO(pseudo_labels=False),
-    GDPO(balance="db"),
-    GDPO(balance="tb", alpha=1.0),
+    GDPO(balance="db", alpha=0.1),
+    GDPO(balance="tb"),
     *(GDPO(balance="subtb", alpha=0.5, subtb_lambda=d) for d in (0.8, 1.0, 1.5)),
 ]
 
@@ -57,10 +59,13 @@ def batch() -> PairLogps:
     )
 
 
-def facts() -> PairFacts:
-    return PairFacts(
+def inputs() -> Step0Inputs:
+    pairs = batch()
+    return Step0Inputs(
         rejected_length_N=torch.tensor(REJECTED_LENGTHS),
         rejected_complete_N=torch.tensor(REJECTED_COMPLETE),
+        chosen_logp_N=response_logp(pairs.chosen),
+        rejected_logp_N=response_logp(pairs.rejected),
         chosen_score_N=torch.tensor(WON),
         rejected_score_N=torch.tensor(LOST),
     )
@@ -73,7 +78,7 @@ def values(objective: Objective, policy: PairLogps, reference: PairLogps) -> dic
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_closed_form_is_the_objective_at_equality(objective: Objective) -> None:
-    expected = initial_loss(objective, facts())
+    expected = objective.loss_at_reference(inputs())
     assert expected is not None
     actual = values(objective, batch(), batch())["loss"].double()
     torch.testing.assert_close(expected, actual, rtol=1e-5, atol=1e-6)
@@ -81,30 +86,32 @@ def test_closed_form_is_the_objective_at_equality(objective: Objective) -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_equal_models_pass(objective: Objective) -> None:
-    check_initial_step(objective, facts(), values(objective, batch(), batch()), IDS, exact=True)
+    check_step0_loss(objective, inputs(), values(objective, batch(), batch()), IDS, exact=True)
 
 
 def test_figures_by_hand() -> None:
     strength = (0.1 * 8.0) ** 2
     # Cut responses carry no terminal reward; one position (EOS alone) has no transition.
-    db = initial_loss(GDPO(balance="db"), facts())
+    db = GDPO(balance="db", alpha=0.1).loss_at_reference(inputs())
     assert db is not None
     assert db.tolist() == pytest.approx([strength / 2, 0, strength / 2, 0, 0])
-    tb = initial_loss(GDPO(balance="tb"), facts())
+    tb = GDPO(balance="tb", alpha=0.1).loss_at_reference(inputs())
     assert tb is not None
     assert tb.tolist() == pytest.approx([strength, strength, strength, 0, 0])
     # 4 transitions: of 10 stretches 4 reach the end.
-    subtb = initial_loss(GDPO(balance="subtb"), facts())
+    subtb = GDPO(balance="subtb", alpha=0.1).loss_at_reference(inputs())
     assert subtb is not None
     assert float(subtb[0]) == pytest.approx(0.4 * strength / 2)
-    odpo = initial_loss(ODPO(alpha=1.0), facts())
+    odpo = ODPO(alpha=1.0).loss_at_reference(inputs())
     assert odpo is not None
     assert float(odpo[0]) == pytest.approx(math.log(1 + 2.0))
 
 
-@pytest.mark.parametrize("objective", [GDPO(reward="tokenwise"), GDPO(eos_temperature=0.1)])
+@pytest.mark.parametrize(
+    "objective", [GDPO(reward="tokenwise", balance="db"), GDPO(eos_temperature=0.1)]
+)
 def test_no_closed_form_where_equality_is_no_balance(objective: GDPO) -> None:
-    assert initial_loss(objective, facts()) is None
+    assert objective.loss_at_reference(inputs()) is None
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
@@ -114,8 +121,8 @@ def test_another_model_is_stopped_and_the_worst_pair_named(objective: Objective,
     wrong = getattr(policy, side)
     wrong.label_NT[2, 0] += 0.05
     wrong.label_NT[3, 1] -= 0.2
-    with pytest.raises(GateError, match=f"{side} response of pair p3") as caught:
-        check_initial_step(objective, facts(), values(objective, policy, batch()), IDS, exact=True)
+    with pytest.raises(Step0MismatchError, match=f"{side} response of pair p3") as caught:
+        check_step0_loss(objective, inputs(), values(objective, policy, batch()), IDS, exact=True)
     assert "\n" not in str(caught.value)
 
 
@@ -123,8 +130,8 @@ def test_a_wrong_loss_alone_is_stopped() -> None:
     """Log-probs agree, but the loss is of another objective."""
     found = values(DPO(), batch(), batch())
     found["loss"] = found["loss"] + torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0])
-    with pytest.raises(GateError, match="the loss of pair p1"):
-        check_initial_step(DPO(), facts(), found, IDS, exact=True)
+    with pytest.raises(Step0MismatchError, match="the loss of pair p1"):
+        check_step0_loss(DPO(), inputs(), found, IDS, exact=True)
 
 
 def test_a_wrong_eos_column_alone_is_stopped() -> None:
@@ -133,21 +140,23 @@ def test_a_wrong_eos_column_alone_is_stopped() -> None:
     assert policy.chosen.eos_NT is not None
     policy.chosen.eos_NT[0, 1] -= 0.5
     objective = GDPO(balance="db")
-    with pytest.raises(GateError, match="the loss of pair p0"):
-        check_initial_step(objective, facts(), values(objective, policy, batch()), IDS, exact=True)
+    with pytest.raises(Step0MismatchError, match="the loss of pair p0"):
+        check_step0_loss(objective, inputs(), values(objective, policy, batch()), IDS, exact=True)
 
 
 def test_adpo_must_ask_for_everything() -> None:
     found = values(ADPO(), batch(), batch())
     found["queried"] = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
-    with pytest.raises(GateError, match="4 of 5 labels"):
-        check_initial_step(ADPO(), facts(), found, IDS, exact=True)
+    with pytest.raises(
+        Step0MismatchError, match=r"queried is 1 for every pair .* but not for 1 of 5 pairs"
+    ):
+        check_step0_loss(ADPO(), inputs(), found, IDS, exact=True)
 
 
 def test_low_precision_has_room_for_rounding_but_not_for_another_model() -> None:
     policy = batch()
     policy.chosen.label_NT[2, 0] += 0.05
-    check_initial_step(DPO(), facts(), values(DPO(), policy, batch()), IDS, exact=False)
+    check_step0_loss(DPO(), inputs(), values(DPO(), policy, batch()), IDS, exact=False)
     policy.chosen.label_NT[2, 0] += 2.0
-    with pytest.raises(GateError, match="pair p2"):
-        check_initial_step(DPO(), facts(), values(DPO(), policy, batch()), IDS, exact=False)
+    with pytest.raises(Step0MismatchError, match="pair p2"):
+        check_step0_loss(DPO(), inputs(), values(DPO(), policy, batch()), IDS, exact=False)

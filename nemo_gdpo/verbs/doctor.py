@@ -1,4 +1,4 @@
-"""What is installed here and what this machine can do. Finding something missing is no failure."""
+"""What is installed here and what this machine can do. A missing package is not a failure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from importlib import metadata
 
 from nemo_gdpo import __version__
+from nemo_gdpo.config.request import asks_for_help
+from nemo_gdpo.errors import EXIT_DONE, UserError
 
 PACKAGES = (
     "torch",
@@ -21,6 +23,18 @@ PACKAGES = (
     "tensorboard",
     "transformer-engine",
 )
+
+
+def run(arguments: list[str]) -> int:
+    """Print the findings; never fails over what is missing."""
+    if asks_for_help(arguments):
+        print("usage: nemo-gdpo doctor\n\nPrints versions and what this machine can do.")
+        return EXIT_DONE
+    if arguments:
+        raise UserError(f"doctor {arguments[0]}: it takes no arguments")
+    for name, value in findings():
+        print(f"{name:<20} {value}")
+    return EXIT_DONE
 
 
 def findings() -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 
-CHATTY = (
+NOISY_LOGGERS = (
     "megatron",
     "nv_one_logger",
     "nemo_logger",
@@ -19,7 +19,6 @@ CHATTY = (
     "pytorch_lightning",
     "torch.distributed",
     "transformers",
-    "hydra",
 )
 
 
@@ -30,16 +29,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     # Checkpoint writers and data workers are fresh interpreters.
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    for name in CHATTY:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # megatron logs through the root logger in places; Hydra sends that to stdout.
+    # megatron logs through the root logger in places.
     logging.getLogger().setLevel(logging.ERROR)
-
-
-def quiet_nemo() -> None:
-    """NeMo's logger is an object of its own, made when NeMo is imported."""
-    if os.environ.get("NEMO_GDPO_VERBOSE") == "1":
-        return
-    from nemo.utils import logging as nemo_logging
-
-    nemo_logging.setLevel(nemo_logging.ERROR)

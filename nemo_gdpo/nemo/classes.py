@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
 
 class MegatronGPTDPOModel(MegatronGPTPreferenceModel):
@@ -31,13 +31,17 @@ class MegatronGPTADPOModel(MegatronGPTPreferenceModel):
     objective_names: ClassVar[frozenset[str]] = frozenset({"adpo"})
 
 
-MODEL_CLASSES: dict[str, type[MegatronGPTPreferenceModel]] = {
-    name: cls
-    for cls in (
-        MegatronGPTDPOModel,
-        MegatronGPTGDPOModel,
-        MegatronGPTODPOModel,
-        MegatronGPTADPOModel,
-    )
-    for name in cls.objective_names
-}
+NAMED_CLASSES: tuple[type[MegatronGPTPreferenceModel], ...] = (
+    MegatronGPTDPOModel,
+    MegatronGPTGDPOModel,
+    MegatronGPTODPOModel,
+    MegatronGPTADPOModel,
+)
+
+
+def model_class(objective: str) -> type[MegatronGPTPreferenceModel]:
+    """The class for a value of the `objective` key: the paper's own, or the one they share."""
+    for named in NAMED_CLASSES:
+        if objective in named.objective_names:
+            return named
+    return MegatronGPTPreferenceModel

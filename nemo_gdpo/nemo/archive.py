@@ -17,6 +17,7 @@ from nemo.core.classes.common import ALLOWED_TARGET_PREFIXES
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.conversion.archive import extract
 from nemo_gdpo.conversion.megatron_io import (
     CheckpointModel,
@@ -25,10 +26,13 @@ from nemo_gdpo.conversion.megatron_io import (
 )
 from nemo_gdpo.conversion.model_config import padded_vocab_size
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.models.builder import ParallelLayout
+from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import DIST, load_weights, save_weights
+from nemo_gdpo.objectives import build_objective
 
 if TYPE_CHECKING:
-    from nemo_gdpo.models.preference_model import MegatronGPTPreferenceModel
+    from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
 CONFIG_YAML = "model_config.yaml"
 OUR_TARGETS = "nemo_gdpo."
@@ -49,7 +53,8 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
         Raises:
             UserError: the model has no tokenizer files to put into it.
         """
-        if model.hf_assets is None:
+        core = model.core
+        if core.hf_assets is None:
             raise UserError(
                 "the model was not loaded from a checkpoint with hf_assets; load it first"
             )
@@ -64,7 +69,7 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
         if main:
             (directory / DIST).mkdir()
         dist.barrier()
-        save_weights(model, directory)
+        save_weights(core, directory)
         if main:
             self._pack(model, directory, target)
         dist.barrier()
@@ -73,12 +78,13 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
     def _pack(model: MegatronGPTPreferenceModel, directory: Path, target: Path) -> None:
         import shutil
 
-        config = model.model_config
+        core = model.core
+        config = core.model_config
         padded = padded_vocab_size(
-            config.vocab_size, model.layout.vocab_divisible_by, model.layout.tensor
+            config.vocab_size, core.layout.vocab_divisible_by, core.layout.tensor
         )
-        assert model.hf_assets is not None
-        write_checkpoint_assets(directory, CheckpointModel(config, padded, None), model.hf_assets)
+        assert core.hf_assets is not None
+        write_checkpoint_assets(directory, CheckpointModel(config, padded, None), core.hf_assets)
         (directory / CONFIG_YAML).write_text(OmegaConf.to_yaml(model.cfg, resolve=True))
         temporary = target.with_name(f".{target.name}.tmp")
         with tarfile.open(temporary, "w") as tar:
@@ -128,7 +134,7 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
             if not parallel_state.model_parallel_is_initialized():
                 raise RuntimeError("build a mesh first: nemo_gdpo.training.mesh.build_mesh")
             model = _build(calling_cls, cfg, directory, trainer)
-            load_weights(model, directory)
+            load_weights(model.core, directory)
             dist.barrier()
         return model
 
@@ -146,26 +152,26 @@ def _run_config(directory: Path, archive: Path, override: DictConfig | str | Non
 
 
 def _build(
-    cls: type[MegatronGPTPreferenceModel], cfg: DictConfig, directory: Path, trainer: Any
+    cls: type[MegatronGPTPreferenceModel], archived: DictConfig, directory: Path, trainer: Any
 ) -> MegatronGPTPreferenceModel:
     """A model on the present mesh; its layout is the mesh's, not the archive's."""
-    from nemo_gdpo.models.builder import ParallelLayout
-    from nemo_gdpo.objectives import build_objective
-
+    plain = OmegaConf.to_container(archived, resolve=True)
+    assert isinstance(plain, dict)
+    end_token_id = int(plain.pop("end_token_id"))
+    config = TRAIN.parse({str(key): value for key, value in plain.items()})
     layout = ParallelLayout(
         tensor=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
         virtual_pipeline=parallel_state.get_virtual_pipeline_model_parallel_world_size(),
         context=parallel_state.get_context_parallel_world_size(),
         sequence_parallel=False,
-        vocab_divisible_by=cfg.model.make_vocab_size_divisible_by,
+        vocab_divisible_by=config.model.make_vocab_size_divisible_by,
     )
-    fields = dict(OmegaConf.to_container(cfg.objective))  # type: ignore[arg-type]
-    return cls(
-        cfg,
-        objective=build_objective(str(fields.pop("name")), fields),
+    core = PreferenceModel(
+        config,
+        objective=build_objective(config.objective),
         model_config=read_checkpoint_model(directory).config,
         layout=layout,
-        end_token_id=int(cfg.end_token_id),
-        trainer=trainer,
+        end_token_id=end_token_id,
     )
+    return cls(config, core, trainer=trainer)

@@ -1,0 +1,1 @@
+"""How a command line becomes processes: verbs, ranks, Slurm, signals, failures. No torch."""

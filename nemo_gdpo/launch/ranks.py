@@ -1,0 +1,133 @@
+"""Local ranks: started as children, told of signals, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
+
+GRACE_SECONDS = 15.0
+"""How long the other ranks may take to notice that one failed, and then to obey SIGTERM."""
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+class _Ranks:
+    """Local ranks as children of this process.
+
+    Children rather than torchrun's: torchrun answers every failure with status 1 and a traceback of
+    its own, and gives ranks 30 seconds after SIGTERM, which a checkpoint may exceed.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.forwarded: set[int] = set()
+
+    def start(self, size: int, command: list[str]) -> None:
+        port = free_port()
+        for rank in range(size):
+            environment = _rank_environment(rank, size, port)
+            # A group of its own: what the rank started can be stopped after the rank is gone.
+            self.processes.append(subprocess.Popen(command, env=environment, process_group=0))
+
+    def forward(self, number: int, frame: FrameType | None = None) -> None:
+        """Pass a signal on; Ctrl-C and a lost terminal ask the ranks to stop as SIGTERM does."""
+        del frame
+        number = signal.SIGTERM if number in (signal.SIGINT, signal.SIGHUP) else number
+        self.forwarded.add(number)
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for all; when one fails, stop the others, which may wait for it for ever."""
+        while True:
+            statuses = [process.poll() for process in self.processes]
+            done = (None, EXIT_DONE, EXIT_REQUEUE)
+            failed = {rank: s for rank, s in enumerate(statuses) if s not in done}
+            if failed:
+                return self._fail(failed)
+            if None not in statuses:
+                return EXIT_REQUEUE if EXIT_REQUEUE in statuses else EXIT_DONE
+            time.sleep(0.1)
+
+    def _fail(self, failed: Mapping[int, int | None]) -> int:
+        _stop(self.processes, grace=GRACE_SECONDS)
+        # A rank that found a mistake in the input takes others down with it; its word counts.
+        if EXIT_USER_ERROR in [process.returncode for process in self.processes]:
+            return EXIT_USER_ERROR
+        number, status = next(iter(failed.items()))
+        assert status is not None
+        if all(s is not None and -s in self.forwarded for s in failed.values()):
+            # Ranks answer a signal with a checkpoint as soon as they have something to lose.
+            print("nemo-gdpo: stopped by a signal before training began", file=sys.stderr)
+            return EXIT_REQUEUE
+        how = (
+            f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed ({status})"
+        )
+        print(f"nemo-gdpo: rank {number} {how}; all ranks are stopped", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def launch_ranks(size: int, command: list[str]) -> int:
+    """Start `size` local ranks, pass signals on to them, and return the status of the whole."""
+    ranks = _Ranks()
+    previous = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored means nohup
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, ranks.forward)
+    # Ranks inherit "ignored", so that a terminal's Ctrl-C reaches them only through this process.
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ranks.start(size, command)
+        signal.signal(signal.SIGINT, ranks.forward)
+        return ranks.wait()
+    finally:
+        _stop(ranks.processes, grace=0.0)
+        _sweep(ranks.processes)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
+    """Let ranks end by themselves for `grace` seconds, then ask them to, then kill them."""
+    for request in (None, signal.SIGTERM, signal.SIGKILL):
+        alive = [rank for rank in ranks if rank.poll() is None]
+        if request is not None:
+            for rank in alive:
+                rank.send_signal(request)
+        deadline = time.monotonic() + (60.0 if request is signal.SIGKILL else grace)
+        while any(rank.poll() is None for rank in alive) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _sweep(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Kill helper processes that a rank which was killed could not end itself."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(rank.pid, signal.SIGKILL)

@@ -1,0 +1,208 @@
+"""The table of verbs: what each is for, what it reads, and who carries it out.
+
+Modules are named as text and imported when their verb is called, so that listing the verbs, or
+checking a configuration, loads neither torch nor megatron.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_gdpo.config.request import CONFIG_FLAGS, Request
+from nemo_gdpo.config.root import Root
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb, or what may follow one (`evaluate lm-eval`)."""
+
+    name: str
+    summary: str
+    """Half a line for the list of verbs."""
+    usage: str
+    """Beginning of its help."""
+    runs: str
+    """`module:function`; takes a `Request`, or the arguments themselves where `reads` is None."""
+    reads: str | None
+    """`module:ROOT` of its configuration; None: it parses its arguments itself."""
+    flags: tuple[str, ...] = CONFIG_FLAGS
+    followers: tuple[Verb, ...] = ()
+
+    def root(self) -> Root[Any] | None:
+        """The configuration that it reads."""
+        if self.reads is None:
+            return None
+        root = _imported(self.reads)
+        assert isinstance(root, Root)
+        return root
+
+    def run(self, request: Request | list[str]) -> int:
+        """Carry it out; returns the exit status."""
+        function: Callable[[Request | list[str]], int] = _imported(self.runs)
+        return function(request)
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return vars(importlib.import_module(module))[name]
+
+
+_TRAIN_ROOT = "nemo_gdpo.config.schema:TRAIN"
+
+VERBS: tuple[Verb, ...] = (
+    Verb(
+        "validate",
+        "name every problem of a configuration at once; needs no GPU",
+        """\
+usage: nemo-gdpo validate [group=preset] [key=value] ... [--config FILE] [--elsewhere]
+         [--cfg job [--resolve]]
+
+Names every problem of a run at once; takes the same arguments as train. With --elsewhere
+the run is for another machine: files and hardware of this one are not looked at.
+""",
+        "nemo_gdpo.verbs.validate:run",
+        _TRAIN_ROOT,
+        (*CONFIG_FLAGS, "--elsewhere"),
+    ),
+    Verb(
+        "prepare",
+        "read, check and tokenise pairs ahead of training",
+        """\
+usage: nemo-gdpo prepare data=... data.train_path=FILE model.restore_from_path=DIR output_dir=DIR
+         [--config FILE] [--cfg job [--resolve]]
+
+Reads, checks and tokenises; DIR/train and DIR/validation can then stand for the files.
+""",
+        "nemo_gdpo.data.cli:run",
+        _TRAIN_ROOT,
+    ),
+    Verb(
+        "convert",
+        "hf-to-megatron, megatron-to-hf, nemo-to-megatron, megatron-to-nemo, verify, cache",
+        "",
+        "nemo_gdpo.verbs.convert:run",
+        None,
+    ),
+    Verb(
+        "reference",
+        "compute the reference's log-probabilities ahead of training",
+        """\
+usage: nemo-gdpo reference [group=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+Takes the arguments of train and makes the caches that the training run would make first.
+""",
+        "nemo_gdpo.verbs.train:reference",
+        _TRAIN_ROOT,
+    ),
+    Verb(
+        "train",
+        "train; under torchrun or srun it joins their ranks, alone it starts its own",
+        """\
+usage: nemo-gdpo train [group=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+--config FILE starts from a run's own config.yaml, or from any file of yours with some of the keys.
+--cfg job prints the configuration instead of training; with --resolve, with the values
+of interpolations. Names of keys follow NeMo's.
+""",
+        "nemo_gdpo.verbs.train:train",
+        _TRAIN_ROOT,
+    ),
+    Verb(
+        "generate",
+        "sample from a model with vLLM, or from a server",
+        """\
+usage: nemo-gdpo generate model.restore_from_path=DIR data.prompts_path=FILE output_dir=DIR
+         [generation=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+Samples from a model with vLLM (or from a server), several answers to each prompt and at each point
+of a sweep, each with a seed of its own. The same command again makes what is missing.
+FILE is JSONL with id and prompt (text or messages). output_dir gets generations-*.jsonl.
+
+  nemo-gdpo generate model.restore_from_path=runs/gdpo/hf data.prompts_path=prompts.jsonl \\
+    generation.num_samples=8 generation.temperature=[0.7,1.0] output_dir=runs/samples
+
+--cfg job prints the configuration instead; with --resolve, with the values of interpolations.
+""",
+        "nemo_gdpo.generation.cli:run",
+        "nemo_gdpo.config.generation:GENERATE",
+    ),
+    Verb(
+        "evaluate",
+        "measure diversity and quality of what was sampled",
+        """\
+usage: nemo-gdpo evaluate evaluation.runs={NAME: DIR, ...} output_dir=DIR
+         [evaluation=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
+       nemo-gdpo evaluate lm-eval|alpaca-eval|mt-bench --help
+
+Measures what `nemo-gdpo generate` wrote: diversity and quality, side by side, with intervals over
+prompts. Prints a table, writes evaluation.json and the report into output_dir.
+
+  nemo-gdpo evaluate 'evaluation.runs={base: runs/samples-base, gdpo: runs/samples-gdpo}' \\
+    evaluation.reference_model=runs/base-hf 'evaluation.models={gdpo: runs/gdpo/hf}' \\
+    output_dir=runs/evaluation
+
+Stopped in the middle, the same command resumes where it was.
+--cfg job prints the configuration instead; with --resolve, with the values of interpolations.
+""",
+        "nemo_gdpo.evaluation.cli:run",
+        "nemo_gdpo.config.evaluation:EVALUATE",
+        followers=(
+            Verb(
+                "lm-eval",
+                "run lm-eval's tasks on an export",
+                """\
+usage: nemo-gdpo evaluate lm-eval model.restore_from_path=DIR tasks=[TASK, ...]
+         [include_path=DIR] [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+Runs lm-eval on a Hugging Face directory, offline. output_dir gets lm_eval/NAME.json; the report
+shows what it finds there, and is written again where it exists.
+
+  nemo-gdpo evaluate lm-eval model.restore_from_path=runs/gdpo/hf tasks=film_sentiment \\
+    include_path=conf/lm_eval output_dir=runs/evaluation
+""",
+                "nemo_gdpo.evaluation.downstream:lm_eval",
+                "nemo_gdpo.config.downstream:LM_EVAL",
+            ),
+            Verb(
+                "alpaca-eval",
+                "write AlpacaEval's file of model outputs",
+                """\
+usage: nemo-gdpo evaluate alpaca-eval generations=DIR generator=NAME output=FILE [key=value] ...
+
+Writes the file that `alpaca_eval --model_outputs FILE` reads.
+""",
+                "nemo_gdpo.evaluation.downstream:alpaca_eval",
+                "nemo_gdpo.config.downstream:ALPACA_EVAL",
+            ),
+            Verb(
+                "mt-bench",
+                "write MT-Bench's prompts and answer file",
+                """\
+usage: nemo-gdpo evaluate mt-bench step=first|second|answers questions=FILE [key=value] ...
+
+  nemo-gdpo evaluate mt-bench step=first questions=question.jsonl output_dir=runs/mt
+  nemo-gdpo generate data.prompts_path=runs/mt/first.jsonl output_dir=runs/mt/turn1 ...
+  nemo-gdpo evaluate mt-bench step=second questions=question.jsonl first=runs/mt/turn1 \\
+    output_dir=runs/mt
+  nemo-gdpo generate data.prompts_path=runs/mt/second.jsonl output_dir=runs/mt/turn2 ...
+  nemo-gdpo evaluate mt-bench step=answers questions=question.jsonl first=runs/mt/turn1 \\
+    second=runs/mt/turn2 model_id=gdpo output_dir=runs/mt
+""",
+                "nemo_gdpo.evaluation.downstream:mt_bench",
+                "nemo_gdpo.config.downstream:MT_BENCH",
+            ),
+        ),
+    ),
+    Verb(
+        "doctor",
+        "what is installed here and what this machine can do",
+        "",
+        "nemo_gdpo.verbs.doctor:run",
+        None,
+    ),
+)
+NOT_BUILT = ("label", "plan")
+"""Verbs that are planned; typing one says so."""

@@ -1,0 +1,123 @@
+"""Is this the run that left these checkpoints? And if it is, take up where they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from nemo_gdpo.config.base import plain_data
+from nemo_gdpo.config.objective import plain_settings
+from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.training.checkpoint import find_newest_valid, newest_trainer_state
+from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.trainer import PreferenceTrainer
+
+FIXED = ("weights", "objective", "global_batch_size", "precision")
+"""What the numbers in a checkpoint mean. The length of the run, the learning rate and the like may
+be changed on purpose."""
+
+
+def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
+    """What a resumed run must share with the one that saved the checkpoint; plain JSON.
+
+    Args:
+        config: of the run.
+        weights: fingerprint of the weights it begins with.
+    """
+    return {
+        "weights": weights,
+        "objective": plain_settings(config.objective),
+        "global_batch_size": config.model.global_batch_size,
+        "precision": config.precision,
+        "optim": plain_data(config.optim),
+        "seed": config.seed,
+    }
+
+
+def agree_on_config(config: RunConfig) -> None:
+    """Refuse ranks that were started with different configurations. Collective.
+
+    Raises:
+        UserError: on every rank, naming the first key that differs and both values.
+    """
+    own = _leaves(plain_data(config))
+    main: list[Any] = [own]
+    dist.broadcast_object_list(main, src=0)
+    differing = [f"{key}: {main[0].get(key)} on rank 0, {value} on rank {dist.get_rank()}"
+                 for key, value in own.items() if main[0].get(key) != value]  # fmt: skip
+    reasons: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(reasons, differing)
+    first = next((found[0] for found in reasons if found), None)
+    if first is not None:
+        raise UserError(
+            f"the ranks were started with different configurations ({first}); give every rank the "
+            "same arguments and environment variables"
+        )
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, dict):
+            found |= _leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _check_identity(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path) -> None:
+    differing = [name for name in FIXED if saved.get(name) != own[name]]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"resume: {checkpoint} was made with another {', '.join(differing)} "
+            f"({name}: {saved.get(name)}, now {own[name]}); restore the setting, or set another "
+            "output_dir to start a new run"
+        )
+
+
+def refuse_another_run(output_dir: Path, identity: dict[str, Any], mesh: Mesh) -> None:
+    """Refuse an output_dir that holds another run's checkpoints, before anything is written.
+
+    Collective.
+
+    Raises:
+        UserError: on every rank.
+    """
+    problem: list[str | None] = [None]
+    if mesh.is_main:
+        checkpoint, state = newest_trainer_state(output_dir / "checkpoints")
+        try:
+            if checkpoint is not None:
+                _check_identity(state["identity"], identity, checkpoint)
+        except UserError as error:
+            problem = [str(error)]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise UserError(problem[0])
+
+
+def resume(root: Path, trainer: PreferenceTrainer, mesh: Mesh) -> list[str]:
+    """Restore the newest valid checkpoint below `root`, if there is one. Collective.
+
+    Returns:
+        What to tell the user: checkpoints passed over and why, and where the run resumes.
+
+    Raises:
+        UserError: the checkpoint belongs to another run.
+    """
+    found = [find_newest_valid(root) if mesh.is_main else None]
+    dist.broadcast_object_list(found, src=0)
+    assert found[0] is not None
+    said = list(found[0].skipped)
+    if found[0].path is not None:
+        saved = json.loads((found[0].path / "trainer_state.json").read_text())
+        _check_identity(saved["identity"], trainer.identity, found[0].path)
+        trainer.restore(trainer.checkpointer.load(found[0].path))
+        step, last = trainer.progress.step, trainer.total_steps
+        said.append(f"resumed {found[0].path.name}: {step} of {last} steps")
+    return said

@@ -1,0 +1,49 @@
+"""What one rank does: `python -m nemo_gdpo.verbs.rank train|reference CONFIG`.
+
+The configuration was composed and checked by the process that started the ranks. Only training
+builds NeMo's classes, so a rank that computes a reference never imports nemo.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from nemo_gdpo.config.composition import read_config
+from nemo_gdpo.config.schema import TRAIN, RunConfig
+from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE
+
+
+def run_task(task: str, config: RunConfig) -> int:
+    """Carry out `task` on this rank; returns the exit status."""
+    from nemo_gdpo.training.main import guarded
+
+    return guarded(lambda: _TASKS[task](config))
+
+
+def _train(config: RunConfig) -> int:
+    # After the training room, which readies the platform before megatron can be imported.
+    from nemo_gdpo.nemo.classes import model_class
+    from nemo_gdpo.training.run import Run
+    from nemo_gdpo.training.trainer import Outcome
+
+    run = Run.build(config, nemo_class=model_class(config.objective.name))
+    return EXIT_DONE if run.train() is Outcome.DONE else EXIT_REQUEUE
+
+
+def _reference(config: RunConfig) -> int:
+    from nemo_gdpo.training.reference import Stopped
+    from nemo_gdpo.training.run import Run
+
+    try:
+        Run.build(config).compute_reference()
+    except Stopped:
+        return EXIT_REQUEUE
+    return EXIT_DONE
+
+
+_TASKS = {"train": _train, "reference": _reference}
+
+
+if __name__ == "__main__":
+    sys.exit(run_task(sys.argv[1], read_config(Path(sys.argv[2]), TRAIN)))

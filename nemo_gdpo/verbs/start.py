@@ -1,0 +1,91 @@
+"""Check a run, then carry it out: in the ranks that are there, or in ranks started now."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from nemo_gdpo.config.composition import config_yaml
+from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.validate import problems_of_mapping
+from nemo_gdpo.config.world import Hardware, configured_world_size
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.launch.ranks import launch_ranks
+from nemo_gdpo.launch.slurm import adopt_slurm_world
+
+Task = Literal["train", "reference"]
+RANK_MODULE = "nemo_gdpo.verbs.rank"
+
+
+def detect_hardware(precision: str, *, joined: bool) -> Hardware:
+    """What the checks may know about this machine and the ranks that were started.
+
+    Args:
+        precision: of the configuration, to say why it is not to be had.
+        joined: this process is one of several ranks.
+
+    Raises:
+        UserError: what training needs is not installed.
+    """
+    try:
+        import torch
+
+        from nemo_gdpo.platform.select import detect_capabilities
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the package {error.name} is not installed, so nothing can be trained here; install "
+            "nemo_gdpo with the extra train, or check for another machine with "
+            "`nemo-gdpo validate --elsewhere`"
+        ) from None
+    capabilities = detect_capabilities()
+    cuda = capabilities.device_type == "cuda"
+    return Hardware(
+        world_size=int(os.environ["WORLD_SIZE"]) if joined else None,
+        # srun may show each task its own GPU only: then the number says nothing.
+        gpus=torch.cuda.device_count() if cuda and not joined else None,
+        precisions=capabilities.precisions,
+        precision_reason=capabilities.why_not(precision),
+    )
+
+
+def start(plain: dict[str, Any], task: Task) -> int:
+    """Check a configuration, then run it; returns the exit status.
+
+    Args:
+        plain: the composed configuration.
+        task: what every rank does with it.
+
+    Raises:
+        UserError: the configuration is wrong, or the world is not one that can be started here.
+    """
+    joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
+    hardware = detect_hardware(str(plain.get("precision")), joined=joined)
+    config, found = problems_of_mapping(plain, hardware)
+    refuse(found)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if joined or configured_world_size(config) == 1:
+        from nemo_gdpo.verbs.rank import run_task
+
+        return run_task(task, config)
+    return _start_ranks(config, task)
+
+
+def _start_ranks(config: RunConfig, task: Task) -> int:
+    if config.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: nothing here starts ranks on other "
+            "nodes; start this command with srun (one task a rank) or torchrun on every node"
+        )
+    with tempfile.TemporaryDirectory(prefix="nemo_gdpo-") as folder:
+        # Not output_dir/config.yaml: the ranks may still refuse the run, and that file may be the
+        # record of another one.
+        file = Path(folder) / "config.yaml"
+        file.write_text(config_yaml(config), encoding="utf-8")
+        return launch_ranks(
+            configured_world_size(config),
+            [sys.executable, "-m", RANK_MODULE, task, str(file)],
+        )

@@ -1,0 +1,61 @@
+"""`nemo-gdpo validate`: every problem of a run at once, without a GPU and without weights."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from nemo_gdpo.config.request import Request
+from nemo_gdpo.config.schema import TRAIN, RunConfig
+from nemo_gdpo.config.validate import problems_of_mapping
+from nemo_gdpo.config.world import configured_world_size, model_parallel_size
+from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR
+
+
+def run(request: Request) -> int:
+    """Print the problems, or a summary of the run; returns the exit status."""
+    from nemo_gdpo.verbs.start import detect_hardware
+
+    elsewhere = "--elsewhere" in request.flags
+    plain = request.compose(TRAIN).plain
+    hardware = None if elsewhere else detect_hardware(str(plain.get("precision")), joined=False)
+    if hardware is not None and int(plain["trainer"]["num_nodes"] or 1) > 1:
+        # This may well be the login node of a cluster: its GPUs are not those of the run.
+        hardware = replace(hardware, gpus=None)
+    config, found = problems_of_mapping(plain, hardware, files=not elsewhere)
+    if not found:
+        print(_summary(config))
+        return EXIT_DONE
+    for problem in found:
+        print(f"nemo-gdpo: error: {problem}", file=sys.stderr)
+    count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
+    print(f"nemo-gdpo: {count} found", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _summary(config: RunConfig) -> str:
+    model, world = config.model, configured_world_size(config)
+    copies = world // model_parallel_size(config)
+    steps = [
+        f"{value} {name}"
+        for value, name in (
+            (config.trainer.max_steps, "steps"),
+            (config.trainer.max_epochs, "epochs"),
+        )
+        if value is not None
+    ]
+    return "\n".join(
+        [
+            "valid",
+            f"  objective  {config.objective.name}, reference {config.reference}",
+            f"  model      {model.restore_from_path}, {config.precision}",
+            f"  data       {config.data.name}: {config.data.train_path}",
+            f"  mesh       {world} ranks: TP{model.tensor_model_parallel_size} x "
+            f"PP{model.pipeline_model_parallel_size} x CP{model.context_parallel_size} x "
+            f"DP{copies}",
+            f"  batch      {model.global_batch_size} pairs = {copies} x {model.micro_batch_size} x "
+            f"{model.global_batch_size // (copies * model.micro_batch_size)} micro-batches",
+            f"  length     {' or '.join(steps)}, learning rate {config.optim.lr:g}",
+            f"  output     {config.output_dir}",
+        ]
+    )
