@@ -3,42 +3,24 @@
     python tools/docs_tables.py            # write docs/reference/keys.md and metrics.md
     python tools/docs_tables.py --check    # status 1 where a page is not what the code gives
 
-The settings say key, type, default, range and help themselves, so the pages can be neither
-incomplete nor out of date; `tests/test_docs.py` compares them.
+Keys say type, range, default and help themselves, so the pages can be neither incomplete nor out of
+date; `tests/test_docs.py` compares them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel
-
-from nemo_gdpo.config import TRAIN, Root
-from nemo_gdpo.config.base import Section
-from nemo_gdpo.config.downstream import ALPACA_EVAL, LM_EVAL, MT_BENCH
-from nemo_gdpo.config.evaluation import (
-    EVALUATE,
-    EvaluationConfig,
-    NoveltyConfig,
-    RewardConfig,
-)
-from nemo_gdpo.config.generation import GENERATE
+from nemo_gdpo.config.base import default_of, fields_of
+from nemo_gdpo.config.evaluation import EvaluationConfig, NoveltyConfig, RewardConfig
+from nemo_gdpo.config.help import describe_type, keys
 from nemo_gdpo.evaluation.catalog import describe_metrics
+from nemo_gdpo.launch.verbs import VERBS
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
-ROOTS: dict[str, Root[Any]] = {
-    "nemo-gdpo train, validate, reference, prepare": TRAIN,
-    "nemo-gdpo generate": GENERATE,
-    "nemo-gdpo evaluate": EVALUATE,
-    "nemo-gdpo evaluate lm-eval": LM_EVAL,
-    "nemo-gdpo evaluate alpaca-eval": ALPACA_EVAL,
-    "nemo-gdpo evaluate mt-bench": MT_BENCH,
-}
-"""Title of a section of the page -> what those verbs read."""
-BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 EVERYTHING = EvaluationConfig(
     reference_model="DIR",
     rewards=(RewardConfig(kind="vader", name="NAME"),),
@@ -49,8 +31,8 @@ MADE = "<!-- Written by tools/docs_tables.py (make docs-tables); edits here are 
 KEYS_HEAD = f"""{MADE}
 # Configuration keys
 
-Every key that a verb reads, as `key=value` on the command line. A default is the one that holds
-where no file of `conf/` says otherwise: `nemo-gdpo VERB ... --cfg job --resolve` prints what a run
+Every key that a verb reads, as `key=value` on the command line, with the default that holds where
+no preset of `conf/` says otherwise: `nemo-gdpo VERB ... --cfg job --resolve` prints what a run
 reads. Lists are written `[a,b]`; `N` in a key is a place in a list.
 """
 METRICS_HEAD = f"""{MADE}
@@ -60,89 +42,50 @@ What `nemo-gdpo evaluate` can measure; the settings decide what is measured. Def
 are in [Evaluation](../evaluation.md).
 """
 
-Schema = Mapping[str, Any]
 
-
-def table(head: tuple[str, ...], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; bars inside cells are escaped."""
     lines = [head, ("---",) * len(head), *rows]
     cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def kind_of(schema: Schema) -> str:
-    """A value's type in words, from its JSON schema."""
-    for combined in ("anyOf", "oneOf"):
-        if combined in schema:
-            return " or ".join(kind_of(option) for option in schema[combined])
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    if "$ref" in schema:
-        return "section"
-    kind = str(schema.get("type", "any"))
-    if kind == "array":
-        items = schema.get("items") or schema["prefixItems"][0]
-        return f"list of {kind_of(items)}"
-    if kind == "object":
-        return "mapping"
-    return {"string": "text", "number": "real", "boolean": "true or false"}.get(kind, kind)
+def titles() -> dict[str, str]:
+    """Where a configuration is declared -> the commands that read it."""
+    found: dict[str, list[str]] = {}
+    for verb in VERBS:
+        for name, one in (
+            (verb.name, verb),
+            *((f"{verb.name} {f.name}", f) for f in verb.followers),
+        ):
+            if one.reads is not None:
+                found.setdefault(one.reads, []).append(name)
+    return {reads: f"nemo-gdpo {', '.join(names)}" for reads, names in found.items()}
 
 
-def bounds_of(schema: Schema) -> str:
-    """The range that a number, or each number of a list, has to lie in."""
-    found = [f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema]
-    inner = [*schema.get("anyOf", []), schema.get("items"), *schema.get("prefixItems", [])[:1]]
-    found += [bounds_of(option) for option in inner if option]
-    return ", ".join(bound for bound in found if bound)
-
-
-def shown(value: Any) -> str:
-    """A default as it is written on the command line."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(exclude_defaults=True)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(shown(item) for item in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
-def key_rows(section: type[Section], prefix: str = "") -> Iterator[tuple[str, ...]]:
-    """(key, type, default, range, help) of every leaf below a section, in the order of the code."""
-    properties = section.model_json_schema()["properties"]
-    for name, field in section.model_fields.items():
-        key, kind = f"{prefix}{name}", field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from key_rows(kind, f"{key}.")
-            continue
-        schema = properties[name]
-        default = ""
-        if not field.is_required():
-            default = f"`{shown(field.get_default(call_default_factory=True))}`"
-        yield f"`{key}`", kind_of(schema), default, bounds_of(schema), field.description or ""
-
-
-def keys_of(root: Root[Any]) -> Iterator[tuple[str, ...]]:
-    """All keys of a verb: its own, those of each section to choose from, those of list elements."""
-    for row in key_rows(root.schema):
-        if row[0] != f"`{root.choice}`":
-            yield row
-        for name, section in root.sections.items() if row[0] == f"`{root.choice}`" else ():
-            for key, *rest in key_rows(section, f"{root.choice}."):
-                yield f"{key} ({name})", *rest
-        if row[0] == "`evaluation.rewards`":
-            yield from key_rows(RewardConfig, "evaluation.rewards.N.")
+def reward_rows() -> Iterator[tuple[str, ...]]:
+    """Keys of an element of `evaluation.rewards`."""
+    for name, field in fields_of(RewardConfig).items():
+        default = "" if field.is_required() else f"`{json.dumps(default_of(field))}`"
+        kind = describe_type(field.annotation, field.metadata)
+        yield f"`evaluation.rewards.N.{name}`", kind, default, field.description or ""
 
 
 def keys_page() -> str:
     """`docs/reference/keys.md`."""
-    head = ("key", "type", "default", "range", "meaning")
-    sections = [f"## {title}\n\n{table(head, keys_of(r))}" for title, r in ROOTS.items()]
-    return "\n".join([KEYS_HEAD, *sections])
+    sections = [KEYS_HEAD]
+    roots = {one.reads: one.root() for verb in VERBS for one in (verb, *verb.followers)}
+    for reads, title in titles().items():
+        root = roots[reads]
+        assert root is not None
+        rows: list[tuple[str, ...]] = []
+        for key in keys(root):
+            owners = f" ({', '.join(key.owners)})" if key.owners else ""
+            rows.append((f"`{key.name}`{owners}", key.kind, f"`{key.default}`", key.help))
+            if key.name == "evaluation.rewards":
+                rows += reward_rows()
+        sections.append(f"## {title}\n\n{table(('key', 'type', 'default', 'meaning'), rows)}")
+    return "\n".join(sections)
 
 
 def metrics_page() -> str:
@@ -151,8 +94,7 @@ def metrics_page() -> str:
         (f"`{name}`", info.kind, info.direction, info.unit, info.description)
         for name, info in describe_metrics(EVERYTHING).items()
     ]
-    head = ("metric", "kind", "better", "unit", "meaning")
-    return f"{METRICS_HEAD}\n{table(head, rows)}"
+    return f"{METRICS_HEAD}\n{table(('metric', 'kind', 'better', 'unit', 'meaning'), rows)}"
 
 
 def pages() -> dict[Path, str]:
@@ -162,19 +104,18 @@ def pages() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or say which are out of date; returns the exit status."""
-    made = pages()
-    stale = [p for p, text in made.items() if not p.is_file() or p.read_text("utf-8") != text]
-    if arguments == ["--check"]:
-        for path in stale:
-            print(f"{path}: is not what the code gives; run make docs-tables", file=sys.stderr)
-        return 1 if stale else 0
-    if arguments:
+    if arguments not in ([], ["--check"]):
         print("usage: docs_tables.py [--check]", file=sys.stderr)
         return 2
+    made = pages()
+    stale = [p for p, text in made.items() if not p.is_file() or p.read_text("utf-8") != text]
     for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made[path], "utf-8")
-    return 0
+        if arguments:
+            print(f"{path}: is not what the code gives; run make docs-tables", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(made[path], "utf-8")
+    return 1 if arguments and stale else 0
 
 
 if __name__ == "__main__":
