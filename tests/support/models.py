@@ -92,7 +92,6 @@ KINDS: dict[str, Kind] = {
     "llama_untied": Kind(LlamaConfig, {"tie_word_embeddings": False, "head_dim": 24}),
     "llama_linear": Kind(
         LlamaConfig,
-        LlamaForCausalLM,
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
     ),
     "llama_llama3": Kind(LlamaConfig, {"rope_parameters": LLAMA3_ROPE}),
@@ -100,7 +99,6 @@ KINDS: dict[str, Kind] = {
     # The tests' sequences are longer than the model's own length.
     "llama_dynamic": Kind(
         LlamaConfig,
-        LlamaForCausalLM,
         {
             "max_position_embeddings": 24,
             "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
