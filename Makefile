@@ -32,13 +32,13 @@ python-generation-gpu: ## the same for NVIDIA GPUs
 
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (12 minutes once installed)
 	$(GENERATION)
-	@"$(TRAINING)" tools/demo.py
+	@"$(TRAINING)" -m examples.film_reviews.demo
 
 HOURS ?= 2
 SEEDS ?= 3
-experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3; goes on where it was stopped)
+experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3; resumes where it was stopped)
 	$(GENERATION)
-	@"$(TRAINING)" tools/experiment.py --hours $(HOURS) --seeds $(SEEDS)
+	@"$(TRAINING)" -m examples.film_reviews.experiment --hours $(HOURS) --seeds $(SEEDS)
 
 test-fast: ## the tests that start no ranks, engines, browsers or Slurm (under 3 minutes on 2 cores)
 	@"$(TRAINING)" -m pytest -m "not slow" -n auto
@@ -56,7 +56,7 @@ lint-format:
 	@"$(TRAINING)" -m ruff format --check .
 
 lint-types:
-	@"$(TRAINING)" -m mypy nemo_gdpo
+	@"$(TRAINING)" -m mypy nemo_gdpo examples
 
 lint-imports:
 	@"$(TRAINING)" -c "$(LINT_IMPORTS)" --no-logo

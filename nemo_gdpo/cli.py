@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, RunError, Stopped, UserError
+from nemo_gdpo.launch.failures import report
 from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS, Verb
 
 _HEAD = """\
@@ -37,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        if _is_main_rank():
-            print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return report(error, rank=0 if _is_main_rank() else 1)
+    except (RunError, Stopped) as error:
+        return report(error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
             raise

@@ -1,6 +1,8 @@
-"""Errors that a user can mend, and the exit statuses of the command line."""
+"""Errors that end a command in one line, and the exit statuses of the command line."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -12,6 +14,27 @@ EXIT_REQUEUE = 75
 class UserError(ValueError):
     """The configuration or the input is wrong.
 
-    The message is one line that says what is wrong, where, and how to mend it. The command line
-    prints it without a traceback and exits with `EXIT_USER_ERROR`.
+    The message is one line that says what is wrong, where, and how to fix it. The command line
+    prints it without a traceback and exits with `status`.
     """
+
+    status: ClassVar[int] = EXIT_USER_ERROR
+
+
+class RunError(RuntimeError):
+    """The disk, a server, an engine or the numbers failed; not a mistake of the user's.
+
+    The message is one line that says what, and what is safe. Rooms derive their own from it.
+    """
+
+    status: ClassVar[int] = EXIT_FAILED
+
+
+class Stopped(BaseException):
+    """A signal asked to stop; everything that should be kept is on disk.
+
+    No `Exception`: a signal's handler may raise it anywhere, and nothing should take it for a
+    failure. The message is one line, or empty where whoever catches it says more.
+    """
+
+    status: ClassVar[int] = EXIT_REQUEUE

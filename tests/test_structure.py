@@ -69,7 +69,7 @@ def test_rooms_import_in_the_allowed_directions_only() -> None:
 def test_files_stay_readable() -> None:
     lengths = {
         path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
-        for path in sources("nemo_gdpo")
+        for path in sources("nemo_gdpo", "examples")
     }
     assert {name: count for name, count in lengths.items() if count > MAX_LINES} == {}
 
@@ -79,7 +79,7 @@ def test_nothing_that_runs_foreign_code(what: str) -> None:
     pattern = re.compile(FORBIDDEN[what])
     found = [
         f"{path.relative_to(ROOT)}: {match[0]}"
-        for path in sources("nemo_gdpo", "tools")
+        for path in sources("nemo_gdpo", "examples", "tools")
         for match in pattern.finditer(without_docstrings(path))
     ]
     assert found == []
@@ -107,7 +107,7 @@ def test_the_search_would_find_it(tmp_path: Path, what: str, line: str) -> None:
 def test_only_the_restricted_unpickler_knows_pickle() -> None:
     importing = [
         path
-        for path in sources("nemo_gdpo", "tools")
+        for path in sources("nemo_gdpo", "examples", "tools")
         if re.search(
             r"^\s*(?:import|from) (?:pickle|dill|marshal|shelve)\b", path.read_text(), re.M
         )
@@ -138,5 +138,5 @@ def test_the_makefile_parses() -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for part in ("tools/demo.py", "-m pytest", "tools/environment.py training"):
+    for part in ("-m examples.film_reviews.demo", "-m pytest", "tools/environment.py training"):
         assert part in done.stdout

@@ -164,7 +164,7 @@ def install(environment: Path, recipe: Recipe) -> None:
 
 
 def cached_environment(name: str) -> Path:
-    """The interpreter of the cached environment, which is made or mended first if need be."""
+    """The interpreter of the cached environment, made or repaired first where that is needed."""
     recipe = ENVIRONMENTS[name]
     directory = cache_root() / "environments"
     directory.mkdir(parents=True, exist_ok=True)

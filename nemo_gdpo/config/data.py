@@ -9,19 +9,6 @@ from pydantic import Field
 from nemo_gdpo.config.base import Section, Text, from_environment
 
 Length = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=1)]
-Rating = Annotated[float, Field(ge=-4, le=4)]
-
-MOVIE_REVIEW_KEYS = (
-    "source_path",
-    "num_train",
-    "num_validation",
-    "validation_fraction",
-    "chosen_min",
-    "rejected_max",
-    "min_gap",
-)
-"""Keys that only `preset=movie_reviews` reads."""
 
 
 class DataConfig(Section):
@@ -37,7 +24,6 @@ class DataConfig(Section):
             "ultrafeedback_binarized",
             "tldr_comparisons",
             "odpo_json",
-            "movie_reviews",
         ]
         | None
     ) = None
@@ -59,25 +45,15 @@ class DataConfig(Section):
     truncation_mode: Literal["keep_end", "keep_start", "error"] = "keep_end"
     """Which part of a long prompt stays; error refuses anything too long."""
     seed: Annotated[int, Field(ge=0)] = 1234
-    """Of the order of pairs, and of the pairing where a preset makes the pairs."""
+    """Of the order of pairs."""
     packing: bool = False
     """Padding-free micro-batches: all sequences in one row, with the same result."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
-    source_path: Text | None = None
-    """movie_reviews: the vaderSentiment source package (.tar.gz)."""
-    num_train: Count | None = None
-    """movie_reviews: training pairs; null is all there are."""
-    num_validation: Count | None = None
-    """movie_reviews: validation pairs; null is all there are."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """movie_reviews: share of the snippets that only validation sees."""
-    chosen_min: Rating | None = None
-    """movie_reviews: least mean rating of a chosen snippet, -4 to 4."""
-    rejected_max: Rating | None = None
-    """movie_reviews: greatest mean rating of a rejected snippet, -4 to 4."""
-    min_gap: Annotated[float, Field(ge=0, le=8)] | None = None
-    """movie_reviews: least difference of the two mean ratings."""
+
+    def path_of(self, split: Literal["train", "validation"]) -> str | None:
+        """Where the pairs of a split are; None when there are none."""
+        return self.train_path if split == "train" else self.validation_path
 
     @property
     def reader_format(self) -> str:

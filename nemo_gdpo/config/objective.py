@@ -81,8 +81,9 @@ class ODPOSettings(ObjectiveSettings):
     alpha: NotNegative = 1.0
     """Weight of the offset, in the units of the scores; 0 is DPO."""
     offset: Literal["log", "identity", "log1p", "ratio"] = "log"
-    """Function of the scores: log(s_w - s_l), the paper's, negative below a gap of 1; s_w - s_l;
-    log1p(s_w - s_l), never negative; or log(s_w / s_l), for positive scores."""
+    """Function of the scores: log(s_c - s_r), the paper's, negative below a gap of 1; s_c - s_r;
+    log1p(s_c - s_r), never negative; or log(s_c / s_r), for positive scores (c chosen, r
+    rejected)."""
 
 
 @dataclass(frozen=True, config=SETTINGS)

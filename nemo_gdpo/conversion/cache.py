@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.conversion.assets import asset_files
-from nemo_gdpo.conversion.atomic import MARKER, held_lock, why_incomplete
+from nemo_gdpo.conversion.atomic import MARKER, why_incomplete
 from nemo_gdpo.conversion.fingerprint import hash_files
-from nemo_gdpo.conversion.journal import digest_of, file_sha256
 from nemo_gdpo.conversion.megatron_io import FORMAT_VERSION, is_megatron_checkpoint
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import digest_of, file_sha256, write_json
+from nemo_gdpo.io.locks import held
 
 ENVIRONMENT = "NEMO_GDPO_CACHE"
 _SETTLED_NS = 2 * 10**9
@@ -82,9 +83,7 @@ def source_fingerprint(source: Path, files: list[Path], *, progress: bool = Fals
     settled = all(now - mtime > _SETTLED_NS for _, _, mtime, _ in before)
     if settled and _state(files) == before:
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f".{note.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"files": before, "sha256": sha256}))
-        temporary.replace(note)
+        write_json(note, {"files": before, "sha256": sha256})
     return sha256
 
 
@@ -116,7 +115,7 @@ def obtain(
     directory = _models() / f"{stem}-{digest}"
     lock = directory.with_name(f".{directory.name}.lock")
     try:
-        with held_lock(lock, waiting=f"waiting for another process to convert {source}"):
+        with held(lock, waiting=f"waiting for another process to convert {source}"):
             if directory.exists():
                 reason = why_incomplete(directory)
                 if reason is None and is_megatron_checkpoint(directory):

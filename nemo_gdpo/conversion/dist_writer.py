@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 from torch.distributed.checkpoint.storage import WriteResult
 
 from nemo_gdpo.conversion.engine import TensorSpec
-from nemo_gdpo.conversion.journal import Journal
+from nemo_gdpo.io.progress_file import ProgressFile
 
 COMMON_STATE = "common_state/shard_0_1"
 """Where Megatron keeps what is no tensor; empty in a converted model."""
@@ -147,7 +147,7 @@ def write_dist_checkpoint(
     specs: Sequence[TensorSpec],
     fetch: Callable[[str], Tensor],
     extra_states: Sequence[str] = (),
-    journal: Journal | None = None,
+    journal: ProgressFile | None = None,
 ) -> None:
     """Write a distributed checkpoint that megatron-core loads under any mesh.
 

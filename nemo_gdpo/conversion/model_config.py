@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io import files
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,4 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not JSON, or holds something else.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a complete model directory") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore the file") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object; restore the file")
-    return found
+    return files.read_json_object(path, missing="give a complete model directory")

@@ -9,6 +9,7 @@ from pathlib import Path
 from nemo_gdpo.conversion.logits import LogitsComparison
 from nemo_gdpo.conversion.verify import VerifyReport
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import write_file
 
 MARKDOWN, JSON = "report.md", "report.json"
 _SHOWN = 20
@@ -120,8 +121,8 @@ class Comparison:
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / JSON).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-            (directory / MARKDOWN).write_text(self.markdown(), encoding="utf-8")
+            write_file(directory / JSON, json.dumps(self.to_dict(), indent=1) + "\n")
+            write_file(directory / MARKDOWN, self.markdown())
         except OSError as error:
             raise UserError(
                 f"{directory}: the report cannot be written ({error.strerror}); give a directory "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.hf_source import INDEX, SINGLE
-from nemo_gdpo.conversion.journal import Journal
+from nemo_gdpo.io.progress_file import ProgressFile
 
 MAX_SHARD_BYTES = 5_000_000_000
 _NAMES = {
@@ -73,7 +73,7 @@ def write_shards(
     read: Callable[[Set[str]], Iterator[tuple[str, Tensor]]],
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    journal: Journal | None = None,
+    journal: ProgressFile | None = None,
 ) -> list[str]:
     """Write `model.safetensors`, or numbered shards with an index.
 

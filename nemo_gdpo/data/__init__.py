@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from .collate import (
+from nemo_gdpo.data.collate import (
     PackedBatch,
     PaddedBatch,
     pack_batch,
-    packed_length,
     pad_batch,
-    padded_length,
     responses_from_flat,
 )
-from .dataset import PreferenceDataset, build_dataset
-from .prepared import is_prepared, load_prepared, save_prepared
-from .readers import FORMAT_NAMES, read_pairs
-from .sampler import SENTINEL, PreferenceSampler
-from .templates import PairEncoder
-from .tokenize import Limits, TokenizeStats, tokenize_pairs
-from .types import Message, Messages, RawPair, ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
+from nemo_gdpo.data.prepared import is_prepared, load_prepared, save_prepared
+from nemo_gdpo.data.readers import FORMAT_NAMES, read_pairs
+from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
+from nemo_gdpo.data.templates import PairEncoder
+from nemo_gdpo.data.tokenize import Limits, TokenizeStats, tokenize_pairs
+from nemo_gdpo.data.types import (
+    Message,
+    Messages,
+    RawPair,
+    ReadStats,
+    TokenizedPair,
+    TokenizedResponse,
+)
 
 __all__ = [
     "FORMAT_NAMES",
@@ -39,9 +44,7 @@ __all__ = [
     "is_prepared",
     "load_prepared",
     "pack_batch",
-    "packed_length",
     "pad_batch",
-    "padded_length",
     "read_pairs",
     "responses_from_flat",
     "save_prepared",

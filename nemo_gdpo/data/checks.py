@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from .types import Message, Messages, RawPair, Row
+from nemo_gdpo.data.types import Message, Messages, RawPair, Row
+from nemo_gdpo.errors import UserError
 
 
 class BadPairError(UserError):
@@ -23,14 +23,14 @@ class BadPairError(UserError):
 def text_field(row: Row, key: str) -> str:
     value = field(row, key)
     if not isinstance(value, str):
-        raise UserError(f"{row.where}: {key!r} is {_kind(value)}, not text: write it as a string")
+        raise UserError(f"{row.where}: {key!r} is {_kind(value)}, not text; write it as a string")
     return value
 
 
 def field(row: Row, key: str) -> Any:
     if key not in row.data:
         have = ", ".join(sorted(row.data)) or "none"
-        raise UserError(f"{row.where}: no value for {key!r} (columns here: {have}): add the column")
+        raise UserError(f"{row.where}: no value for {key!r} (columns here: {have}); add the column")
     return row.data[key]
 
 
@@ -38,22 +38,22 @@ def messages(value: Any, where: str, name: str) -> Messages:
     """Check a list of messages; extra keys of a message are refused, not ignored."""
     if not isinstance(value, list | tuple) or not value:
         raise UserError(
-            f"{where}: {name} is {_kind(value)}, not a list of messages: write role and content"
+            f"{where}: {name} is {_kind(value)}, not a list of messages; write role and content"
         )
     return [_message(item, where, f"{name}[{index}]") for index, item in enumerate(value)]
 
 
 def _message(value: Any, where: str, name: str) -> Message:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: {name} is {_kind(value)}, not a message: write role and content")
+        raise UserError(f"{where}: {name} is {_kind(value)}, not a message; write role and content")
     given = {key: item for key, item in value.items() if item is not None}
     if set(given) != {"role", "content"}:
         raise UserError(
-            f"{where}: {name} has the keys {', '.join(sorted(given)) or 'none'}: "
+            f"{where}: {name} has the keys {', '.join(sorted(given)) or 'none'}; "
             "a message has exactly role and content"
         )
     if not isinstance(given["role"], str) or not isinstance(given["content"], str):
-        raise UserError(f"{where}: role and content of {name} must be text: write them as strings")
+        raise UserError(f"{where}: role and content of {name} must be text; write them as strings")
     return {"role": given["role"], "content": given["content"]}
 
 
@@ -64,14 +64,14 @@ def score(row: Row, key: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
-            f"{row.where}: {key!r} is {_kind(value)}, not a number: write it without quotes"
+            f"{row.where}: {key!r} is {_kind(value)}, not a number; write it without quotes"
         )
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
-        raise UserError(f"{row.where}: {key!r} is {value}: scores must be finite float32 numbers")
+        raise UserError(f"{row.where}: {key!r} is {value}; scores must be finite float32 numbers")
     return number
 
 
@@ -81,7 +81,7 @@ def explicit_id(row: Row) -> str:
     if value is None:
         return str(row.number)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise UserError(f"{row.where}: id is {_kind(value)}: use a non-empty text or an integer")
+        raise UserError(f"{row.where}: id is {_kind(value)}; use a non-empty text or an integer")
     return str(value)
 
 
@@ -113,26 +113,26 @@ def check_pair(pair: RawPair, *, require_scores: bool) -> bool:
 
 
 def _check_scores(pair: RawPair, where: str, require_scores: bool) -> bool:
-    high, low = pair.chosen_score, pair.rejected_score
-    if high is None and low is None:
+    chosen, rejected = pair.chosen_score, pair.rejected_score
+    if chosen is None and rejected is None:
         if require_scores:
             raise UserError(
-                f"{where}: no scores, and this objective needs them: add chosen_score and "
+                f"{where}: no scores, and this objective needs them; add chosen_score and "
                 "rejected_score (or margin), or train with objective=dpo"
             )
         return False
-    if high is None or low is None:
-        missing = "chosen" if high is None else "rejected"
+    if chosen is None or rejected is None:
+        missing = "chosen" if chosen is None else "rejected"
         raise UserError(
-            f"{where}: the score of the {missing} response is missing: give both or none"
+            f"{where}: the score of the {missing} response is missing; give both or none"
         )
-    if high < low:
+    if chosen < rejected:
         raise UserError(
-            f"{where}: the chosen response scores {high:g}, less than the rejected one's {low:g}: "
-            "swap the responses or correct the scores"
+            f"{where}: the chosen response scores {chosen:g}, less than the rejected one's "
+            f"{rejected:g}; swap the responses or correct the scores"
         )
     # The objective computes in float32, where nearby scores can become equal: log(0) there.
-    return bool(np.float32(high) <= np.float32(low))
+    return bool(np.float32(chosen) <= np.float32(rejected))
 
 
 def _kind(value: Any) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 
 IGNORE = -100
 
@@ -28,22 +28,11 @@ class BatchRows:
 
     response_lengths_N: Tensor
     """int64: labels of each row, the end token included when there is one."""
-    sequence_lengths_N: Tensor
-    """int64: prompt plus response tokens of each row."""
     complete_N: Tensor
     """bool: the row's last label is the end token."""
     chosen_score_B: Tensor | None
     """float32, or None when any pair of the batch has no scores."""
     rejected_score_B: Tensor | None
-    weight_B: Tensor
-    """float32: 1, or 0 for a sentinel that fills up the last validation batch."""
-    pair_ids: tuple[str, ...]
-    indices: tuple[int, ...]
-    """Positions in the data set; -1 for a sentinel."""
-
-    @property
-    def num_pairs(self) -> int:
-        return len(self.pair_ids)
 
 
 @dataclass(frozen=True)
@@ -83,29 +72,8 @@ def _moved(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
     }
 
 
-def padded_length(pairs: Sequence[TokenizedPair], multiple_of: int = 1) -> int:
-    """The least S, a multiple of `multiple_of`, that every row of these pairs fits in."""
-    longest = max(len(pair.prompt_ids) + len(said.ids) for pair, said in _sequences(pairs))
-    return -(-longest // multiple_of) * multiple_of
-
-
-def packed_length(pairs: Sequence[TokenizedPair], multiple_of: int = 1) -> int:
-    """The least length of one packed row of these pairs, a multiple of `multiple_of`."""
-    total = sum(len(pair.prompt_ids) + len(said.ids) for pair, said in _sequences(pairs))
-    return -(-total // multiple_of) * multiple_of
-
-
-def pad_batch(
-    pairs: Sequence[TokenizedPair],
-    seq_length: int,
-    pad_id: int,
-    *,
-    indices: Sequence[int] | None = None,
-) -> PaddedBatch:
+def pad_batch(pairs: Sequence[TokenizedPair], seq_length: int, pad_id: int) -> PaddedBatch:
     """Lay pairs out as N = 2B rows of `seq_length` positions.
-
-    Args:
-        indices: positions in the data set; -1 marks a sentinel, whose weight is 0. Default 0..B-1.
 
     Raises:
         UserError: a sequence is longer than `seq_length`.
@@ -113,18 +81,18 @@ def pad_batch(
     sequences = _sequences(pairs)
     tokens_NS = torch.full((len(sequences), seq_length), pad_id, dtype=torch.int64)
     labels_NS = torch.full((len(sequences), seq_length), IGNORE, dtype=torch.int64)
-    for row, (pair, said) in enumerate(sequences):
-        ids, labels = _ids_and_labels(pair, said)
+    for row, (pair, response) in enumerate(sequences):
+        ids, labels = _ids_and_labels(pair, response)
         if len(ids) > seq_length:
             raise UserError(
-                f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}: lower "
+                f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}; lower "
                 "data.max_length"
             )
         tokens_NS[row, : len(ids)] = torch.tensor(ids)
         labels_NS[row, : len(ids)] = torch.tensor(labels)
     position_ids_NS = torch.arange(seq_length).expand(len(sequences), -1).contiguous()
     return PaddedBatch(
-        **_rows(pairs, indices),
+        **_rows(pairs),
         tokens_NS=tokens_NS,
         labels_NS=labels_NS,
         position_ids_NS=position_ids_NS,
@@ -132,11 +100,7 @@ def pad_batch(
 
 
 def pack_batch(
-    pairs: Sequence[TokenizedPair],
-    total_length: int | None,
-    pad_id: int,
-    *,
-    indices: Sequence[int] | None = None,
+    pairs: Sequence[TokenizedPair], total_length: int | None, pad_id: int
 ) -> PackedBatch:
     """Lay pairs out as one row; None for `total_length` is exactly as long as needed.
 
@@ -147,8 +111,8 @@ def pack_batch(
     labels: list[int] = []
     positions: list[int] = []
     bounds = [0]
-    for pair, said in _sequences(pairs):
-        row_ids, row_labels = _ids_and_labels(pair, said)
+    for pair, response in _sequences(pairs):
+        row_ids, row_labels = _ids_and_labels(pair, response)
         tokens += row_ids
         labels += row_labels
         positions += range(len(row_ids))
@@ -156,7 +120,7 @@ def pack_batch(
     fill = 0 if total_length is None else total_length - len(tokens)
     if fill < 0:
         raise UserError(
-            f"{len(pairs)} pairs need {len(tokens)} packed positions, there are {total_length}: "
+            f"{len(pairs)} pairs need {len(tokens)} packed positions, there are {total_length}; "
             "lower model.micro_batch_size or data.max_length"
         )
     if fill:
@@ -165,7 +129,7 @@ def pack_batch(
         positions += range(fill)
         bounds.append(len(tokens))
     return PackedBatch(
-        **_rows(pairs, indices),
+        **_rows(pairs),
         tokens_1S=torch.tensor([tokens]),
         labels_1S=torch.tensor([labels]),
         position_ids_1S=torch.tensor([positions]),
@@ -203,29 +167,26 @@ def _sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[TokenizedPair, Toke
     return [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
 
 
-def _ids_and_labels(pair: TokenizedPair, said: TokenizedResponse) -> tuple[list[int], list[int]]:
-    ids = [*pair.prompt_ids, *said.ids]
-    labels = [IGNORE] * (len(pair.prompt_ids) - 1) + [*said.ids, IGNORE]
+def _ids_and_labels(
+    pair: TokenizedPair, response: TokenizedResponse
+) -> tuple[list[int], list[int]]:
+    ids = [*pair.prompt_ids, *response.ids]
+    labels = [IGNORE] * (len(pair.prompt_ids) - 1) + [*response.ids, IGNORE]
     return ids, labels
 
 
-def _rows(pairs: Sequence[TokenizedPair], indices: Sequence[int] | None) -> dict[str, Any]:
-    order = tuple(range(len(pairs))) if indices is None else tuple(indices)
-    if len(order) != len(pairs):
-        raise ValueError(f"{len(order)} indices for {len(pairs)} pairs")
-    sequences = _sequences(pairs)
-    high = [pair.chosen_score for pair in pairs]
-    low = [pair.rejected_score for pair in pairs]
-    scored = None not in high and None not in low
+def _rows(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
+    responses = [response for _, response in _sequences(pairs)]
+    chosen_scores = [pair.chosen_score for pair in pairs]
+    rejected_scores = [pair.rejected_score for pair in pairs]
+    scored = None not in chosen_scores and None not in rejected_scores
     return {
-        "response_lengths_N": torch.tensor([len(said.ids) for _, said in sequences]),
-        "sequence_lengths_N": torch.tensor(
-            [len(pair.prompt_ids) + len(said.ids) for pair, said in sequences]
-        ),
-        "complete_N": torch.tensor([said.complete for _, said in sequences]),
-        "chosen_score_B": torch.tensor(high, dtype=torch.float32) if scored else None,
-        "rejected_score_B": torch.tensor(low, dtype=torch.float32) if scored else None,
-        "weight_B": torch.tensor([float(index >= 0) for index in order]),
-        "pair_ids": tuple(pair.id for pair in pairs),
-        "indices": order,
+        "response_lengths_N": torch.tensor([len(response.ids) for response in responses]),
+        "complete_N": torch.tensor([response.complete for response in responses]),
+        "chosen_score_B": _scores(chosen_scores) if scored else None,
+        "rejected_score_B": _scores(rejected_scores) if scored else None,
     }
+
+
+def _scores(scores: Sequence[float | None]) -> Tensor:
+    return torch.tensor(scores, dtype=torch.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError, messages
-from .types import Message, Messages, Row
+from nemo_gdpo.data.checks import BadPairError, messages
+from nemo_gdpo.data.types import Message, Messages, Row
+from nemo_gdpo.errors import UserError
 
 
 def split_prompt(
@@ -19,14 +19,14 @@ def split_prompt(
     """
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(
-            f"{row.where}: one response is text and the other messages: write both alike"
+            f"{row.where}: one response is text and the other messages; write both alike"
         )
     if isinstance(chosen, str):
         if prompt is None:
             shared = _shared_text(chosen, rejected)
             if not shared.strip():
                 raise UserError(
-                    f"{row.where}: no prompt column, and chosen and rejected share no beginning: "
+                    f"{row.where}: no prompt column, and chosen and rejected share no beginning; "
                     "add a prompt"
                 )
             return shared, chosen[len(shared) :], rejected[len(shared) :]
@@ -34,40 +34,41 @@ def split_prompt(
             return prompt, chosen, rejected
         return (
             _checked_prompt(messages(prompt, row.where, "prompt"), row),
-            _said(chosen),
-            _said(rejected),
+            _as_messages(chosen),
+            _as_messages(rejected),
         )
-    best, worst = messages(chosen, row.where, "chosen"), messages(rejected, row.where, "rejected")
+    chosen = messages(chosen, row.where, "chosen")
+    rejected = messages(rejected, row.where, "rejected")
     if prompt is not None and not isinstance(prompt, str):
         turns = messages(prompt, row.where, "prompt")
-        if len(best) > len(turns) and best[: len(turns)] == worst[: len(turns)] == turns:
-            best, worst = best[len(turns) :], worst[len(turns) :]
+        count = len(turns)
+        if len(chosen) > count and chosen[:count] == rejected[:count] == turns:
+            chosen, rejected = chosen[count:], rejected[count:]
     else:
         count = 0
-        while count < min(len(best), len(worst)) - 1 and best[count] == worst[count]:
+        while count < min(len(chosen), len(rejected)) - 1 and chosen[count] == rejected[count]:
             count += 1
-        turns, best, worst = best[:count], best[count:], worst[count:]
+        turns, chosen, rejected = chosen[:count], chosen[count:], rejected[count:]
         if isinstance(prompt, str):
             if not turns:
                 turns = [{"role": "user", "content": prompt}]
             elif prompt not in [turn["content"] for turn in turns]:
                 raise UserError(
                     f"{row.where}: prompt is not among the messages that chosen and rejected "
-                    "share: "
-                    "leave the prompt column out, or give it as messages"
+                    "share; leave the prompt column out, or give it as messages"
                 )
         elif not turns:
             raise UserError(
-                f"{row.where}: no prompt column, and chosen and rejected share no first message: "
+                f"{row.where}: no prompt column, and chosen and rejected share no first message; "
                 "add a prompt"
             )
-    for name, response in (("chosen", best), ("rejected", worst)):
+    for name, response in (("chosen", chosen), ("rejected", rejected)):
         if len(response) != 1 or response[0]["role"] != "assistant":
             roles = ", ".join(turn["role"] for turn in response)
             raise BadPairError(
                 row.where, "response is not one assistant message", f"{name} has {roles}"
             )
-    return _checked_prompt(turns, row), best, worst
+    return _checked_prompt(turns, row), chosen, rejected
 
 
 def _shared_text(chosen: str, rejected: str) -> str:
@@ -80,13 +81,13 @@ def _shared_text(chosen: str, rejected: str) -> str:
     return chosen[:end]
 
 
-def _said(text: str) -> list[Message]:
+def _as_messages(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
 def _checked_prompt(turns: Messages, row: Row) -> Messages:
     if turns[-1]["role"] == "assistant":
         raise UserError(
-            f"{row.where}: the prompt ends with an assistant message: end it with the user's turn"
+            f"{row.where}: the prompt ends with an assistant message; end it with the user's turn"
         )
     return turns

@@ -17,11 +17,11 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
-from .readers import read_pairs
-from .templates import PairEncoder
-from .tokenize import Limits, TokenizeStats, tokenize_pairs
-from .types import ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.readers import read_pairs
+from nemo_gdpo.data.templates import PairEncoder
+from nemo_gdpo.data.tokenize import Limits, TokenizeStats, tokenize_pairs
+from nemo_gdpo.data.types import ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,6 @@ class PreferenceDataset(Sequence[TokenizedPair]):
         self._check_ends()
         self.fingerprint = self._fingerprint()
 
-    @classmethod
-    def from_pairs(
-        cls,
-        pairs: Iterable[TokenizedPair],
-        *,
-        end_token_id: int,
-        pad_token_id: int,
-        stats: TokenizeStats | None = None,
-        settings: dict[str, Any] | None = None,
-    ) -> PreferenceDataset:
-        """Collect pairs in their order."""
-        arrays = collect_arrays(pairs)
-        stats = (
-            TokenizeStats(pairs=len(arrays.ids), end_token_id=end_token_id)
-            if stats is None
-            else stats
-        )
-        return cls(
-            arrays,
-            end_token_id=end_token_id,
-            pad_token_id=pad_token_id,
-            stats=stats,
-            settings=settings,
-        )
-
     def __len__(self) -> int:
         return len(self.arrays.ids)
 
@@ -110,16 +85,6 @@ class PreferenceDataset(Sequence[TokenizedPair]):
 
     def __iter__(self) -> Iterator[TokenizedPair]:
         return (self._pair(index) for index in range(len(self)))
-
-    def take(self, indices: Iterable[int]) -> list[TokenizedPair]:
-        """The pairs of a micro-batch. Sentinels (-1) become pair 0, which the batch weighs 0."""
-        return [self._pair(max(index, 0)) for index in indices]
-
-    @property
-    def max_sequence_length(self) -> int:
-        """The longest prompt plus response, in tokens."""
-        lengths = np.diff(self.arrays.offsets).reshape(-1, 3)
-        return int((lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])).max())
 
     def _check_ends(self) -> None:
         """The last label of every complete response is the end token, or nothing is built."""
@@ -138,14 +103,16 @@ class PreferenceDataset(Sequence[TokenizedPair]):
             for k in range(3 * index, 3 * index + 3)
         )
         complete = arrays.complete[index].tolist()
-        high, low = (None if np.isnan(value) else float(value) for value in arrays.scores[index])
+        chosen_score, rejected_score = (
+            None if np.isnan(value) else float(value) for value in arrays.scores[index]
+        )
         return TokenizedPair(
             arrays.ids[index],
             prompt,
             TokenizedResponse(chosen, complete[0]),
             TokenizedResponse(rejected, complete[1]),
-            high,
-            low,
+            chosen_score,
+            rejected_score,
             json.loads(arrays.metas[index]),
         )
 
@@ -225,7 +192,7 @@ def build_dataset(
     Raises:
         UserError: anything wrong with the input; a prepared directory made with other settings.
     """
-    from .prepared import is_prepared, load_prepared
+    from nemo_gdpo.data.prepared import is_prepared, load_prepared
 
     limits = Limits(max_prompt_length, max_length, truncation_mode)
     encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids, chat_template=chat_template)
@@ -258,8 +225,8 @@ def build_dataset(
     if not arrays.ids:
         raise UserError(
             f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "
-            f"data.max_length, {sum(stats.bad_dropped.values())} were bad): raise the limit or "
-            "mend the file"
+            f"data.max_length, {sum(stats.bad_dropped.values())} were bad); raise the limit or "
+            "fix the file"
         )
     stats.add_reading(reading)
     assert stats.end_token_id is not None

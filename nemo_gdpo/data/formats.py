@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import UserError
-from . import presets
-from .checks import BadPairError, explicit_id, field, rest, score
-from .conversation import split_prompt
-from .types import RawPair, Row
+from nemo_gdpo.data import presets
+from nemo_gdpo.data.checks import BadPairError, explicit_id, field, rest, score
+from nemo_gdpo.data.conversation import split_prompt
+from nemo_gdpo.data.types import RawPair, Row
+from nemo_gdpo.errors import UserError
 
 
 def from_trl(row: Row) -> RawPair:
@@ -29,25 +29,30 @@ def from_trl(row: Row) -> RawPair:
     prompt, chosen, rejected = split_prompt(
         row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected")
     )
-    high, low = score(row, "chosen_score"), score(row, "rejected_score")
+    chosen_score, rejected_score = score(row, "chosen_score"), score(row, "rejected_score")
     margin = score(row, "margin")
     if margin is not None:
-        if high is None and low is None:
+        if chosen_score is None and rejected_score is None:
             if margin < 0:
                 raise UserError(
                     f"{row.where}: margin is {margin:g}, the chosen response scores less than the "
-                    "rejected one: swap the responses or correct the margin"
+                    "rejected one; swap the responses or correct the margin"
                 )
-            high, low = margin, 0.0
-        elif high is None or low is None or abs(high - low - margin) > 1e-6 * max(1.0, abs(margin)):
+            chosen_score, rejected_score = margin, 0.0
+        elif not _is_margin(margin, chosen_score, rejected_score):
             raise UserError(
-                f"{row.where}: margin {margin:g} contradicts chosen_score and rejected_score: "
+                f"{row.where}: margin {margin:g} contradicts chosen_score and rejected_score; "
                 "give either the margin or both scores"
             )
     used = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "margin")
-    return RawPair(
-        explicit_id(row), prompt, chosen, rejected, high, low, rest(row, used), row.where
-    )
+    scores = chosen_score, rejected_score
+    return RawPair(explicit_id(row), prompt, chosen, rejected, *scores, rest(row, used), row.where)
+
+
+def _is_margin(margin: float, chosen_score: float | None, rejected_score: float | None) -> bool:
+    if chosen_score is None or rejected_score is None:
+        return False
+    return abs(chosen_score - rejected_score - margin) <= 1e-6 * max(1.0, abs(margin))
 
 
 def from_nemo_aligner(row: Row) -> RawPair:
@@ -58,11 +63,9 @@ def from_nemo_aligner(row: Row) -> RawPair:
     if not isinstance(prompt, str):
         chosen, rejected = _one_message(chosen), _one_message(rejected)
     prompt, chosen, rejected = split_prompt(row, prompt, chosen, rejected)
-    high, low = score(row, "chosen_reward"), score(row, "rejected_reward")
+    scores = score(row, "chosen_reward"), score(row, "rejected_reward")
     used = ("prompt", "chosen_response", "rejected_response", "chosen_reward", "rejected_reward")
-    return RawPair(
-        explicit_id(row), prompt, chosen, rejected, high, low, rest(row, used), row.where
-    )
+    return RawPair(explicit_id(row), prompt, chosen, rejected, *scores, rest(row, used), row.where)
 
 
 def _one_message(response: Any) -> Any:
@@ -77,18 +80,18 @@ def from_nemo_rl(row: Row) -> RawPair:
     completions = field(row, "completions")
     if not isinstance(completions, list) or len(completions) != 2:
         raise UserError(
-            f"{row.where}: completions must be a list of exactly two: keep the best and the worst"
+            f"{row.where}: completions must be a list of exactly two; keep the best and the worst"
         )
     ranked: list[tuple[float, Any]] = []
     for index, item in enumerate(completions):
         if not isinstance(item, dict) or "rank" not in item or "completion" not in item:
             raise UserError(
-                f"{row.where}: completions[{index}] needs the keys rank and completion: add them"
+                f"{row.where}: completions[{index}] needs the keys rank and completion; add them"
             )
         inner = Row({"rank": item["rank"]}, f"{row.where}, completions[{index}]", row.number)
         rank = score(inner, "rank")
         if rank is None:
-            raise UserError(f"{inner.where}: rank is null: give every completion a rank")
+            raise UserError(f"{inner.where}: rank is null; give every completion a rank")
         ranked.append((rank, item["completion"]))
     if ranked[0][0] == ranked[1][0]:
         raise BadPairError(row.where, "tied ranks")
@@ -109,7 +112,6 @@ FORMATS: dict[str, Converter] = {
     "anthropic_hh": presets.from_anthropic_hh,
     "ultrafeedback_binarized": presets.from_ultrafeedback_binarized,
     "tldr_comparisons": presets.from_tldr_comparisons,
-    "movie_reviews": from_trl,
 }
 
 
@@ -132,6 +134,6 @@ def detect_format(row: Row) -> str:
     if {"prompt", "text", "reward"} <= columns or presets.looks_like_tldr_json(row):
         return "odpo_json"
     raise UserError(
-        f"{row.where}: no known format has the columns {', '.join(sorted(columns)) or '(none)'}: "
+        f"{row.where}: no known format has the columns {', '.join(sorted(columns)) or '(none)'}; "
         "name them prompt, chosen and rejected, or set data.format"
     )

@@ -17,19 +17,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .checks import score, text_field
-from .types import RawPair, ReadStats, Row
+from nemo_gdpo.data.checks import score, text_field
+from nemo_gdpo.data.types import RawPair, ReadStats, Row
+from nemo_gdpo.errors import UserError
 
 
 def read_odpo_json(path: str | Path, stats: ReadStats) -> Iterator[RawPair]:
     """Yield the pairs of one file; ties have no winner and are dropped and counted in `stats`."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: no such file: check data.train_path and data.validation_path")
+        raise UserError(f"{path}: no such file; check data.train_path and data.validation_path")
     raw = file.read_bytes()
     if not raw.strip():
-        raise UserError(f"{file}: the file is empty: give a file with preference pairs")
+        raise UserError(f"{file}: the file is empty; give a file with preference pairs")
     posts = _whole_object(raw)
     if posts is None:
         yield from _grouped_rows(file, stats)
@@ -49,7 +49,7 @@ def _whole_object(raw: bytes) -> dict[str, Any] | None:
 
 
 def _grouped_rows(file: Path, stats: ReadStats) -> Iterator[RawPair]:
-    from .readers import read_rows
+    from nemo_gdpo.data.readers import read_rows
 
     groups: dict[str, list[tuple[str, float, Row]]] = {}
     for row in read_rows(file):
@@ -59,12 +59,12 @@ def _grouped_rows(file: Path, stats: ReadStats) -> Iterator[RawPair]:
             score(row, "reward"),
         )
         if reward is None:
-            raise UserError(f"{row.where}: no value for 'reward': add the number")
+            raise UserError(f"{row.where}: no value for 'reward'; add the number")
         groups.setdefault(prompt, []).append((text, reward, row))
     for prompt, group in groups.items():
         if len(group) < 2:
             raise UserError(
-                f"{group[0][2].where}: the prompt has only this response: a pair needs two, add "
+                f"{group[0][2].where}: the prompt has only this response; a pair needs two, add "
                 "one or remove the row"
             )
         (text_a, reward_a, row_a), (text_b, reward_b, _) = group[:2]
@@ -80,10 +80,10 @@ def _posts(posts: dict[str, Any], file: Path, stats: ReadStats) -> Iterator[RawP
         responses = value.get("responses") if isinstance(value, dict) else None
         rewards = value.get("rewards") if isinstance(value, dict) else None
         if not isinstance(responses, list) or not isinstance(rewards, list):
-            raise UserError(f"{where}: needs lists of responses and rewards: add them")
+            raise UserError(f"{where}: needs lists of responses and rewards; add them")
         if len(responses) != len(rewards):
             raise UserError(
-                f"{where}: {len(responses)} responses but {len(rewards)} rewards: give one reward "
+                f"{where}: {len(responses)} responses but {len(rewards)} rewards; give one reward "
                 "each"
             )
         scored = []
@@ -91,7 +91,7 @@ def _posts(posts: dict[str, Any], file: Path, stats: ReadStats) -> Iterator[RawP
             row = Row({"responses": text, "rewards": reward}, where, number)
             number_reward = score(row, "rewards")
             if number_reward is None:
-                raise UserError(f"{where}: a reward is null: give every response a number")
+                raise UserError(f"{where}: a reward is null; give every response a number")
             scored.append((text_field(row, "responses"), number_reward))
         for i, j in combinations(range(len(scored)), 2):
             (text_a, reward_a), (text_b, reward_b) = scored[i], scored[j]
@@ -110,10 +110,11 @@ def _posts(posts: dict[str, Any], file: Path, stats: ReadStats) -> Iterator[RawP
 def _pair(
     name: str, prompt: str, texts: tuple[str, str], rewards: tuple[float, float], where: str
 ) -> RawPair:
-    win = 0 if rewards[0] > rewards[1] else 1
+    chosen = 0 if rewards[0] > rewards[1] else 1
+    rejected = 1 - chosen
     texts = (_spaced(texts[0]), _spaced(texts[1]))
     return RawPair(
-        name, prompt, texts[win], texts[1 - win], rewards[win], rewards[1 - win], {}, where
+        name, prompt, texts[chosen], texts[rejected], rewards[chosen], rewards[rejected], {}, where
     )
 
 

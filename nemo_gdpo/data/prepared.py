@@ -7,16 +7,15 @@ which is written last: a directory without it is unfinished and refused. No pick
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from ..errors import UserError
-from .dataset import PairArrays, PreferenceDataset
-from .tokenize import TokenizeStats
+from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
+from nemo_gdpo.data.tokenize import TokenizeStats
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.staged import StagedDirectory, same_contents, stage
 
 KIND = "nemo_gdpo prepared pairs"
 VERSION = 1
@@ -27,7 +26,9 @@ def is_prepared(path: str | Path) -> bool:
 
 
 def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
-    """Write the directory beside its place and rename it there.
+    """Write the directory beside its place and move it there, whole and on the disk.
+
+    What is there is kept when it is the same to the byte, and replaced otherwise.
 
     Raises:
         UserError: something that is not a prepared data set is in the way, or writing fails.
@@ -38,20 +39,23 @@ def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
         and not is_prepared(target)
         and not (target.is_dir() and not any(target.iterdir()))
     ):
-        raise UserError(f"{target}: exists and is no prepared data set: choose another directory")
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        raise UserError(
+            f"{target}: exists and is not a prepared data set; choose another directory"
+        )
+    staged: StagedDirectory | None = None
     try:
-        temporary.mkdir(parents=True)
-        _write(dataset, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        staged = stage(target)
+        _write(dataset, staged.path)
+        if not staged.publish(replace=False) and not same_contents(staged.path, target):
+            staged.publish(replace=True)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(
-            f"{target}: cannot be written ({reason}): free space or choose another place"
+            f"{target}: cannot be written ({reason}); free space or choose another place"
         ) from None
+    finally:
+        if staged is not None:  # nothing of it, once it is in its place
+            staged.discard()
     return target
 
 
@@ -95,17 +99,17 @@ def load_prepared(
     """
     path = Path(directory)
     if not is_prepared(path):
-        raise UserError(f"{path}: not a prepared data set: make one with `nemo-gdpo prepare`")
+        raise UserError(f"{path}: not a prepared data set; make one with `nemo-gdpo prepare`")
     again = "run `nemo-gdpo prepare` again"
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path}/manifest.json: not valid JSON: {again}") from None
+        raise UserError(f"{path}/manifest.json: not valid JSON; {again}") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise UserError(f"{path}/manifest.json: not of a prepared data set: {again}")
+        raise UserError(f"{path}/manifest.json: not the manifest of a prepared data set; {again}")
     if manifest.get("version") != VERSION:
         raise UserError(
-            f"{path}: version {manifest.get('version')}, this program reads {VERSION}: {again}"
+            f"{path}: version {manifest.get('version')}, this program reads {VERSION}; {again}"
         )
     if expected_settings is not None:
         _compare_settings(path, manifest["settings"], expected_settings)
@@ -118,9 +122,9 @@ def load_prepared(
             settings=manifest["settings"],
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}): {again}") from None
+        raise UserError(f"{path}: damaged ({error}); {again}") from None
     if dataset.fingerprint != manifest["fingerprint"]:
-        raise UserError(f"{path}: its content does not match its fingerprint: {again}")
+        raise UserError(f"{path}: its content does not match its fingerprint; {again}")
     return dataset
 
 
@@ -150,5 +154,5 @@ def _compare_settings(path: Path, stored: dict[str, Any], expected: dict[str, An
             f"{key} {stored.get(key)!r} instead of {expected.get(key)!r}" for key in differing
         )
         raise UserError(
-            f"{path}: prepared with other settings ({details}): run `nemo-gdpo prepare` again"
+            f"{path}: prepared with other settings ({details}); run `nemo-gdpo prepare` again"
         )

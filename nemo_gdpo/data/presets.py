@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError, explicit_id, field, rest, score, text_field
-from .conversation import split_prompt
-from .types import Messages, RawPair, Row
+from nemo_gdpo.data.checks import BadPairError, explicit_id, field, rest, score, text_field
+from nemo_gdpo.data.conversation import split_prompt
+from nemo_gdpo.data.types import Messages, RawPair, Row
+from nemo_gdpo.errors import UserError
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant", "human": "user", "assistant": "assistant"}
@@ -32,22 +32,23 @@ def from_anthropic_hh(row: Row) -> RawPair:
         context = field(row, "context")
         if not isinstance(context, list) or not context:
             raise UserError(
-                f"{row.where}: context must be a list of turns: give role and text of each"
+                f"{row.where}: context must be a list of turns; give role and text of each"
             )
         prompt = [_hh_turn(turn, row, "context") for turn in context]
-        best, worst = [_hh_turn(chosen, row, "chosen")], [_hh_turn(rejected, row, "rejected")]
+        chosen = [_hh_turn(chosen, row, "chosen")]
+        rejected = [_hh_turn(rejected, row, "rejected")]
     else:
-        turns_w = parse_transcript(text_field(row, "chosen"), row, "chosen")
-        turns_l = parse_transcript(text_field(row, "rejected"), row, "rejected")
-        prompt, best, worst = turns_w[:-1], turns_w[-1:], turns_l[-1:]
-        if prompt != turns_l[:-1]:
+        whole_chosen = parse_transcript(text_field(row, "chosen"), row, "chosen")
+        whole_rejected = parse_transcript(text_field(row, "rejected"), row, "rejected")
+        prompt, chosen, rejected = whole_chosen[:-1], whole_chosen[-1:], whole_rejected[-1:]
+        if prompt != whole_rejected[:-1]:
             raise BadPairError(row.where, "the transcripts differ before the last turn")
-    if any(turn[0]["role"] != "assistant" for turn in (best, worst)) or not prompt:
+    if any(turn[0]["role"] != "assistant" for turn in (chosen, rejected)) or not prompt:
         raise BadPairError(row.where, "the transcript does not end with an assistant turn")
     if prompt[-1]["role"] != "user":
         raise BadPairError(row.where, "the response does not answer a human turn")
     meta = rest(row, ("context", "chosen", "rejected"))
-    return RawPair(explicit_id(row), prompt, best, worst, None, None, meta, row.where)
+    return RawPair(explicit_id(row), prompt, chosen, rejected, None, None, meta, row.where)
 
 
 def _hh_turn(turn: Any, row: Row, name: str) -> dict[str, str]:
@@ -55,7 +56,7 @@ def _hh_turn(turn: Any, row: Row, name: str) -> dict[str, str]:
     text = turn.get("text") if isinstance(turn, dict) else None
     if role not in _HH_ROLES or not isinstance(text, str):
         raise UserError(
-            f"{row.where}: a turn of {name} needs role (human or assistant) and text: correct it"
+            f"{row.where}: a turn of {name} needs role (human or assistant) and text; correct it"
         )
     return {"role": _HH_ROLES[role], "content": text.strip()}
 
@@ -66,12 +67,11 @@ def parse_transcript(text: str, row: Row, name: str) -> Messages:
     if parts[0].strip() or len(parts) < 3:
         raise UserError(
             f"{row.where}: {name} is not a transcript of '\\n\\nHuman:' and '\\n\\nAssistant:' "
-            "turns: "
-            "set data.format to the format the file has"
+            "turns; set data.format to the format the file has"
         )
     return [
-        {"role": _HH_ROLES[role], "content": said.strip()}
-        for role, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": _HH_ROLES[role], "content": content.strip()}
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
     ]
 
 
@@ -80,11 +80,9 @@ def from_ultrafeedback_binarized(row: Row) -> RawPair:
     prompt, chosen, rejected = split_prompt(
         row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected")
     )
-    high, low = score(row, "score_chosen"), score(row, "score_rejected")
+    scores = score(row, "score_chosen"), score(row, "score_rejected")
     used = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "messages")
-    return RawPair(
-        explicit_id(row), prompt, chosen, rejected, high, low, rest(row, used), row.where
-    )
+    return RawPair(explicit_id(row), prompt, chosen, rejected, *scores, rest(row, used), row.where)
 
 
 def from_tldr_comparisons(row: Row) -> RawPair:
@@ -95,18 +93,18 @@ def from_tldr_comparisons(row: Row) -> RawPair:
     keeps one space before its first word.
     """
     prompt = text_field(row, "prompt").rstrip()
-    best, worst = (_summary(text_field(row, name)) for name in ("chosen", "rejected"))
+    chosen, rejected = (_summary(text_field(row, name)) for name in ("chosen", "rejected"))
     if not prompt:
         raise BadPairError(row.where, "empty prompt")
     if not prompt.endswith(_TLDR):
         prompt = f"{prompt}\n{_TLDR}"
     meta = rest(row, ("prompt", "chosen", "rejected"))
-    return RawPair(explicit_id(row), prompt, best, worst, None, None, meta, row.where)
+    return RawPair(explicit_id(row), prompt, chosen, rejected, None, None, meta, row.where)
 
 
 def _summary(text: str) -> str:
-    said = text.strip().removeprefix(_TLDR).strip()
-    return f" {said}" if said else ""
+    summary = text.strip().removeprefix(_TLDR).strip()
+    return f" {summary}" if summary else ""
 
 
 def looks_like_tldr_json(row: Row) -> bool:

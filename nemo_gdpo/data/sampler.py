@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
+from nemo_gdpo.errors import UserError
 
 SENTINEL = -1
 """The index that fills up a last, incomplete validation batch: a pair of weight 0."""
@@ -40,9 +40,9 @@ class PreferenceSampler:
 
     def __init__(self, num_pairs: int, seed: int, fingerprint: str) -> None:
         if num_pairs < 1:
-            raise UserError("the data set has no pair: give data.train_path a file with pairs")
+            raise UserError("the data set has no pair; give data.train_path a file with pairs")
         if seed < 0:
-            raise UserError(f"data.seed={seed}: it must not be negative")
+            raise UserError(f"data.seed={seed}: it must not be negative; choose 0 or more")
         self.num_pairs = num_pairs
         self.seed = seed
         self.fingerprint = fingerprint
@@ -60,8 +60,7 @@ class PreferenceSampler:
         if not 1 <= global_batch_size <= self.num_pairs:
             raise UserError(
                 f"model.global_batch_size={global_batch_size}, the data set has {self.num_pairs} "
-                "pairs: "
-                "lower the batch size or give more data"
+                "pairs; lower the batch size or give more data"
             )
         batch: list[int] = []
         for epoch in range(
@@ -78,10 +77,6 @@ class PreferenceSampler:
         batch = self.global_batch(self.consumed_pairs, global_batch_size)
         self.consumed_pairs += global_batch_size
         return batch
-
-    def epoch(self) -> float:
-        """Epochs consumed, with the fraction."""
-        return self.consumed_pairs / self.num_pairs
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -109,7 +104,7 @@ class PreferenceSampler:
             if state[key] != mine:
                 raise UserError(
                     f"resume: the checkpoint's data order has {key} {state[key]}, this run has "
-                    f"{mine}: {remedy}"
+                    f"{mine}; {remedy}"
                 )
         self.consumed_pairs = int(state["consumed_pairs"])
 
@@ -131,8 +126,8 @@ class PreferenceSampler:
         if micro_batch_size < 1 or len(indices) % step:
             raise UserError(
                 f"model.global_batch_size={len(indices)} does not divide into {dp_size} "
-                "data-parallel ranks of "
-                f"micro-batches of {micro_batch_size}: make it a multiple of {step}"
+                f"data-parallel ranks of micro-batches of {micro_batch_size}; make it a multiple "
+                f"of {step}"
             )
         first = dp_rank * micro_batch_size
         return [

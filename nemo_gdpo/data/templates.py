@@ -17,9 +17,9 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError, response_text
-from .types import Messages, RawPair
+from nemo_gdpo.data.checks import BadPairError, response_text
+from nemo_gdpo.data.types import Messages, RawPair
+from nemo_gdpo.errors import UserError
 
 _PROBE: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -48,7 +48,7 @@ class PairEncoder:
         self.stop_token_ids = None if stop_token_ids is None else frozenset(stop_token_ids)
         if self.stop_token_ids is not None and not self.stop_token_ids:
             raise UserError(
-                "stop_token_ids is empty: give the end token ids of generation_config.json"
+                "stop_token_ids is empty; give the end token ids of generation_config.json"
             )
         added = {
             item.content: index
@@ -72,7 +72,7 @@ class PairEncoder:
         if whole_ids[: len(prompt_ids)] != prompt_ids:
             raise UserError(
                 "chat template: with this tokenizer the prompt and the assistant's header are not "
-                "a token prefix of the answered conversation, so the answer cannot be cut out: use "
+                "a token prefix of the answered conversation, so the answer cannot be cut out; use "
                 "the template and the tokenizer that belong to the model"
             )
         tail = whole_ids[len(prompt_ids) :]
@@ -84,14 +84,13 @@ class PairEncoder:
         if self.stop_token_ids is None:
             raise UserError(
                 "chat template: no end token follows the assistant's answer (it writes "
-                f"{written}): "
-                "choose a template that ends the turn with a special token"
+                f"{written}); choose a template that ends the turn with a special token"
             )
         stops = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_token_ids))
         raise UserError(
             f"chat template: the assistant's turn ({written}) holds none of the tokens that "
-            "generation "
-            f"stops on ({stops}): use the model's own template or correct generation_config.json"
+            f"generation stops on ({stops}); use the model's own template or correct "
+            "generation_config.json"
         )
 
     @cached_property
@@ -100,13 +99,12 @@ class PairEncoder:
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise UserError(
-                "tokenizer: it has no EOS token, so text responses cannot end: set eos_token"
+                "tokenizer: it has no EOS token, so text responses cannot end; set eos_token"
             )
         if self.stop_token_ids is not None and eos not in self.stop_token_ids:
             raise UserError(
                 f"tokenizer: EOS {self.tokenizer.eos_token!r} is not a token that generation stops "
-                "on "
-                f"({sorted(self.stop_token_ids)}): give the pairs as messages, or correct "
+                f"on ({sorted(self.stop_token_ids)}); give the pairs as messages, or correct "
                 "generation_config.json"
             )
         return int(eos)
@@ -137,7 +135,7 @@ class PairEncoder:
             ids = [self.added_bos_id, *ids]
         if bos is not None and ids[:2] == [bos, bos]:
             raise UserError(
-                f"{what}: it begins with two BOS tokens {self.tokenizer.bos_token!r}: "
+                f"{what}: it begins with two BOS tokens {self.tokenizer.bos_token!r}; "
                 "remove the one in the template or in the text"
             )
         return tuple(ids)
@@ -165,8 +163,8 @@ class PairEncoder:
         try:
             prompt_ids = self.encode_prompt(pair.prompt)
             responses = [
-                self._response(pair, prompt_ids, said, where)
-                for said in (pair.chosen, pair.rejected)
+                self._response(pair, prompt_ids, response, where)
+                for response in (pair.chosen, pair.rejected)
             ]
         except BadPairError:
             raise
@@ -183,16 +181,16 @@ class PairEncoder:
         return prompt_ids, responses[0], responses[1]
 
     def _response(
-        self, pair: RawPair, prompt_ids: tuple[int, ...], said: str | Messages, where: str
+        self, pair: RawPair, prompt_ids: tuple[int, ...], response: str | Messages, where: str
     ) -> tuple[int, ...]:
-        if isinstance(said, str):
+        if isinstance(response, str):
             end = self.text_end_token_id
-            ids = self._ids(said)
+            ids = self._ids(response)
             # Files in NeMo-Aligner's manner may write the end token out.
             return (*(ids[:-1] if ids[-1:] == [end] else ids), end)
         assert not isinstance(pair.prompt, str)
         end = self.chat_end_token_id
-        ids = list(self._conversation_ids([*pair.prompt, *said]))
+        ids = list(self._conversation_ids([*pair.prompt, *response]))
         if tuple(ids[: len(prompt_ids)]) != prompt_ids:
             raise BadPairError(
                 where,
@@ -208,7 +206,7 @@ class PairEncoder:
         residue = self.tokenizer.decode(tail[stop + 1 :], skip_special_tokens=True)
         if residue.strip():
             raise UserError(
-                f"chat template: it writes {residue!r} after the end token: use another template"
+                f"chat template: it writes {residue!r} after the end token; use another template"
             )
         return tuple(tail[: stop + 1])
 
@@ -224,9 +222,9 @@ class PairEncoder:
 
         if self.chat_template is None:
             raise UserError(
-                "tokenizer: it has no chat template and the pairs are messages: set "
-                "data.chat_template, "
-                "use the instruction-tuned model's tokenizer, or give prompt and responses as text"
+                "tokenizer: it has no chat template and the pairs are messages; set "
+                "data.chat_template, use the instruction-tuned model's tokenizer, or give prompt "
+                "and responses as text"
             )
         try:
             text = self.tokenizer.apply_chat_template(
@@ -238,9 +236,9 @@ class PairEncoder:
         except jinja2.TemplateError as error:
             roles = ", ".join(turn["role"] for turn in conversation)
             raise UserError(
-                f"chat template: it refuses the roles {roles} ({error}): "
-                "change the conversation (a system text can open the first user turn) or the "
-                "template"
+                f"chat template: it refuses the roles {roles} ({error}); "
+                "change the template, or the conversation (a system text can open the first user "
+                "turn)"
             ) from None
         return str(text)
 
@@ -250,8 +248,8 @@ class PairEncoder:
         if isinstance(pair.prompt, str):
             # A text prompt may carry its own rendered template; only its responses are checked.
             end = self.tokenizer.eos_token or ""
-            for name, said in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                parts.append((name, response_text(said).removesuffix(end)))
+            for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+                parts.append((name, response_text(response).removesuffix(end)))
         else:
             parts = [("prompt", turn["content"]) for turn in pair.prompt]
             parts += [
@@ -274,6 +272,6 @@ def _default_template(tokenizer: Any) -> str | None:
     if "default" not in template:
         names = ", ".join(sorted(template))
         raise UserError(
-            f"tokenizer: its chat templates are {names}, none is default: set data.chat_template"
+            f"tokenizer: its chat templates are {names}, none is default; set data.chat_template"
         )
     return str(template["default"])

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import UserError
-from .checks import BadPairError
-from .templates import PairEncoder
-from .types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.data.checks import BadPairError
+from nemo_gdpo.data.templates import PairEncoder
+from nemo_gdpo.data.types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 
 TRUNCATION_MODES = ("keep_end", "keep_start", "error")
 
@@ -56,22 +56,22 @@ class Limits:
     def __post_init__(self) -> None:
         if self.mode not in TRUNCATION_MODES:
             raise UserError(
-                f"data.truncation_mode={self.mode!r} is unknown: use one of "
+                f"data.truncation_mode={self.mode!r} is unknown; use one of "
                 f"{', '.join(TRUNCATION_MODES)}"
             )
         # A BOS and one token of text are the least that a prompt cut to size can be.
         if self.max_prompt_length is not None and self.max_prompt_length < 2:
             raise UserError(
-                f"data.max_prompt_length={self.max_prompt_length}: it must be at least 2"
+                f"data.max_prompt_length={self.max_prompt_length}: it must be at least 2; raise it"
             )
         if self.max_length is not None and self.max_length < 3:
-            raise UserError(f"data.max_length={self.max_length}: it must be at least 3")
+            raise UserError(f"data.max_length={self.max_length}: it must be at least 3; raise it")
         if None not in (self.max_prompt_length, self.max_length) and (
             (self.max_prompt_length or 0) >= (self.max_length or 0)
         ):
             raise UserError(
                 f"data.max_prompt_length={self.max_prompt_length} leaves no room for a response in "
-                f"data.max_length={self.max_length}: raise max_length or lower max_prompt_length"
+                f"data.max_length={self.max_length}; raise max_length or lower max_prompt_length"
             )
 
 
@@ -93,11 +93,11 @@ def tokenize_pairs(
     for pair in pairs:
         where = f"{pair.where}, pair {pair.id!r}" if pair.where else f"pair {pair.id!r}"
         try:
-            prompt, chosen, rejected = encoder.encode_pair(pair)
+            prompt, chosen_ids, rejected_ids = encoder.encode_pair(pair)
         except BadPairError as error:
             if on_bad_pair == "error":
                 raise UserError(
-                    f"{error}: mend or remove it, or set data.on_bad_pair=drop"
+                    f"{error}; fix or remove it, or set data.on_bad_pair=drop"
                 ) from None
             stats.bad_dropped[error.reason] = stats.bad_dropped.get(error.reason, 0) + 1
             continue
@@ -105,7 +105,7 @@ def tokenize_pairs(
             stats.end_token_id = encoder.end_token_id(pair)
         elif stats.end_token_id != encoder.end_token_id(pair):
             raise UserError(
-                f"{where}: text and messages end in different tokens with this tokenizer: "
+                f"{where}: text and messages end in different tokens with this tokenizer; "
                 "give all pairs as text or all as messages"
             )
         short_prompt = _cut_prompt(
@@ -115,22 +115,24 @@ def tokenize_pairs(
         if room is not None and room < 1:
             raise UserError(
                 f"{where}: its prompt of {len(short_prompt)} tokens fills data.max_length="
-                f"{limits.max_length}: set data.max_prompt_length or raise max_length"
+                f"{limits.max_length}; set data.max_prompt_length or raise max_length"
             )
-        best, worst = (_cut_response(ids, room, limits, where) for ids in (chosen, rejected))
-        if best.ids == worst.ids:
+        chosen, rejected = (
+            _cut_response(ids, room, limits, where) for ids in (chosen_ids, rejected_ids)
+        )
+        if chosen.ids == rejected.ids:
             stats.identical_after_cut += 1
             continue
         stats.pairs += 1
         stats.prompts_cut += short_prompt != prompt
-        stats.responses_cut += (not best.complete) + (not worst.complete)
+        stats.responses_cut += (not chosen.complete) + (not rejected.complete)
         stats.prompt_tokens += len(short_prompt)
-        stats.response_tokens += len(best.ids) + len(worst.ids)
+        stats.response_tokens += len(chosen.ids) + len(rejected.ids)
         yield TokenizedPair(
             pair.id,
             short_prompt,
-            best,
-            worst,
+            chosen,
+            rejected,
             pair.chosen_score,
             pair.rejected_score,
             dict(pair.meta),
@@ -145,15 +147,15 @@ def _cut_prompt(
         return ids
     if limits.mode == "error":
         raise UserError(
-            f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length={limit}: "
+            f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length={limit}; "
             "raise the limit or set data.truncation_mode"
         )
     if limits.mode == "keep_start":
         if chat:
             raise UserError(
                 f"{where}: data.truncation_mode=keep_start would cut the assistant's header off "
-                "this "
-                f"conversation of {len(ids)} tokens: use keep_end or raise data.max_prompt_length"
+                f"this conversation of {len(ids)} tokens; use keep_end or raise "
+                "data.max_prompt_length"
             )
         return ids[:limit]
     if ids[0] == encoder.tokenizer.bos_token_id:
@@ -169,6 +171,6 @@ def _cut_response(
     if limits.mode == "error":
         raise UserError(
             f"{where}: prompt and response need {len(ids) - room} tokens more than data.max_length="
-            f"{limits.max_length}: raise the limit or set data.truncation_mode"
+            f"{limits.max_length}; raise the limit or set data.truncation_mode"
         )
     return TokenizedResponse(ids[:room], complete=False)

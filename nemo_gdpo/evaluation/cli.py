@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import refuse
 from nemo_gdpo.config.request import Request
-from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
-from nemo_gdpo.evaluation.errors import EvaluationError
-from nemo_gdpo.generation.signals import StoppedError, StopRequest
+from nemo_gdpo.errors import EXIT_DONE, UserError
+from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
 
 
 def run(request: Request) -> int:
@@ -19,6 +17,8 @@ def run(request: Request) -> int:
 
     Raises:
         UserError: the configuration or the input is wrong.
+        RunError: the disk or the judge's server failed.
+        Stopped: a signal came; what was computed is kept.
     """
     return evaluate(request.parse(EVALUATE))
 
@@ -32,16 +32,13 @@ def evaluate(config: EvaluateConfig) -> int:
     # Nothing here is ever downloaded: all models are directories.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with StopRequest():
+    interrupts = (
+        f"stopped by a signal; what was computed is kept in {config.output_dir}, and the same "
+        "command resumes from there"
+    )
+    with StopRequest(INTERACTIVE_SIGNALS, interrupts=interrupts):
         try:
             return _run(config)
-        except StoppedError:
-            print(
-                "nemo-gdpo: stopped by a signal; what was computed is kept in "
-                f"{config.output_dir}, and the same command goes on from there",
-                file=sys.stderr,
-            )
-            return EXIT_REQUEUE
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
                 raise
@@ -49,9 +46,6 @@ def evaluate(config: EvaluateConfig) -> int:
                 f"the package {error.name} is not installed; install nemo_gdpo with the extra "
                 "evaluate"
             ) from None
-        except EvaluationError as error:
-            print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-            return EXIT_FAILED
 
 
 def _run(config: EvaluateConfig) -> int:

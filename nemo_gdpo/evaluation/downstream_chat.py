@@ -16,8 +16,8 @@ from typing import Any
 
 from nemo_gdpo.config.downstream import AlpacaEvalConfig, MtBenchConfig, PointConfig
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.frontier import write_whole
 from nemo_gdpo.evaluation.rows import Generations, Row, read_run
+from nemo_gdpo.io.files import write_output
 
 TURNS = 2
 
@@ -114,7 +114,7 @@ def write_alpaca_eval(config: AlpacaEvalConfig) -> Path:
         for entry in wanted
     ]
     text = json.dumps(entries, ensure_ascii=False, indent=1) + "\n"
-    return write_whole(Path(config.output), text.encode())
+    return write_output(Path(config.output), text)
 
 
 def read_instructions(path: Path) -> list[dict[str, str]]:
@@ -285,4 +285,4 @@ def _turn(directory: str | None, key: str, sampling: PointConfig, sample: int) -
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return write_whole(path, text.encode())
+    return write_output(path, text)

@@ -16,7 +16,7 @@ from typing import Any
 from nemo_gdpo.config.downstream import LmEvalConfig
 from nemo_gdpo.config.problem import Problem, refuse
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.frontier import write_whole
+from nemo_gdpo.io.files import write_output
 
 FOLDER = "lm_eval"
 MODEL = "model.restore_from_path"
@@ -119,7 +119,7 @@ def run_lm_eval(config: LmEvalConfig) -> Path:
     }
     path = Path(config.output_dir) / FOLDER / f"{_file_name(kept['name'])}.json"
     text = json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_whole(path, text.encode())
+    return write_output(path, text)
 
 
 def _manager(config: LmEvalConfig) -> Any:

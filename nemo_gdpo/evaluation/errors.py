@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from nemo_gdpo.errors import RunError
 
-class EvaluationError(RuntimeError):
-    """The disk or the judge's server failed; one line says what, and what is safe.
 
-    Not a mistake of the user's: the command line prints it without a traceback and exits with 1.
-    """
+class EvaluationError(RunError):
+    """The disk or the judge's server failed; one line says what, and what is safe."""

@@ -13,7 +13,6 @@ import torch
 from nemo_gdpo import __version__
 from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
-from nemo_gdpo.evaluation.cache import Cache
 from nemo_gdpo.evaluation.catalog import describe_metrics, headline
 from nemo_gdpo.evaluation.checks import REFERENCE
 from nemo_gdpo.evaluation.compare import check_points, compare_runs, evenly
@@ -49,6 +48,7 @@ from nemo_gdpo.evaluation.surprise import (
     refuse_other_model,
     refuse_other_tokens,
 )
+from nemo_gdpo.io.arrays import Cache
 
 CACHE = "cache/evaluation.sqlite"
 _PACKAGES = ("torch", "transformers", "numpy", "sacrebleu", "vaderSentiment")

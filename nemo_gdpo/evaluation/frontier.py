@@ -9,17 +9,15 @@ front nor push others off it.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.results import Interval, Results, Sampling
+from nemo_gdpo.io.files import write_output
 
 FILE_NAME = "frontier.json"
 LENGTH_TOLERANCE = 0.2
@@ -260,25 +258,4 @@ def write_frontiers(found: Sequence[Frontier], output_dir: Path) -> Path:
     Raises:
         UserError: the directory cannot be written.
     """
-    return write_whole(output_dir / FILE_NAME, frontiers_to_json(found).encode())
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file of the report, making its directory; what was there stays if that fails.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); free space or mend the "
-            "permissions, then run it again"
-        ) from error
-    return path
+    return write_output(output_dir / FILE_NAME, frontiers_to_json(found))

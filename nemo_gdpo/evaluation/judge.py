@@ -14,10 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_gdpo.evaluation.cache import content_key
 from nemo_gdpo.evaluation.judge_client import JudgeClient
 from nemo_gdpo.evaluation.rows import Prompt
 from nemo_gdpo.evaluation.transcript import Transcript
+from nemo_gdpo.io.arrays import content_key
 from nemo_gdpo.progress import progress_bar
 
 Verdict = Literal["A", "B", "tie"]

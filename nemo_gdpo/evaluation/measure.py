@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_gdpo.config.evaluation import EvaluationConfig
-from nemo_gdpo.evaluation.cache import Array, Cache, compute_cached, content_key, length_batches
 from nemo_gdpo.evaluation.diversity import (
     cosine_similarity,
     distinct_k,
@@ -34,6 +33,7 @@ from nemo_gdpo.evaluation.novelty import (
 from nemo_gdpo.evaluation.rewards import Answer, Reward
 from nemo_gdpo.evaluation.rows import Row
 from nemo_gdpo.evaluation.validity import check_response, strange_words
+from nemo_gdpo.io.arrays import Array, Cache, compute_cached, content_key, length_batches
 from nemo_gdpo.progress import progress_bar
 
 Values = dict[str, list[float | None]]

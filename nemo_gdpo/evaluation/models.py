@@ -16,6 +16,7 @@ from nemo_gdpo.config.model_files import hugging_face_problems
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import file_sha256
 
 
 def directory_problems(key: str, configured: str) -> list[Problem]:
@@ -108,5 +109,5 @@ def directory_fingerprint(path: Path) -> str:
     whole = hashlib.sha256(weights_fingerprint(path, progress=True).encode())
     for file in sorted(path.iterdir()):
         if file.suffix in _DESCRIBING and file.is_file():
-            whole.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+            whole.update(f"{file.name}\0{file_sha256(file)}".encode())
     return whole.hexdigest()

@@ -29,7 +29,6 @@ from nemo_gdpo.evaluation.frontier import (
     frontiers,
     length_metric_of,
     write_frontiers,
-    write_whole,
 )
 from nemo_gdpo.evaluation.plots import frontier_figure, png, raw_svg, sampling_labels, sweep_figure
 from nemo_gdpo.evaluation.plots_style import (
@@ -42,6 +41,7 @@ from nemo_gdpo.evaluation.plots_style import (
 from nemo_gdpo.evaluation.plots_svg import page_svg
 from nemo_gdpo.evaluation.plots_window import outside
 from nemo_gdpo.evaluation.results import Interval, Point, Results, Sample, SampleResponses, Turn
+from nemo_gdpo.io.files import write_output
 
 FILE_NAME = "report.html"
 _KINDS = ("quality", "diversity", "length", "divergence")
@@ -157,13 +157,13 @@ def write_report(
     runs = [run.name for run in results.runs]
     for one in found:
         figure = frontier_figure(one, runs, LIGHT, narrow=False, legend=True)
-        write_whole(output_dir / "plots" / f"{one.name}.png", png(figure, LIGHT, one.name))
+        write_output(output_dir / "plots" / f"{one.name}.png", png(figure, LIGHT, one.name))
     for metric in _swept(results):
         figure = sweep_figure(results, metric, LIGHT, legend=True)
         name = _sweep_name(results, metric)
-        write_whole(output_dir / "plots" / f"{name}.png", png(figure, LIGHT, name))
+        write_output(output_dir / "plots" / f"{name}.png", png(figure, LIGHT, name))
     page = render(results, title=title, sections=sections, found=found, intervals=intervals)
-    return write_whole(output_dir / FILE_NAME, page.encode("utf-8"))
+    return write_output(output_dir / FILE_NAME, page)
 
 
 def render(

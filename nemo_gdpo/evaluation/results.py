@@ -8,7 +8,6 @@ its prompts is an error and never a guess. What a metric could not say about a p
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import write_output
 
 SCHEMA = 1
 FILE_NAME = "evaluation.json"
@@ -274,22 +274,7 @@ def write_results(results: Results, output_dir: Path) -> Path:
     Raises:
         UserError: the directory cannot be written.
     """
-    path = output_dir / FILE_NAME
-    temporary = path.with_name(f".{FILE_NAME}.tmp-{os.getpid()}")
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(results.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); free space or mend the "
-            "permissions, then run it again"
-        ) from error
-    return path
+    return write_output(output_dir / FILE_NAME, results.to_json())
 
 
 def read_results(path: Path) -> Results:

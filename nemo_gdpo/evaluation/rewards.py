@@ -18,10 +18,10 @@ import torch
 
 from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.cache import Cache, compute_cached, content_key, length_batches
 from nemo_gdpo.evaluation.models import directory_fingerprint, loading, refuse_new_weights
 from nemo_gdpo.evaluation.rows import Prompt
 from nemo_gdpo.evaluation.sentiment import vader_sentiment
+from nemo_gdpo.io.arrays import Cache, compute_cached, content_key, length_batches
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.cache import Array, Cache, compute_cached, content_key, length_batches
 from nemo_gdpo.evaluation.divergence import (
     CausalModel,
     SequenceScores,
@@ -26,6 +25,7 @@ from nemo_gdpo.evaluation.measure import Measured
 from nemo_gdpo.evaluation.models import directory_fingerprint, loading
 from nemo_gdpo.evaluation.results import Sampling
 from nemo_gdpo.evaluation.rows import Row
+from nemo_gdpo.io.arrays import Array, Cache, compute_cached, content_key, length_batches
 
 KEY = "evaluation.reference_model"
 _COMPARED = 32

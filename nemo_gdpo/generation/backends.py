@@ -39,12 +39,16 @@ def backend_problems(config: GenerateConfig) -> list[Problem]:
     backend = generation.backend
     found: list[Problem] = []
     if backend == "server":
+        from nemo_gdpo.io.http import url_problem
+
         if generation.server.url is None:
             remedy = "set it to the server's address: http://host:8000/v1"
             found.append(Problem("generation.server.url", "is not set", remedy))
         elif not generation.server.url.startswith(("http://", "https://")):
             given = f"{generation.server.url} is no http or https address"
             found.append(Problem("generation.server.url", given, "write http://host:port/v1"))
+        elif (wrong := url_problem(generation.server.url)) is not None:
+            found.append(Problem("generation.server.url", *wrong))
     given_values, defaults = _leaves(generation), _leaves(plain)
     for key, value in given_values.items():
         if key.split(".")[0] in UNREAD[backend] and value != defaults[key]:

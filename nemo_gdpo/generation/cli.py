@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.config.problem import Problem, refuse
 from nemo_gdpo.config.request import Request
-from nemo_gdpo.errors import EXIT_FAILED
 from nemo_gdpo.generation.environment import find_python, run_in_environment
-from nemo_gdpo.generation.errors import GenerationError
 
 
 def problems(config: GenerateConfig) -> list[Problem]:
@@ -37,6 +34,8 @@ def run(request: Request) -> int:
 
     Raises:
         UserError: the configuration or the input is wrong, or there is no environment to sample in.
+        GenerationError: disk, engine or server failed; what was written is intact.
+        Stopped: a signal came before there was anything to finish.
     """
     return generate(request.parse(GENERATE))
 
@@ -51,12 +50,8 @@ def generate(config: GenerateConfig) -> int:
     # A server needs no engine here.
     serving = config.generation.backend == "server"
     python = None if serving else find_python(config.generation.python)
-    try:
-        if python is not None:
-            return run_in_environment(python, config_yaml(config))
-        from nemo_gdpo.generation.run import run as sample
+    if python is not None:
+        return run_in_environment(python, config_yaml(config))
+    from nemo_gdpo.generation.run import run as sample
 
-        return sample(config)
-    except GenerationError as error:
-        print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return sample(config)

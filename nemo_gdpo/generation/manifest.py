@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -80,25 +79,6 @@ def check_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by one that is complete and on the disk.
-
-    Raises:
-        OSError: it cannot be written; the old one is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 def write_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
     """Write it, keeping what earlier runs said about their prompts and sweeps."""
     merged = dict(wanted)
@@ -106,4 +86,4 @@ def write_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
     for name in ("points", "prompt_files"):
         earlier = found.get(name, [])
         merged[name] = [*earlier, *(entry for entry in wanted[name] if entry not in earlier)]
-    write_atomically(directory / MANIFEST, json.dumps(merged, indent=1) + "\n")
+    write_json(directory / MANIFEST, merged)

@@ -18,6 +18,7 @@ from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import file_sha256
 
 ENCODING_FILES = (
     "added_tokens.json",
@@ -161,7 +162,7 @@ def _encoding_hash(path: Path, template: str | None) -> str:
     whole = hashlib.sha256()
     for name in ENCODING_FILES:
         if (path / name).is_file():
-            own = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            own = file_sha256(path / name)
             whole.update(f"{name}\0{own}\n".encode())
     if template is not None:
         whole.update(b"chat_template\0" + hashlib.sha256(template.encode()).digest())

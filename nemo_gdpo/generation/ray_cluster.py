@@ -17,10 +17,10 @@ from typing import Any
 
 from nemo_gdpo import __version__
 from nemo_gdpo.config.generation import RayConfig
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import Stopped, UserError
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.ray_worker import facts_here
-from nemo_gdpo.generation.signals import STOP_SIGNALS, StoppedError
+from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a cluster of our own. Rows are small and leave the store as soon as they are written."""
@@ -159,11 +159,11 @@ def _knock(address: str, limit: float) -> None:
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
     """Ray puts its own handler in the place of ours; a signal must still end the run in order."""
-    kept = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    kept = {number: signal.getsignal(number) for number in INTERACTIVE_SIGNALS}
     try:
         yield
     except SystemExit:  # Ray's handler, in the moment before it is ours again
-        raise StoppedError from None
+        raise Stopped("stopped by a signal before sampling began") from None
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import signal
 import sys
@@ -15,23 +14,19 @@ from typing import Any
 from nemo_gdpo import __version__
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
-from nemo_gdpo.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REQUEUE,
-    EXIT_USER_ERROR,
-    UserError,
-)
+from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.backends import Backend, open_backend
 from nemo_gdpo.generation.errors import GenerationError
-from nemo_gdpo.generation.manifest import FORMAT, write_atomically
+from nemo_gdpo.generation.manifest import FORMAT
 from nemo_gdpo.generation.model import ModelFacts, encoder, model_facts
 from nemo_gdpo.generation.prompts import EncodedPrompt, encode_prompts, read_prompts
 from nemo_gdpo.generation.seeds import sample_seeds
-from nemo_gdpo.generation.signals import StoppedError, StopRequest
 from nemo_gdpo.generation.store import Store
 from nemo_gdpo.generation.sweep import sampling_points
 from nemo_gdpo.generation.types import Completed, Request
+from nemo_gdpo.io.files import file_sha256, write_file
+from nemo_gdpo.launch.failures import guarded
+from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
 from nemo_gdpo.progress import progress_bar
 
 SKIPPED = "skipped.jsonl"
@@ -40,14 +35,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(argv: Sequence[str]) -> int:
     """Sample as the configuration file `argv[0]` says; returns the exit status."""
-    try:
-        return run(read_config(Path(argv[0]), GENERATE))
-    except UserError as error:
-        print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except GenerationError as error:
-        print(f"nemo-gdpo: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return guarded(lambda: run(read_config(Path(argv[0]), GENERATE)))
 
 
 def run(config: GenerateConfig) -> int:
@@ -56,13 +44,12 @@ def run(config: GenerateConfig) -> int:
     Raises:
         UserError: the configuration or the input is wrong.
         GenerationError: disk, engine or server failed; what was written is intact.
+        Stopped: a signal came before there was anything to finish.
     """
-    with StopRequest() as stop:
+    interrupts = "stopped by a signal before sampling began"
+    with StopRequest(INTERACTIVE_SIGNALS, interrupts=interrupts) as stop:
         try:
             return _run(config, stop)
-        except StoppedError:
-            print("nemo-gdpo: stopped by a signal before sampling began", file=sys.stderr)
-            return EXIT_REQUEUE
         except GenerationError as error:
             if stop.received is None:
                 raise
@@ -151,7 +138,7 @@ def _report_skipped(
         if not lines:
             (directory / SKIPPED).unlink(missing_ok=True)
             return
-        write_atomically(directory / SKIPPED, "\n".join(lines) + "\n")
+        write_file(directory / SKIPPED, "\n".join(lines) + "\n")
     except OSError as error:
         raise GenerationError(f"{directory / SKIPPED} cannot be written ({error})") from error
     ids = ", ".join(repr(p.given.id) for p in skipped[:3])
@@ -214,7 +201,7 @@ def build_manifest(
         "prompt_files": [
             {
                 "path": str(prompts_path.resolve()),
-                "sha256": hashlib.sha256(prompts_path.read_bytes()).hexdigest(),
+                "sha256": file_sha256(prompts_path),
                 "prompts": count,
             }
         ],
@@ -231,7 +218,7 @@ def _sample(
 ) -> None:
     longest = max(len(r.prompt_token_ids) + r.max_tokens for r in missing)
     engine = backend.start(longest)
-    stop.sampling(engine.stop)
+    stop.notify(engine.stop)
     versions = {"nemo_gdpo": __version__, **engine.describe()}
     total = sum(len(request.seeds) for request in missing)
     answers = tokens = 0

@@ -7,14 +7,10 @@ Another server gets what OpenAI's interface has; what it cannot be asked for is 
 from __future__ import annotations
 
 import math
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
 from nemo_gdpo.errors import UserError
@@ -22,17 +18,9 @@ from nemo_gdpo.generation.engine_arguments import sampling_arguments
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.model import ModelFacts
 from nemo_gdpo.generation.types import Completed, Request, Sample
+from nemo_gdpo.io.http import Client, Server
 
-CONNECT_SECONDS = 10.0
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-BUSY = (408, 409, 425, 429)
-"""Statuses, beside those from 500 on, that another attempt may mend."""
 _VLLM_ONLY = ("min_p", "top_k", "stop_token_ids", "ignore_eos", "skip_special_tokens")
-
-
-class _RetryError(Exception):
-    """An attempt failed in a way that the next may not."""
 
 
 class ServerEngine:
@@ -47,15 +35,21 @@ class ServerEngine:
         """
         self._config = config.generation.server
         assert self._config.url is not None
-        self._url = self._config.url.rstrip("/")
-        self._stopping = threading.Event()
-        timeout = httpx.Timeout(self._config.timeout, connect=CONNECT_SECONDS)
-        self._client = httpx.Client(
-            headers=_authorization(self._config.key_variable),
-            timeout=timeout,
-            # As many connections as threads: none of them waits for another.
-            limits=httpx.Limits(max_connections=self._config.concurrency),
+        self._client = Client(
+            Server(
+                url=self._config.url,
+                key_variable=self._config.key_variable,
+                timeout=self._config.timeout,
+                retries=self._config.retries,
+                concurrency=self._config.concurrency,
+                setting="generation.server",
+                what="the server",
+                check="generation.server.url and the server's settings",
+                remedy="start it again, then run the same command again",
+                error=GenerationError,
+            )
         )
+        self._url = self._client.url
         entry = self._find_model(model.path)
         self._model = str(entry["id"])
         self._is_vllm = entry.get("owned_by") == "vllm"
@@ -68,7 +62,7 @@ class ServerEngine:
     # --- what is there ----------------------------------------------------------------------
 
     def _find_model(self, path: Path) -> Mapping[str, Any]:
-        listed = self._attempts("GET", "/models", None).get("data")
+        listed = self._client.request("GET", "/models").get("data")
         entries = [e for e in listed if isinstance(e, dict) and "id" in e] if listed else []
         names = ", ".join(str(entry["id"]) for entry in entries) or "none"
         wanted = self._config.model
@@ -106,7 +100,7 @@ class ServerEngine:
         if not self._is_vllm:
             return "unknown"
         root = self._url.removesuffix("/v1")
-        return f"vllm {self._attempts('GET', f'{root}/version', None).get('version', 'unknown')}"
+        return f"vllm {self._client.request('GET', f'{root}/version').get('version', 'unknown')}"
 
     def describe(self) -> dict[str, str]:
         return {"engine": "server", "engine_version": self._version, "device": "of the server"}
@@ -114,7 +108,7 @@ class ServerEngine:
     # --- sampling ---------------------------------------------------------------------------
 
     def stop(self) -> None:
-        self._stopping.set()
+        self._client.stop()
 
     def close(self) -> None:
         self._client.close()
@@ -129,7 +123,7 @@ class ServerEngine:
             while pending or following is not None:
                 while following is not None and len(pending) < 2 * self._config.concurrency:
                     number, sample = following
-                    if self._stopping.is_set() and number not in rows:
+                    if self._client.is_stopping and number not in rows:
                         following = None  # begun rows are finished, others left for the next run
                         break
                     rows.setdefault(number, {})
@@ -146,7 +140,7 @@ class ServerEngine:
                             requests[number], tuple(finished[n] for n in sorted(finished))
                         )
         finally:
-            self._stopping.set()
+            self._client.stop()
             executor.shutdown(wait=True, cancel_futures=True)
 
     def _sample(self, request: Request, sample: int) -> Sample:
@@ -158,69 +152,13 @@ class ServerEngine:
             if not body["stop"]:
                 del body["stop"]
         body |= {"model": self._model, "prompt": list(request.prompt_token_ids)}
-        answer = self._attempts("POST", "/completions", body)
+        answer = self._client.request("POST", "/completions", body)
         try:
             return _sample_of(answer, request.logprobs)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise GenerationError(
                 f"the server at {self._url} gave an answer that is no completion ({error!r})"
             ) from None
-
-    # --- the wire ---------------------------------------------------------------------------
-
-    def _attempts(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        pause = FIRST_PAUSE
-        for attempt in range(self._config.retries + 1):
-            try:
-                return self._attempt(method, path, body)
-            except _RetryError as error:
-                # A server that is gone while the run is asked to stop is not waited for.
-                if attempt == self._config.retries or self._stopping.wait(pause):
-                    raise GenerationError(
-                        f"the server at {self._url} is gone or failing ({error}; "
-                        f"{attempt + 1} attempts); start it again, then run the same command again"
-                    ) from None
-                pause = min(2 * pause, LONGEST_PAUSE)
-        raise AssertionError("unreachable")
-
-    def _attempt(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        url = path if path.startswith("http") else self._url + path
-        try:
-            response = self._client.request(method, url, json=body)
-        except httpx.TransportError as error:
-            raise _RetryError(str(error) or type(error).__name__) from None
-        if response.status_code in BUSY or response.status_code >= 500:
-            raise _RetryError(f"status {response.status_code}")
-        if response.status_code in (401, 403):
-            raise UserError(
-                f"{self._url} refuses the key (status {response.status_code}); set "
-                "generation.server.key_variable to the name of the variable that holds it"
-            )
-        if response.status_code != 200:
-            reason = " ".join(response.text.split())[:300]
-            raise UserError(
-                f"{url} answers with status {response.status_code} ({reason}); check "
-                "generation.server.url and the server's settings"
-            )
-        try:
-            found = response.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise UserError(f"{url} answers with no JSON object; check generation.server.url")
-        return found
-
-
-def _authorization(variable: str | None) -> dict[str, str]:
-    if variable is None:
-        return {}
-    key = os.environ.get(variable)
-    if not key:
-        raise UserError(
-            f"generation.server.key_variable: the environment variable {variable} is not set; "
-            f"export {variable}=KEY"
-        )
-    return {"Authorization": f"Bearer {key}"}
 
 
 def _sample_of(answer: Mapping[str, Any], detail: str) -> Sample:

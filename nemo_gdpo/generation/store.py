@@ -8,14 +8,11 @@ away and made again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.errors import GenerationError
@@ -26,12 +23,11 @@ from nemo_gdpo.generation.manifest import (
     write_manifest,
 )
 from nemo_gdpo.generation.types import Prompt, SamplingPoint
+from nemo_gdpo.io.locks import BusyError, acquire
+from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
 
 LOCK = ".lock"
-SYNC_SECONDS = 5.0
-"""A machine that loses power loses at most the rows of so many seconds."""
 _SHARD = re.compile(r"generations-(\d{5,})\.jsonl")
-_BLOCK = 1 << 16
 
 Key = tuple[str, SamplingPoint]
 """A row: which prompt, at which point of the sweep."""
@@ -52,11 +48,8 @@ def read_generations(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         UserError: a line is no JSON object.
     """
     for shard in shards(directory):
-        with shard.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                yield f"{shard}, line {number}", _row(line, f"{shard}, line {number}")
+        for number, line in complete_lines(shard):
+            yield f"{shard}, line {number}", _row(line, f"{shard}, line {number}")
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
@@ -85,24 +78,6 @@ def row_key(row: Mapping[str, Any], where: str) -> Key:
         ) from None
 
 
-def repair(shard: Path) -> int:
-    """Cut a torn last line away; returns its length in bytes, 0 if there is none."""
-    with shard.open("rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - _BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-            os.fsync(file.fileno())
-        return size - end
-
-
 class Store:
     """The directory of one or several runs, locked while it is open."""
 
@@ -127,35 +102,34 @@ class Store:
         self._rows_per_shard = rows_per_shard
         self._model_hash = str(manifest["model"]["hash"])
         self._prompts: dict[str, tuple[Prompt, str]] = {}
-        self._file: BinaryIO | None = None
+        self._file: RowFile | None = None
         self._number = 0
         self._rows = 0
-        self._synced = time.monotonic()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (directory / LOCK).open("w")
+            # None where the file system has no locks: whoever runs there keeps runs apart.
+            self._lock = acquire(directory / LOCK)
+        except BusyError:
+            raise UserError(
+                f"output_dir: another run is writing into {directory}; wait for it, or choose "
+                "another output_dir"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"output_dir: {directory} cannot be written ({error.strerror}); choose another, or "
-                "mend its permissions"
+                "fix its permissions"
             ) from None
         try:
-            self._take_lock()
             self._check(manifest)
             self.done = self._read()
             self._guarded(lambda: write_manifest(directory, manifest))
         except BaseException:
-            self._lock.close()
+            self._unlock()
             raise
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"output_dir: another run is writing into {self.directory}; wait for it, or choose "
-                "another output_dir"
-            ) from None
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
         if shards(self.directory) and read_manifest(self.directory) is None:
@@ -212,11 +186,9 @@ class Store:
         key = row_key(row, "new row")
         if key in self.done:
             raise GenerationError(f"the engine gave the row of prompt {key[0]!r} twice")
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = encode_row(row)
         self._guarded(lambda: self._write(line))
         self.done.add(key)
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            self.sync()
 
     def _write(self, line: bytes) -> None:
         if self._file is not None and self._rows >= self._rows_per_shard:
@@ -225,35 +197,14 @@ class Store:
             if self._rows >= self._rows_per_shard:
                 self._number, self._rows = self._number + 1, 0
             path = self.directory / f"generations-{self._number:05d}.jsonl"
-            # Unbuffered: what a failed write left in a buffer would be written later, unasked.
-            self._file = path.open("ab", buffering=0)
-        start = self._file.tell()
-        rest = memoryview(line)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(start)
-            raise
+            self._file = RowFile(path)
+        self._file.append(line)
         self._rows += 1
-
-    def sync(self) -> None:
-        """Have everything that was appended on the disk.
-
-        Raises:
-            GenerationError: the disk failed.
-        """
-        if self._file is not None:
-            descriptor = self._file.fileno()
-            self._guarded(lambda: os.fsync(descriptor))
-        self._synced = time.monotonic()
 
     def _close_shard(self) -> None:
         assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        file.close()
 
     def _guarded(self, write: Callable[[], None]) -> None:
         try:
@@ -275,7 +226,7 @@ class Store:
             if self._file is not None:
                 self._guarded(self._close_shard)
         finally:
-            self._lock.close()
+            self._unlock()
 
     def __enter__(self) -> Store:
         return self

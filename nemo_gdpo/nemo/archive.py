@@ -26,6 +26,7 @@ from nemo_gdpo.conversion.megatron_io import (
 )
 from nemo_gdpo.conversion.model_config import padded_vocab_size
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import replacing
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import DIST, load_weights, save_weights
@@ -86,11 +87,9 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
         assert core.hf_assets is not None
         write_checkpoint_assets(directory, CheckpointModel(config, padded, None), core.hf_assets)
         (directory / CONFIG_YAML).write_text(OmegaConf.to_yaml(model.cfg, resolve=True))
-        temporary = target.with_name(f".{target.name}.tmp")
-        with tarfile.open(temporary, "w") as tar:
+        with replacing(target) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for path in sorted(directory.iterdir()):
                 tar.add(path, arcname=path.name)
-        temporary.replace(target)
         shutil.rmtree(directory)
 
     def restore_from(

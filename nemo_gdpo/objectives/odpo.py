@@ -1,9 +1,10 @@
 """DPO with an offset (Amini, Vieira & Cotterell 2024).
 
 The stronger the preference, the larger the margin that is asked for: -log sigma(beta h - Delta).
-The paper's offset, Delta = alpha log(s_w - s_l), is negative for score gaps below 1, where it
-weakens the demand instead. It depends on the units of the scores, and a tie would silently have no
-gradient: it is refused. Label smoothing and IPO do not combine with it.
+The paper's offset, Delta = alpha log(s_c - s_r) with s_c the score of the chosen response and s_r
+that of the rejected one, is negative for score gaps below 1, where it weakens the demand instead.
+It depends on the units of the scores, and a tie would silently have no gradient: it is refused.
+Label smoothing and IPO do not combine with it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, 
 
 
 class ODPO(ODPOSettings, PairwiseObjective):
-    """-log sigma(beta h - alpha f(s_w, s_l)).
+    """-log sigma(beta h - alpha f(s_c, s_r)).
 
-    f is log(s_w - s_l) (`"log"`, the paper's), s_w - s_l (`"identity"`), log(1 + s_w - s_l)
-    (`"log1p"`), or log(s_w / s_l) (`"ratio"`, for positive scores). alpha = 0 is DPO.
+    f is log(s_c - s_r) (`"log"`, the paper's), s_c - s_r (`"identity"`), log(1 + s_c - s_r)
+    (`"log1p"`), or log(s_c / s_r) (`"ratio"`, for positive scores). alpha = 0 is DPO.
     """
 
     method: ClassVar[str] = "offset_dpo"

@@ -27,21 +27,18 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
+from nemo_gdpo.errors import RunError
+from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest
+from nemo_gdpo.io.staged import StagedDirectory, stage
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import SHARDING_METADATA, fill_weights, sharded_weights
-from nemo_gdpo.training.manifest import (
-    describe,
-    fsync_path,
-    list_files,
-    why_invalid,
-    write_manifest,
-)
 from nemo_gdpo.training.mesh import Mesh
 
 LATEST = "latest"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written; the previous one is untouched."""
 
 
@@ -180,6 +177,8 @@ class Checkpointer:
         self._mesh = mesh
         self._write_assets = write_assets
         self._keep = keep
+        self._staged: StagedDirectory | None = None
+        """What the main rank is writing."""
 
     def save(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`. Collective.
@@ -189,21 +188,25 @@ class Checkpointer:
                 previous checkpoint, which is whole.
         """
         final = step_directory(self.root, step)
-        temporary = self.root / f".{final.name}.tmp"
         try:
-            self._all_or_none(lambda: self._prepare(temporary, trainer_state), "start")
+            self._all_or_none(lambda: self._prepare(final, trainer_state), "start")
+            temporary = self._shared_path()
             self._all_or_none(lambda: self._write_dist(temporary), "write")
             self._all_or_none(lambda: self._write_rng(temporary), "write")
             described = self._describe(temporary)
-            self._all_or_none(lambda: self._publish(temporary, final, described), "finish")
+            self._all_or_none(lambda: self._publish(final, described), "finish")
         except CheckpointError:
-            if self._mesh.is_main:  # a full disk should not stay full of half a checkpoint
-                shutil.rmtree(temporary, ignore_errors=True)
+            if self._staged is not None:  # a full disk should not stay full of half a checkpoint
+                self._staged.discard()
             raise
+        finally:
+            if self._staged is not None:
+                self._staged.leave()
+            self._staged = None
         return final
 
     def _all_or_none(self, action: Callable[[], None], what: str) -> None:
-        """Run `action` here; raise everywhere if it failed anywhere, before anyone goes on."""
+        """Run `action` here; raise everywhere if it failed anywhere, before anyone continues."""
         reason = ""
         try:
             action()
@@ -217,19 +220,25 @@ class Checkpointer:
         if failed:
             raise CheckpointError(
                 f"could not {what} a checkpoint in {self.root} ({failed[0]}); the previous "
-                "checkpoint is untouched; free space or mend the permissions, then start again"
+                "checkpoint is untouched; free space or fix the permissions, then start again"
             )
 
-    def _prepare(self, temporary: Path, trainer_state: dict[str, Any]) -> None:
+    def _prepare(self, final: Path, trainer_state: dict[str, Any]) -> None:
         if not self._mesh.is_main:
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        if temporary.exists():  # a killed run's; where it cannot be removed, that is the reason
-            shutil.rmtree(temporary)
-        (temporary / "dist").mkdir(parents=True)
+        self._staged = stage(final, also="step_*")
+        temporary = self._staged.path
+        (temporary / "dist").mkdir()
         (temporary / "rng").mkdir()
         self._write_assets(temporary)
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
+
+    def _shared_path(self) -> Path:
+        """Where all ranks write: the main rank's staged directory."""
+        path = [None if self._staged is None else self._staged.path]
+        dist.broadcast_object_list(path, src=0)
+        assert path[0] is not None
+        return path[0]
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         model_state = sharded_weights(self._model)
@@ -258,20 +267,12 @@ class Checkpointer:
         dist.all_gather_object(parts, mine)
         return {name: entry for part in parts for name, entry in part.items()}
 
-    def _publish(
-        self, temporary: Path, final: Path, described: dict[str, dict[str, object]]
-    ) -> None:
-        if not self._mesh.is_main:
+    def _publish(self, final: Path, described: dict[str, dict[str, object]]) -> None:
+        if self._staged is None:
             return
-        write_manifest(temporary, described)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        fsync_path(self.root)
-        pointer = self.root / f".{LATEST}.tmp"
-        pointer.write_text(final.name + "\n")
-        fsync_path(pointer)
-        pointer.replace(self.root / LATEST)
-        fsync_path(self.root)
+        write_manifest(self._staged.path, described)
+        self._staged.publish(replace=True)
+        write_file(self.root / LATEST, final.name + "\n")
         for old in _candidates(self.root)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -7,38 +7,24 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nemo_gdpo.config.schema import RunConfig
-from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
+from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.from_config import SplitName, build_split
 from nemo_gdpo.data.prepared import load_prepared, save_prepared
-from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.model_source import ModelSource
 
 
-def _chat_template(config: RunConfig) -> str | None:
-    if config.data.chat_template is None:
-        return None
-    path = Path(config.data.chat_template)
-    if not path.is_file():
-        raise UserError(f"data.chat_template={path}: there is no such file")
-    return path.read_text()
-
-
-def _tokenise(config: RunConfig, path: str, split: str, source: ModelSource) -> PreferenceDataset:
-    data = build_dataset(
-        path,
+def _tokenise(config: RunConfig, name: SplitName, source: ModelSource) -> PreferenceDataset:
+    data = build_split(
+        config.data,
+        name,
         source.tokenizer(),
-        format=config.data.reader_format,
-        split=split,
-        max_prompt_length=config.data.max_prompt_length,
-        max_length=config.data.max_length,
-        truncation_mode=config.data.truncation_mode,
+        source.assets,
         require_scores=config.objective.needs_scores,
-        stop_token_ids=stop_token_ids(source.assets),
-        chat_template=_chat_template(config),
-        on_bad_pair=config.data.on_bad_pair,
     )
-    refuse_tokens_beyond(data, source.model_config.vocab_size, path)
+    assert data is not None  # a path is configured
+    refuse_tokens_beyond(data, source.model_config.vocab_size, str(config.data.path_of(name)))
     return data
 
 
@@ -74,22 +60,20 @@ def _describe(data: PreferenceDataset) -> str:
 
 
 def load_split(
-    config: RunConfig, name: str, source: ModelSource, output_dir: Path, mesh: Mesh
+    config: RunConfig, name: SplitName, source: ModelSource, output_dir: Path, mesh: Mesh
 ) -> PreferenceDataset | None:
     """The pairs of `train` or `validation`; None when no path is configured. Collective.
 
     Raises:
         UserError: on every rank, when the main rank finds something wrong with the input.
     """
-    configured = config.data.train_path if name == "train" else config.data.validation_path
-    if configured is None:
+    if config.data.path_of(name) is None:
         return None
-    split = config.data.split if name == "train" else config.data.validation_split
     prepared = output_dir / "data" / name
     problem: list[str | None] = [None]
     if mesh.is_main:
         try:
-            data = _tokenise(config, configured, split, source)
+            data = _tokenise(config, name, source)
             save_prepared(data, prepared)
             print(f"{name}: {_describe(data)}", flush=True)
         except UserError as error:

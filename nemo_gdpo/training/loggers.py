@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from nemo_gdpo.config.checks_settings import wandb_can_log_in
 from nemo_gdpo.config.training import LoggerConfig
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.rows import RowFile
 
 
 class _Writer(Protocol):
@@ -82,16 +84,14 @@ class MetricsLog:
             resume_step: first step to come; lines of later steps, which a resumed run writes
                 again, are dropped.
         """
-        self._file: Any = None
+        self._file: RowFile | None = None
         self._writers: list[_Writer] = []
         if not enabled:
             return
         path = output_dir / "metrics.jsonl"
         kept = self._lines_before(path, resume_step)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        write_file(path, "".join(kept))
+        self._file = RowFile(path)
         self._writers = _writers(config, output_dir)
 
     @staticmethod
@@ -112,8 +112,7 @@ class MetricsLog:
         """Append one step. `entry` has `step` and numbers."""
         if self._file is None:
             return
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        self._file.append((json.dumps(entry) + "\n").encode())
         numbers = {k: v for k, v in entry.items() if k != "step"}
         for writer in self._writers:
             writer.log(numbers, entry["step"])

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_gdpo.errors import RunError
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE
 from nemo_gdpo.objectives import Objective
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunError):
     """A loss, a log-prob or the gradient norm is not finite; the update was not made."""
 
 

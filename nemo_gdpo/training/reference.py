@@ -13,6 +13,9 @@ from torch import Tensor
 
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
+from nemo_gdpo.errors import RunError, Stopped
+from nemo_gdpo.io.staged import StagedDirectory
+from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.progress import progress_bar
@@ -25,17 +28,12 @@ from nemo_gdpo.training.reference_store import (
     ReferenceStore,
     finish_cache,
     load_cache,
-    partial_directory,
     start_cache,
 )
-from nemo_gdpo.training.signals import StopRequest
+from nemo_gdpo.training.signals import any_rank_stopped
 
 
-class Stopped(Exception):  # noqa: N818 - a request, not an error
-    """A signal asked to stop; everything that should be kept is on disk."""
-
-
-class ReferenceWriteError(RuntimeError):
+class ReferenceWriteError(RunError):
     """The cache could not be written; nothing of it is used."""
 
 
@@ -67,13 +65,46 @@ def compute_cache(
         NotFiniteError: a log-prob is not finite; names the pairs.
         ReferenceWriteError: a rank could not write.
     """
-    start = partial(start_cache, directory)
+    staged: StagedDirectory | None = None
+
+    def start() -> None:
+        nonlocal staged
+        staged = start_cache(directory)
+
     _agree(_reason_of(start) if mesh.is_main else "", mesh, directory)
-    writer = ReferenceShardWriter(partial_directory(directory), f"{mesh.data_rank:04d}")
+    try:
+        shared = [None if staged is None else staged.path]
+        dist.broadcast_object_list(shared, src=0)
+        assert shared[0] is not None
+        writer = ReferenceShardWriter(shared[0], f"{mesh.data_rank:04d}")
+        _compute_rows(
+            model, mesh, builder, writer, directory,
+            global_batch_size=global_batch_size, stop=stop, label=label,
+        )  # fmt: skip
+        lengths = response_lengths(builder.pairs)
+        finish = None if staged is None else partial(finish_cache, staged, key, lengths)
+        _agree("" if finish is None else _reason_of(finish), mesh, directory)
+    finally:
+        if staged is not None:  # nothing of it, once it is in its place
+            staged.discard()
+
+
+def _compute_rows(
+    model: PreferenceModel,
+    mesh: Mesh,
+    builder: BatchBuilder,
+    writer: ReferenceShardWriter,
+    directory: Path,
+    *,
+    global_batch_size: int,
+    stop: StopRequest,
+    label: str,
+) -> None:
+    """Forward every pair and write this rank's rows; raises as `compute_cache` does."""
     count = len(builder.pairs)
     with progress_bar(total=count, unit="pair", label=label, enabled=mesh.is_main) as bar:
         for indices in PreferenceSampler(count, 0, "").validation_batches(global_batch_size):
-            if stop.agreed():
+            if any_rank_stopped(stop, mesh.device):
                 raise Stopped
             micro_batches = builder.build(indices, None)
             outputs = model.get_reference_logprobs(micro_batches)
@@ -84,9 +115,6 @@ def compute_cache(
             _agree(reason, mesh, directory)
             bar.update(sum(index != SENTINEL for index in indices))
     _agree(_reason_of(writer.flush), mesh, directory)
-    lengths = response_lengths(builder.pairs)
-    finish = partial(finish_cache, directory, key, lengths)
-    _agree(_reason_of(finish) if mesh.is_main else "", mesh, directory)
 
 
 def _reason_of(action: Callable[[], object]) -> str:
@@ -112,7 +140,7 @@ def _agree(reason: str, mesh: Mesh, directory: Path) -> None:
     dist.all_gather_object(reasons, reason)
     raise ReferenceWriteError(
         f"the reference cache {directory} could not be written "
-        f"({next(r for r in reasons if r)}); free space or mend the permissions, then start again"
+        f"({next(r for r in reasons if r)}); free space or fix the permissions, then start again"
     )
 
 

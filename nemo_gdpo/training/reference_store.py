@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import file_sha256, fsync_path, write_json
+from nemo_gdpo.io.staged import StagedDirectory, stage
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -45,12 +46,6 @@ class ReferenceKey:
         """SHA-256 over all fields, hex."""
         text = json.dumps({"version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex, read in pieces."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class ReferenceStore:
@@ -100,42 +95,45 @@ class ReferenceShardWriter:
             "lengths": torch.tensor([v.shape[0] for _, v in self._rows], dtype=torch.int64),
             "values": torch.cat([v for _, v in self._rows]).contiguous(),
         }
-        save_file(tensors, self._directory / f"shard-{self._writer}-{self._shard:05d}.safetensors")
+        path = self._directory / f"shard-{self._writer}-{self._shard:05d}.safetensors"
+        save_file(tensors, path)
+        fsync_path(path)  # here: another machine's cache is not the main rank's to force
         self._shard += 1
         self._rows = []
 
 
-def partial_directory(directory: Path) -> Path:
-    """Where a cache is written before it is whole."""
-    return directory.with_name(directory.name + ".partial")
+def start_cache(directory: Path) -> StagedDirectory:
+    """An empty directory to write shards to; what killed writers left is removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return stage(directory)
 
 
-def start_cache(directory: Path) -> Path:
-    """An empty directory to write shards to; an earlier interrupted attempt is thrown away."""
-    partial = partial_directory(directory)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def finish_cache(directory: Path, key: ReferenceKey, expected_lengths: Sequence[int]) -> None:
+def finish_cache(
+    staged: StagedDirectory, key: ReferenceKey, expected_lengths: Sequence[int]
+) -> None:
     """Check that every row is there and finite, write the manifest, and move the cache into place.
+
+    Where another run has put a cache meanwhile, that one stays: `load_cache` says whether it fits.
 
     Raises:
         RuntimeError: a row is missing, doubled, of the wrong length, or not finite.
+        OSError: it cannot be written.
     """
-    partial = partial_directory(directory)
-    names = sorted(path.name for path in partial.glob("shard-*.safetensors"))
-    _assemble(partial, names, expected_lengths)
+    names = sorted(path.name for path in staged.path.glob("shard-*.safetensors"))
+    _assemble(staged.path, names, expected_lengths)
     manifest = {
         "version": FORMAT_VERSION,
         "digest": key.digest(),
         "key": asdict(key),
         "rows": len(expected_lengths),
-        "shards": {name: file_sha256(partial / name) for name in names},
+        "shards": {name: file_sha256(staged.path / name) for name in names},
     }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.rename(directory)
+    write_json(staged.path / MANIFEST, manifest)
+    if not staged.publish(replace=False):
+        staged.discard()
 
 
 def _assemble(directory: Path, names: Sequence[str], lengths: Sequence[int]) -> ReferenceStore:

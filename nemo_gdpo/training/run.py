@@ -22,7 +22,8 @@ from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import Stopped, UserError
+from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
@@ -35,10 +36,9 @@ from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
-from nemo_gdpo.training.reference import Stopped, cached_reference
+from nemo_gdpo.training.reference import cached_reference
 from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore
 from nemo_gdpo.training.resume import agree_on_config, identity_of, refuse_another_run, resume
-from nemo_gdpo.training.signals import StopRequest
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Run:
 
     def stop_request(self) -> StopRequest:
         """A context in which signals ask the run to stop at the next step boundary."""
-        return StopRequest(self.mesh.device)
+        return StopRequest()
 
     def batches(self, data: PreferenceDataset) -> BatchBuilder:
         """Micro-batches of `data` for this rank."""

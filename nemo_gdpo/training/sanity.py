@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from nemo_gdpo.data.types import TokenizedPair
+from nemo_gdpo.errors import RunError
 from nemo_gdpo.objectives import Objective, Step0Inputs
 
 
-class Step0MismatchError(RuntimeError):
+class Step0MismatchError(RunError):
     """The run's first losses are not those of a policy that equals its reference."""
 
 

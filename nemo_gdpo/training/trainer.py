@@ -15,6 +15,7 @@ import torch.distributed as dist
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
+from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, PreferenceModel
 from nemo_gdpo.objectives import Objective, PairLogps, PairTargets, TokenLogps
@@ -32,7 +33,7 @@ from nemo_gdpo.training.metrics import (
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
-from nemo_gdpo.training.signals import StopRequest
+from nemo_gdpo.training.signals import any_rank_stopped
 
 
 class Outcome(Enum):
@@ -274,7 +275,7 @@ class PreferenceTrainer:
             total=len(batches), unit="batch", label="validate", enabled=self.mesh.is_main
         ) as bar:
             for indices in batches:
-                if self.stop.agreed():
+                if any_rank_stopped(self.stop, self.mesh.device):
                     return None
                 real = sum(index != SENTINEL for index in indices)
                 per_pair = self._per_pair(self.validation, indices, forward_only=True)
@@ -303,7 +304,7 @@ class PreferenceTrainer:
             enabled=self.mesh.is_main,
         ) as bar:
             while self.progress.step < self.total_steps:
-                if self.stop.agreed():
+                if any_rank_stopped(self.stop, self.mesh.device):
                     self.save()
                     return Outcome.STOPPED
                 entry = self.train_step()

@@ -6,19 +6,24 @@ builds NeMo's classes, so a rank that computes a reference never imports nemo.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE
+from nemo_gdpo.launch.failures import guarded
 
 
 def run_task(task: str, config: RunConfig) -> int:
     """Carry out `task` on this rank; returns the exit status."""
-    from nemo_gdpo.training.main import guarded
-
-    return guarded(lambda: _TASKS[task](config))
+    return guarded(
+        lambda: _TASKS[task](config),
+        rank=int(os.environ.get("RANK", "0")),
+        # A full disk under metrics.jsonl, say.
+        disk_remedy="the newest checkpoint is whole: fix this and start again",
+    )
 
 
 def _train(config: RunConfig) -> int:
@@ -32,13 +37,9 @@ def _train(config: RunConfig) -> int:
 
 
 def _reference(config: RunConfig) -> int:
-    from nemo_gdpo.training.reference import Stopped
     from nemo_gdpo.training.run import Run
 
-    try:
-        Run.build(config).compute_reference()
-    except Stopped:
-        return EXIT_REQUEUE
+    Run.build(config).compute_reference()
     return EXIT_DONE
 
 

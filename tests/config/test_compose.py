@@ -25,7 +25,7 @@ from nemo_gdpo.errors import UserError
 
 GROUPS = group_options(config_dir(), TRAIN)
 CHOICES = [f"{group}={option}" for group, options in GROUPS.items() for option in options]
-VARIABLES = ("MODEL", "TRAIN", "VALIDATION", "OUTPUT", "MOVIE_REVIEWS")
+VARIABLES = ("MODEL", "TRAIN", "VALIDATION", "OUTPUT")
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,7 @@ def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("objective=gdpoo", r"objective=gdpoo: there is no such choice \(did you mean gdpo\?\)"),
         ("experiment=gdpo_llama_8b", r"did you mean gdpo_llama3_8b\?"),
+        ("data=movie_reviews", "data=movie_reviews: there is no such choice; the choices are anth"),
         ("precision=fp9", "the choices are bf16, fp32, fp8_blockwise"),
         ("objectve=dpo", r"did you mean objective\?"),
         ("trainer.max_step=3", r"trainer.max_step: is not a key .*did you mean trainer.max_steps"),

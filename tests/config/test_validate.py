@@ -156,17 +156,6 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "data.format",
         "trl would be ignored",
     ),
-    ({"data__num_train": 5}, "data.num_train", "only preset=movie_reviews reads it"),
-    (
-        {"data__preset": "movie_reviews", "data__chosen_min": 1.0},
-        "data.rejected_max",
-        "is not set, but the other threshold is",
-    ),
-    (
-        {"data__preset": "movie_reviews", "data__chosen_min": 0.0, "data__rejected_max": 0.5},
-        "data.chosen_min",
-        "0.0 is not above data.rejected_max=0.5",
-    ),
     ({"trainer__max_steps": None}, "trainer.max_steps", "says when to stop"),
     (
         {"optim__sched": {"warmup_steps": 10}},

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from nemo_gdpo.conversion import atomic, dist_writer
-from nemo_gdpo.conversion.atomic import LOCK, MARKER
+from nemo_gdpo.conversion.atomic import MARKER
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
-from nemo_gdpo.conversion.journal import JOURNAL
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io import staged
+from nemo_gdpo.io.manifest import LOCK
+from nemo_gdpo.io.progress_file import PROGRESS
 from tests.conversion.conftest import ModelMaker
 from tests.conversion.interrupted import FILE_BYTES
 
@@ -100,7 +102,7 @@ def test_goes_on_where_it_was_killed(
     convert(direction, source, tmp_path / "whole")
     assert contents(destination) == contents(tmp_path / "whole")
     assert not staging.exists()
-    assert not any((destination / name).exists() for name in (LOCK, JOURNAL))
+    assert not any((destination / name).exists() for name in (LOCK, PROGRESS))
 
 
 @pytest.mark.parametrize("change", ["setting", "source"])
@@ -190,13 +192,13 @@ def test_replacing_without_an_exchange(
     convert_hf_to_megatron(source, destination)
     first = (destination / MARKER).stat().st_ino
     if not exchange:
-        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(staged, "_exchange", lambda first, second: False)
     convert_hf_to_megatron(source, destination)
     assert (destination / MARKER).stat().st_ino != first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
 
 
-def test_a_stop_between_two_renames_is_mended(make_model: ModelMaker, tmp_path: Path) -> None:
+def test_a_stop_between_two_renames_is_fixed(make_model: ModelMaker, tmp_path: Path) -> None:
     source, destination = make_model(), tmp_path / "out"
     convert_hf_to_megatron(source, destination)
     before = contents(destination)

@@ -9,9 +9,7 @@ from nemo_gdpo.data import (
     TokenizedPair,
     TokenizedResponse,
     pack_batch,
-    packed_length,
     pad_batch,
-    padded_length,
     responses_from_flat,
 )
 from nemo_gdpo.errors import UserError
@@ -26,7 +24,7 @@ B = TokenizedPair(
 
 
 def test_padded_rows_by_hand() -> None:
-    batch = pad_batch([A, B], 6, PAD, indices=[4, -1])
+    batch = pad_batch([A, B], 6, PAD)
     assert batch.tokens_NS.tolist() == [
         [1, 11, 21, 22, END, PAD],
         [1, 41, END, PAD, PAD, PAD],
@@ -42,17 +40,13 @@ def test_padded_rows_by_hand() -> None:
     ]
     assert batch.position_ids_NS.tolist() == [[0, 1, 2, 3, 4, 5]] * 4
     assert batch.response_lengths_N.tolist() == [3, 2, 1, 3]
-    assert batch.sequence_lengths_N.tolist() == [5, 3, 3, 4]
     assert batch.complete_N.tolist() == [True, True, False, True]
-    assert batch.pair_ids == ("a", "b") and batch.indices == (4, -1) and batch.num_pairs == 2
-    assert batch.weight_B.tolist() == [1.0, 0.0]
     assert batch.chosen_score_B is not None and batch.rejected_score_B is not None
     assert batch.chosen_score_B.tolist() == [2.0, 1.0]
     assert batch.rejected_score_B.tolist() == [0.5, 0.25]
     types = (batch.tokens_NS, batch.labels_NS, batch.position_ids_NS, batch.response_lengths_N)
     assert all(tensor.dtype == torch.int64 for tensor in types)
-    assert batch.chosen_score_B.dtype == batch.weight_B.dtype == torch.float32
-    assert padded_length([A, B]) == 5 and padded_length([A, B], multiple_of=4) == 8
+    assert batch.chosen_score_B.dtype == batch.rejected_score_B.dtype == torch.float32
 
 
 def test_packed_row_is_the_padded_rows_without_padding() -> None:
@@ -72,7 +66,6 @@ def test_packed_row_is_the_padded_rows_without_padding() -> None:
     assert packed.response_lengths_N.equal(padded.response_lengths_N)
     tight = pack_batch([A, B], None, PAD)
     assert tight.tokens_1S.shape == (1, 15) and tight.cu_seqlens.tolist() == [0, 5, 8, 11, 15]
-    assert packed_length([A, B], multiple_of=8) == 16
     # Both give the labels in the same flat order, the one responses_from_flat expects.
     flat = [labels[labels != -100] for labels in (padded.labels_NS, packed.labels_1S)]
     assert flat[0].equal(flat[1])
@@ -92,13 +85,12 @@ def test_batches_that_do_not_fit() -> None:
         pack_batch([A, B], 14, PAD)
     with pytest.raises(ValueError, match="at least one pair"):
         pad_batch([], 4, PAD)
-    with pytest.raises(ValueError, match="1 indices for 2 pairs"):
-        pad_batch([A, B], 6, PAD, indices=[0])
 
 
 def test_moving_a_batch_keeps_everything() -> None:
     batch = pad_batch([A, B], 6, PAD).to("meta")
-    assert batch.tokens_NS.device.type == "meta" and batch.pair_ids == ("a", "b")
+    assert batch.tokens_NS.device.type == "meta" and batch.tokens_NS.shape == (4, 6)
+    assert batch.chosen_score_B is not None and batch.chosen_score_B.device.type == "meta"
     packed = pack_batch([A, B], 16, PAD).to("meta")
     assert packed.cu_seqlens.device.type == "meta" and packed.max_seqlen == 5
 

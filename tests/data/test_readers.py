@@ -46,7 +46,7 @@ def test_jsonl_parquet_and_datasets_give_the_same_pairs(tmp_path: Path, write_js
     for path in (parquet, saved, split, directory):
         got = [(p.id, p.prompt, p.chosen, p.chosen_score) for p in read_pairs(path)]
         assert got == expected, path
-    with pytest.raises(UserError, match=r"no split 'test', it has train: set data\.split"):
+    with pytest.raises(UserError, match=r"no split 'test', it has train; set data\.split"):
         prompts(split, split="test")
 
 
@@ -114,8 +114,8 @@ def test_a_hub_name_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_
         ({**GOOD, "rejected": " a"}, r"line 2, pair '2': identical chosen and rejected"),
         ({**GOOD, "chosen_score": 0.5}, r"line 2, pair '2': the chosen response scores 0.5, less"),
         ({**GOOD, "chosen_score": None}, r"line 2, pair '2': the score of the chosen"),
-        ({**GOOD, "chosen_score": float("nan")}, r"line 2: 'chosen_score' is nan: .*finite"),
-        ({**GOOD, "chosen_score": 1e39}, r"line 2: 'chosen_score' is 1e\+39: .*finite"),
+        ({**GOOD, "chosen_score": float("nan")}, r"line 2: 'chosen_score' is nan; .*finite"),
+        ({**GOOD, "chosen_score": 1e39}, r"line 2: 'chosen_score' is 1e\+39; .*finite"),
         ({**GOOD, "chosen_score": "2"}, r"line 2: 'chosen_score' is text, not a number"),
         ({**GOOD, "chosen_score": True}, r"line 2: 'chosen_score' is true/false, not a number"),
         ({**GOOD, "id": [1]}, r"line 2: id is a list"),

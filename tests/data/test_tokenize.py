@@ -89,7 +89,7 @@ def test_error_mode_and_keep_start_on_a_conversation(llama3: Any) -> None:
 
 
 def test_a_prompt_that_fills_max_length(llama3: Any) -> None:
-    with pytest.raises(UserError, match=r"line 1.*fills data\.max_length=8: set data\.max_prompt"):
+    with pytest.raises(UserError, match=r"line 1.*fills data\.max_length=8; set data\.max_prompt"):
         run(llama3, [pair(LONG, " good", " bad")], Limits(max_length=8))
 
 

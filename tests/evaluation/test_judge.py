@@ -22,9 +22,15 @@ from nemo_gdpo.evaluation.judge import (
 )
 from nemo_gdpo.evaluation.judge_client import JudgeClient
 from nemo_gdpo.evaluation.transcript import Transcript
+from nemo_gdpo.io import http
 from tests.support.servers import Judge, judge_server
 
 SECRET = "sk-this-is-the-key"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.01)
 
 
 def pair(number: int, response: str = "good", other: str = "bad") -> Pair:
@@ -36,7 +42,7 @@ def ask(
 ) -> list[Judged]:
     settings = {"url": judge.url, "model": model, "retries": 3, "timeout": 5.0, "concurrency": 2}
     config = JudgeConfig(**(settings | changes))
-    client = JudgeClient(config, first_pause=0.01)
+    client = JudgeClient(config)
     try:
         with Transcript(path) as transcript:
             return judge_pairs(
@@ -269,7 +275,7 @@ def test_the_key_is_sent_and_never_written(tmp_path: Path, monkeypatch: pytest.M
     ("changes", "complaint"),
     [
         ({"key_variable": "NOT_THERE"}, "NOT_THERE is not set; export"),
-        ({"url": "127.0.0.1:80"}, "is no URL"),
+        ({"url": "127.0.0.1:80"}, "is not a URL"),
         ({"url": "http://user:word@host/v1"}, "carries a user"),
         ({"url": "http://host/v1?api_key=x"}, "carries a user, a password or a query"),
     ],

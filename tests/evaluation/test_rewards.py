@@ -17,8 +17,8 @@ from transformers import (
 
 from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.cache import Cache
 from nemo_gdpo.evaluation.rewards import Answer, Reward, build_reward
+from nemo_gdpo.io.arrays import Cache
 from tests.support.models import llama3_tokenizer
 
 from .test_novelty import LONG, save_classifier

@@ -128,6 +128,10 @@ def test_a_directory_that_is_no_export(valid: list[str], tmp_path: Path, capsys:
             "is no http or https address",
         ),
         (
+            ["generation.backend=server", "generation.server.url='http://me:word@host/v1'"],
+            "generation.server.url: it carries a user, a password or a query",
+        ),
+        (
             ["generation.server.url='http://h/v1'"],
             "generation.server.url: is set, and with generation.backend=vllm nothing would read it",
         ),

@@ -22,6 +22,7 @@ from nemo_gdpo.generation.run import run
 from nemo_gdpo.generation.seeds import sample_seed
 from nemo_gdpo.generation.store import read_generations
 from nemo_gdpo.generation.types import SamplingPoint
+from nemo_gdpo.launch.failures import guarded
 from tests.support.data import write_jsonl
 from tests.support.models import save_model
 
@@ -176,7 +177,7 @@ def test_a_signal_while_the_model_loads(
         raise AssertionError("went on")
 
     monkeypatch.setattr(run_module, "open_backend", slow)
-    assert run(configured()) == EXIT_REQUEUE
+    assert guarded(lambda: run(configured())) == EXIT_REQUEUE
     assert "stopped by a signal before sampling began" in capsys.readouterr().err
 
 

@@ -11,10 +11,10 @@ import pytest
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.generation import server_engine
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.model import ModelFacts
 from nemo_gdpo.generation.server_engine import ServerEngine
+from nemo_gdpo.io import http
 from tests.support.servers import FakeServer, completions_server
 
 from .fakes import request
@@ -24,7 +24,7 @@ MODEL = ModelFacts(Path("/m"), "h", "e", 64)
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_engine, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.001)
 
 
 @pytest.fixture

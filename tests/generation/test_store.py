@@ -12,8 +12,9 @@ import pytest
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.manifest import read_manifest
-from nemo_gdpo.generation.store import Store, read_generations, repair, shards
+from nemo_gdpo.generation.store import Store, read_generations, shards
 from nemo_gdpo.generation.types import SamplingPoint
+from nemo_gdpo.io.rows import repair
 
 from .fakes import manifest, row
 

@@ -14,6 +14,7 @@ import torch
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from tests.support import models
+from tests.support.datasets import dataset_of
 
 VOCAB, END, PAD = models.VOCAB, models.END, 0
 PAIRS, BATCH, STEPS = 12, 8, 3
@@ -81,7 +82,7 @@ def dataset() -> PreferenceDataset:
                 rejected_score=1.0 - number % 2,
             )
         )
-    return PreferenceDataset.from_pairs(pairs, end_token_id=END, pad_token_id=PAD)
+    return dataset_of(pairs, end_token_id=END, pad_token_id=PAD)
 
 
 def overrides(objective: str) -> list[str]:

@@ -59,7 +59,7 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
     def shell(script: str) -> list[str]:
         return ["!", "sh", "-euc", f"cd {small_disk}; {script}"]
 
-    state = "ls -A; cat latest"
+    state, abandoned = "ls -A; cat latest", ".step_00000006.node-1-0a1b2c3d.tmp"
     done = several(root / "logs-disk", {
         "begun": train,
         # Room for half a checkpoint beside the first.
@@ -69,7 +69,10 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
             "mount -o remount,size=$((used + used / 2)) ."
         ),
         "full": train,
-        "after_full": shell(f"{state}; mkdir .step_00000006.tmp; mount -o remount,ro,size=64m ."),
+        "after_full": shell(
+            f"{state}; mkdir -p {abandoned}/dist; touch {abandoned}/.lock; "
+            "mount -o remount,ro,size=64m ."
+        ),
         "read_only": train,
         "after_read_only": shell(f"{state}; mount -o remount,rw ."),
         "mended": train,
@@ -127,13 +130,16 @@ def test_a_signal_while_the_reference_is_computed(root: Path, model: Path) -> No
     many = write_jsonl(root / "many.jsonl", pairs(6000))
     output = root / "early"
     with started("train", *common(model, many, output, *steps(1))) as process:
-        partial = output / "reference" / "train.partial"
         limit = time.monotonic() + DEADLINE
-        while not partial.exists() and time.monotonic() < limit and process.poll() is None:
+        while (
+            not list((output / "reference").glob(".train.*.tmp"))
+            and time.monotonic() < limit
+            and process.poll() is None
+        ):
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
         result = finish(process)
     assert result.status == 75, f"{result.status} {result.err}"
     assert "Traceback" not in result.err
-    assert not (output / "reference" / "train").exists()
+    assert list((output / "reference").iterdir()) == []
     assert not (output / "checkpoints").exists()

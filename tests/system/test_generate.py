@@ -16,7 +16,6 @@ from transformers import AutoTokenizer
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.data import (
     PairEncoder,
-    PreferenceDataset,
     TokenizedPair,
     TokenizedResponse,
     build_dataset,
@@ -28,6 +27,7 @@ from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.types import SamplingPoint
 from tests.support.commands import DEADLINE, cli, common, finish, started
 from tests.support.data import write_jsonl
+from tests.support.datasets import dataset_of
 from tests.support.models import save_model
 
 from .sampled_runs import (
@@ -116,7 +116,7 @@ def test_log_probs_are_megatrons(trained: Trained, sampled: Sampled, tmp_path: P
             pairs.append(TokenizedPair(name, tuple(row["prompt_token_ids"]), *sides))
             expected += row["token_logprobs"][first : first + 2]
     save_prepared(
-        PreferenceDataset.from_pairs(
+        dataset_of(
             pairs,
             end_token_id=template.end_token_id,
             pad_token_id=template.pad_token_id,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.film_reviews.demo import base_model
 from nemo_gdpo.conversion.cli import main as convert
 from nemo_gdpo.training.parity import megatron_logits
 from tests.support.commands import QUIET, cli
 from tests.support.data import write_jsonl
-from tools.demo import base_model
 
 pytestmark = pytest.mark.real_model
 GREEDY = 200

@@ -8,6 +8,7 @@ from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.training.datasets import refuse_tokens_beyond
+from tests.support.datasets import dataset_of
 
 
 def data(prompt: int, chosen: int, rejected: int) -> PreferenceDataset:
@@ -17,7 +18,7 @@ def data(prompt: int, chosen: int, rejected: int) -> PreferenceDataset:
         chosen=TokenizedResponse((chosen, 2), True),
         rejected=TokenizedResponse((rejected, 3, 2), True),
     )
-    return PreferenceDataset.from_pairs([one], end_token_id=2, pad_token_id=0)
+    return dataset_of([one], end_token_id=2, pad_token_id=0)
 
 
 @pytest.mark.parametrize("ids", [(10, 4, 5), (4, 10, 5), (4, 5, 10)])

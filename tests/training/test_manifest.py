@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest
 from nemo_gdpo.training.checkpoint import find_newest_valid, step_directory
-from nemo_gdpo.training.manifest import describe, list_files, why_invalid, write_manifest
 
 
 def make(directory: Path) -> Path:

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import file_sha256
+from nemo_gdpo.io.staged import StagedDirectory
 from nemo_gdpo.training.reference_store import (
     ReferenceKey,
     ReferenceShardWriter,
     finish_cache,
     load_cache,
-    partial_directory,
     start_cache,
 )
 
@@ -41,19 +42,19 @@ def row(number: int) -> torch.Tensor:
 
 def write(
     directory: Path, rows: list[int], *, values: dict[int, torch.Tensor] | None = None
-) -> None:
-    partial = start_cache(directory)
-    writer = ReferenceShardWriter(partial, "0000", rows_per_shard=2)
+) -> StagedDirectory:
+    staged = start_cache(directory)
+    writer = ReferenceShardWriter(staged.path, "0000", rows_per_shard=2)
     for number in rows:
         writer.add(number, (values or {}).get(number, row(number)))
     writer.flush()
+    return staged
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     directory = tmp_path / "reference" / "train"
-    write(directory, [2, 3, 0, 1])
-    finish_cache(directory, KEY, LENGTHS)
+    finish_cache(write(directory, [2, 3, 0, 1]), KEY, LENGTHS)
     return directory
 
 
@@ -61,18 +62,18 @@ def test_values_come_back_chosen_rows_first(cache: Path) -> None:
     store = load_cache(cache, KEY, LENGTHS)
     assert torch.equal(store.columns([1, 0]), torch.cat([row(2), row(0), row(3), row(1)]))
     assert len(list(cache.glob("shard-*.safetensors"))) == 2
-    assert not partial_directory(cache).exists()
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 
 
 def test_two_writers_make_one_cache(tmp_path: Path) -> None:
     directory = tmp_path / "train"
-    partial = start_cache(directory)
+    staged = start_cache(directory)
     for writer_rank, rows in ((0, [0, 1]), (1, [2, 3])):
-        writer = ReferenceShardWriter(partial, f"{writer_rank:04d}")
+        writer = ReferenceShardWriter(staged.path, f"{writer_rank:04d}")
         for number in rows:
             writer.add(number, row(number))
         writer.flush()
-    finish_cache(directory, KEY, LENGTHS)
+    finish_cache(staged, KEY, LENGTHS)
     assert torch.equal(
         load_cache(directory, KEY, LENGTHS).columns([0]), torch.cat([row(0), row(1)])
     )
@@ -101,11 +102,20 @@ def test_a_foreign_cache_is_refused_by_the_field_that_differs(
 
 def test_an_interrupted_attempt_is_no_cache_and_is_begun_again(tmp_path: Path) -> None:
     directory = tmp_path / "train"
-    write(directory, [0, 1, 2])
+    write(directory, [0, 1, 2]).leave()
     assert not directory.exists()
-    write(directory, [3, 2, 1, 0])
-    finish_cache(directory, KEY, LENGTHS)
+    finish_cache(write(directory, [3, 2, 1, 0]), KEY, LENGTHS)
     load_cache(directory, KEY, LENGTHS)
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+def test_the_second_of_two_runs_leaves_the_cache_of_the_first(tmp_path: Path) -> None:
+    directory = tmp_path / "train"
+    late = write(directory, [3, 2, 1, 0], values={0: row(0) - 1.0})
+    finish_cache(write(directory, [0, 1, 2, 3]), KEY, LENGTHS)
+    finish_cache(late, KEY, LENGTHS)
+    assert torch.equal(load_cache(directory, KEY, LENGTHS).columns([0])[:3], row(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
 def test_a_cache_without_manifest_is_incomplete(cache: Path) -> None:
@@ -143,38 +153,36 @@ def test_a_flipped_bit_is_found(cache: Path) -> None:
 )
 def test_a_missing_row_is_not_finished(tmp_path: Path, rows: list[int], reason: str) -> None:
     directory = tmp_path / "train"
-    write(directory, rows)
+    staged = write(directory, rows)
     with pytest.raises(RuntimeError, match=reason):
-        finish_cache(directory, KEY, LENGTHS)
+        finish_cache(staged, KEY, LENGTHS)
     assert not directory.exists()
 
 
 def test_a_doubled_row_is_not_finished(tmp_path: Path) -> None:
-    write(tmp_path / "train", [0, 1, 2, 3, 1])
+    staged = write(tmp_path / "train", [0, 1, 2, 3, 1])
     with pytest.raises(RuntimeError, match=r"doubled, the first \[1\]"):
-        finish_cache(tmp_path / "train", KEY, LENGTHS)
+        finish_cache(staged, KEY, LENGTHS)
 
 
 def test_a_row_of_another_length_is_not_finished(tmp_path: Path) -> None:
-    write(tmp_path / "train", [0, 1, 2, 3], values={2: torch.zeros(3, 2)})
+    staged = write(tmp_path / "train", [0, 1, 2, 3], values={2: torch.zeros(3, 2)})
     with pytest.raises(RuntimeError, match="row 2 has 3 values for 2 tokens"):
-        finish_cache(tmp_path / "train", KEY, LENGTHS)
+        finish_cache(staged, KEY, LENGTHS)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_values_that_are_not_finite_are_not_finished(tmp_path: Path, bad: float) -> None:
     values = row(2)
     values[1, 1] = bad
-    write(tmp_path / "train", [0, 1, 2, 3], values={2: values})
+    staged = write(tmp_path / "train", [0, 1, 2, 3], values={2: values})
     with pytest.raises(RuntimeError, match="not finite"):
-        finish_cache(tmp_path / "train", KEY, LENGTHS)
+        finish_cache(staged, KEY, LENGTHS)
     assert not (tmp_path / "train").exists()
 
 
 def test_a_shard_with_honest_hash_but_other_rows_is_refused(cache: Path) -> None:
     """Someone rewrote a shard and its hash: the rows are still counted."""
-    from nemo_gdpo.training.reference_store import file_sha256
-
     shard = sorted(cache.glob("shard-*"))[0]
     tensors = load_file(shard)
     tensors["rows"] = torch.tensor([2, 2])

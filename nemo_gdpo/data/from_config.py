@@ -1,0 +1,60 @@
+"""Tokenised pairs as the `data` section asks for them: for training, and ahead of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from nemo_gdpo.config.data import DataConfig
+from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
+from nemo_gdpo.data.stop_tokens import stop_token_ids
+from nemo_gdpo.errors import UserError
+
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+
+def build_split(
+    data: DataConfig, name: SplitName, tokenizer: Any, assets: Path, *, require_scores: bool
+) -> PreferenceDataset | None:
+    """Read, check, tokenise and cut one split; None when no path is configured for it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        assets: directory with the model's generation_config.json, which names its stop tokens.
+        require_scores: the objective grades pairs by their scores.
+
+    Raises:
+        UserError: anything wrong with the input, or with the chat template's file.
+    """
+    path, split = (
+        (data.train_path, data.split)
+        if name == "train"
+        else (data.validation_path, data.validation_split)
+    )
+    if path is None:
+        return None
+    return build_dataset(
+        path,
+        tokenizer,
+        format=data.reader_format,
+        split=split,
+        max_prompt_length=data.max_prompt_length,
+        max_length=data.max_length,
+        truncation_mode=data.truncation_mode,
+        require_scores=require_scores,
+        stop_token_ids=stop_token_ids(assets),
+        chat_template=_chat_template(data),
+        on_bad_pair=data.on_bad_pair,
+    )
+
+
+def _chat_template(data: DataConfig) -> str | None:
+    if data.chat_template is None:
+        return None
+    path = Path(data.chat_template)
+    if not path.is_file():
+        raise UserError(
+            f"data.chat_template={path}: there is no such file; correct the path, or set it to null"
+        )
+    return path.read_text()

@@ -1,0 +1,50 @@
+"""Known failures become one line and an exit status; anything else stays a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
+
+KNOWN = (UserError, RunError, Stopped)
+"""Everything that `report` takes."""
+
+
+def _say(text: str, rank: int) -> None:
+    where = "" if rank == 0 else f"rank {rank}: "
+    print(f"nemo-gdpo: {where}{text}", file=sys.stderr, flush=True)
+
+
+def report(error: UserError | RunError | Stopped, *, rank: int = 0) -> int:
+    """Print what happened, once for all ranks; returns the exit status.
+
+    Args:
+        error: found, computed or agreed upon alike on every rank: rank 0 speaks for all.
+        rank: of this process.
+    """
+    text = str(error)
+    if rank == 0 and text:
+        _say(text if isinstance(error, Stopped) else f"error: {text}", rank)
+    return error.status
+
+
+def guarded(task: Callable[[], int], *, rank: int = 0, disk_remedy: str | None = None) -> int:
+    """Run `task`; returns its exit status, or that of the failure that ended it.
+
+    Args:
+        task: returns an exit status.
+        rank: of this process.
+        disk_remedy: what is safe and what to do when the disk fails outside of what is guarded
+            already. Such an `OSError` is this rank's alone, so each says its own; the launcher
+            stops the others. None lets it pass.
+    """
+    try:
+        return task()
+    except KNOWN as error:
+        return report(error, rank=rank)
+    except OSError as error:
+        if disk_remedy is None:
+            raise
+        _say(f"error: {error}; {disk_remedy}", rank)
+        return EXIT_FAILED
