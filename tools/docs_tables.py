@@ -15,18 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nemo_gdpo.config.base import default_of, fields_of
-from nemo_gdpo.config.evaluation import EvaluationConfig, NoveltyConfig, RewardConfig
+from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.config.help import describe_type, keys
-from nemo_gdpo.evaluation.catalog import describe_metrics
+from nemo_gdpo.evaluation.metrics.table import as_markdown
 from nemo_gdpo.launch.verbs import VERBS
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
-EVERYTHING = EvaluationConfig(
-    reference_model="DIR",
-    rewards=(RewardConfig(kind="vader", name="NAME"),),
-    novelty=NoveltyConfig(utility_reward="NAME"),
-)
-"""Settings under which no metric is left out."""
 MADE = "<!-- Written by tools/docs_tables.py (make docs-tables); edits here are lost. -->"
 KEYS_HEAD = f"""{MADE}
 # Configuration keys
@@ -90,11 +84,7 @@ def keys_page() -> str:
 
 def metrics_page() -> str:
     """`docs/reference/metrics.md`."""
-    rows = [
-        (f"`{name}`", info.kind, info.direction, info.unit, info.description)
-        for name, info in describe_metrics(EVERYTHING).items()
-    ]
-    return f"{METRICS_HEAD}\n{table(('metric', 'kind', 'better', 'unit', 'meaning'), rows)}"
+    return f"{METRICS_HEAD}\n{as_markdown()}"
 
 
 def pages() -> dict[Path, str]:

@@ -1,6 +1,6 @@
 """Percentile bootstrap over prompts (Efron & Tibshirani 1993, ch. 13).
 
-Prompts are the units that are drawn anew, not responses: K responses to one prompt are no K
+Prompts are the units that are drawn anew, not responses: K responses to one prompt are not K
 independent observations.
 """
 

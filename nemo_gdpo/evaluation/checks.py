@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_gdpo.config.evaluation import EvaluateConfig, EvaluationConfig
 from nemo_gdpo.config.problem import Problem
-from nemo_gdpo.evaluation.encoder import PACKAGES
+from nemo_gdpo.evaluation.metrics.encoder import PACKAGES
 from nemo_gdpo.evaluation.models import directory_problems
 
 REFERENCE = "reference"
@@ -83,7 +83,7 @@ def _novelty(evaluation: EvaluationConfig) -> list[Problem]:
     if novelty.utility_reward is not None:
         titles = [reward.title for reward in evaluation.rewards]
         if novelty.utility_reward not in titles:
-            reason = f"{novelty.utility_reward} is none of the rewards ({', '.join(titles)})"
+            reason = f"{novelty.utility_reward} is not one of the rewards ({', '.join(titles)})"
             found.append(Problem(f"{key}.utility_reward", reason, "correct the name"))
         if novelty.equivalence == "cosine" and evaluation.encoder is None:
             reason = "needs classes of responses, and evaluation.encoder is null"
@@ -112,7 +112,7 @@ def _judge(evaluation: EvaluationConfig) -> list[Problem]:
             remedy = f"give a JSONL file, or set {key}.against to a run"
             found.append(Problem("evaluation.references_path", reason, remedy))
         elif not Path(references).is_file():
-            reason = f"{references} is no file"
+            reason = f"{references} is not a file"
             found.append(Problem("evaluation.references_path", reason, "correct the path"))
         return found
     if judge.against not in evaluation.runs:

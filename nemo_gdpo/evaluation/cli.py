@@ -53,14 +53,14 @@ def _run(config: EvaluateConfig) -> int:
 
     refuse(problems(config))
     from nemo_gdpo.evaluation.evaluate import evaluate as measure
+    from nemo_gdpo.evaluation.report.console import render_table
     from nemo_gdpo.evaluation.results import write_results
-    from nemo_gdpo.evaluation.table import render_table
 
     results = measure(config)
     path = write_results(results, Path(config.output_dir))
     print(render_table(results))
     print(f"results: {path}")
-    from nemo_gdpo.evaluation.report import write_report
+    from nemo_gdpo.evaluation.report.page import write_report
 
     write_report(results, Path(config.output_dir))
     return EXIT_DONE

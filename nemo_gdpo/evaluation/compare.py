@@ -10,14 +10,16 @@ from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.checks import REFERENCE
-from nemo_gdpo.evaluation.judge import Judged, Pair, judge_pairs
-from nemo_gdpo.evaluation.judge_client import JudgeClient
-from nemo_gdpo.evaluation.results import Comparison, Sampling
-from nemo_gdpo.evaluation.rows import Generations, Row
-from nemo_gdpo.evaluation.transcript import Transcript
+from nemo_gdpo.evaluation.judging.judge import Judged, Outcome, Pair, judge_pairs
+from nemo_gdpo.evaluation.judging.judge_client import JudgeClient
+from nemo_gdpo.evaluation.judging.transcript import Transcript
+from nemo_gdpo.evaluation.metrics.definitions import WIN_RATE
+from nemo_gdpo.evaluation.results import Comparison
+from nemo_gdpo.evaluation.rows import Generations
+from nemo_gdpo.generation.rows import Row
+from nemo_gdpo.generation.types import SamplingPoint
 
 TRANSCRIPT = "judge/transcript.jsonl"
-_WORTH = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5}
 
 
 def evenly(count: int, wanted: int | None) -> list[int]:
@@ -45,7 +47,7 @@ def check_points(runs: Sequence[Generations], against: str) -> None:
 
 def _pairs(
     run: Generations,
-    sampling: Sampling,
+    sampling: SamplingPoint,
     others: Mapping[str, Sequence[str]],
     config: EvaluateConfig,
 ) -> list[Pair]:
@@ -117,18 +119,17 @@ def compare_runs(
 
 def _comparison(
     run: str,
-    sampling: Sampling,
-    against: Sampling | None,
+    sampling: SamplingPoint,
+    against: SamplingPoint | None,
     judged: Sequence[Judged],
     config: EvaluateConfig,
 ) -> Comparison:
     judge, bootstrap = config.evaluation.judge, config.evaluation.bootstrap
     counts = Counter(item.outcome for item in judged)
-    by_prompt: dict[str, list[float]] = {}
+    by_prompt: dict[str, list[Outcome]] = {}
     for item in judged:
-        if item.outcome != "unparsable":
-            by_prompt.setdefault(item.pair.prompt_id, []).append(_WORTH[item.outcome])
-    rates = [sum(values) / len(values) for values in by_prompt.values()]
+        by_prompt.setdefault(item.pair.prompt_id, []).append(item.outcome)
+    rates = [WIN_RATE.function(outcomes) for outcomes in by_prompt.values()]
     return Comparison(
         run=run,
         sampling=sampling,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,51 @@ def refuse_new_weights(what: str, path: Path, info: Mapping[str, Any]) -> None:
             f"{', ...' if len(missing) > 3 else ''}), which would be random numbers; give a "
             "directory that was trained for this"
         )
+
+
+def load_strictly(
+    what: str,
+    directory: Path,
+    architecture: Any,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    unused: Collection[str] = (),
+    **options: Any,
+) -> Any:
+    """A model in evaluation mode with all of its weights, from safetensors alone.
+
+    Args:
+        what: the setting, for messages.
+        directory: a Hugging Face directory.
+        architecture: a class of transformers with `from_pretrained`, such as `AutoModel`.
+        device: to run on.
+        dtype: of the weights; `auto` keeps the one they are stored in.
+        unused: weights that may be missing, since the caller does not use them.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks weights.
+    """
+    with loading(what, directory):
+        model, info = architecture.from_pretrained(
+            directory, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+        )
+    needed = {**info, "missing_keys": set(info["missing_keys"]) - set(unused)}
+    refuse_new_weights(what, directory, needed)
+    return model.eval().to(device)
+
+
+def load_tokenizer(what: str, directory: Path) -> Any:
+    """The tokenizer of a directory.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with loading(what, directory):
+        return AutoTokenizer.from_pretrained(directory)
 
 
 _DESCRIBING = (".json", ".jinja", ".model", ".txt")

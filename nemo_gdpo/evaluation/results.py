@@ -8,14 +8,16 @@ its prompts is an error and never a guess. What a metric could not say about a p
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.generation.rows import StoredPrompt
+from nemo_gdpo.generation.types import SamplingPoint
 from nemo_gdpo.io.files import write_output
 
 SCHEMA = 1
@@ -23,7 +25,6 @@ FILE_NAME = "evaluation.json"
 
 Kind = Literal["diversity", "quality", "length", "divergence"]
 Direction = Literal["higher", "lower", "none"]
-Turn = dict[str, str]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -56,25 +57,17 @@ class Interval:
     """Prompts that had a value; the others are null in `per_prompt`."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """One point of the sweep."""
+def _complete(value: Any) -> Any:
+    """Refuse an object that lacks a field: the defaults of `SamplingPoint` are not for a file."""
+    wanted = {item.name for item in fields(SamplingPoint)}
+    if isinstance(value, dict) and not wanted <= set(value):
+        raise ValueError(f"{', '.join(sorted(wanted - set(value)))} missing")
+    return value
 
-    __pydantic_config__ = _STRICT
 
-    temperature: float
-    top_p: float
-    min_p: float
-    top_k: int
-    """0 for no limit."""
-
-    def label(self) -> str:
-        """Short text for tables and legends: what differs from plain sampling is named."""
-        parts = [f"T={self.temperature:g}"]
-        parts += [f"top_p={self.top_p:g}"] if self.top_p != 1.0 else []
-        parts += [f"min_p={self.min_p:g}"] if self.min_p != 0.0 else []
-        parts += [f"top_k={self.top_k}"] if self.top_k > 0 else []
-        return " ".join(parts)
+StoredSampling = Annotated[SamplingPoint, BeforeValidator(_complete)]
+Sampling = SamplingPoint
+"""The sampling point of generations; the name that readers of this file use."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class Point:
 
     __pydantic_config__ = _STRICT
 
-    sampling: Sampling
+    sampling: StoredSampling
     num_prompts: int
     num_samples: int
     """Responses to each prompt."""
@@ -131,10 +124,10 @@ class Comparison:
     __pydantic_config__ = _STRICT
 
     run: str
-    sampling: Sampling
+    sampling: StoredSampling
     against: str
     """Another run's name, or `reference` for the data set's chosen responses."""
-    against_sampling: Sampling | None
+    against_sampling: StoredSampling | None
     """None for the data set's responses."""
     judge: str
     """The judge's model name."""
@@ -161,7 +154,7 @@ class SampleResponses:
     __pydantic_config__ = _STRICT
 
     run: str
-    sampling: Sampling
+    sampling: StoredSampling
     outputs: list[str]
     finish_reasons: list[str]
     rewards: dict[str, list[float]]
@@ -175,7 +168,7 @@ class Sample:
     __pydantic_config__ = _STRICT
 
     id: str
-    prompt: str | list[Turn]
+    prompt: StoredPrompt
     responses: list[SampleResponses]
 
 

@@ -22,6 +22,7 @@ from nemo_gdpo.generation.manifest import (
     read_manifest,
     write_manifest,
 )
+from nemo_gdpo.generation.rows import parse_sampling
 from nemo_gdpo.generation.types import Prompt, SamplingPoint
 from nemo_gdpo.io.locks import BusyError, acquire
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
@@ -71,8 +72,8 @@ def row_key(row: Mapping[str, Any], where: str) -> Key:
         UserError: it says neither id nor sampling.
     """
     try:
-        return str(row["id"]), SamplingPoint(**row["sampling"])
-    except (KeyError, TypeError):
+        return str(row["id"]), parse_sampling(row["sampling"], where)
+    except (KeyError, UserError):
         raise UserError(
             f"{where}: no row of samples (id and sampling are missing or wrong); remove the line"
         ) from None

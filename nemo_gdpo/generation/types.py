@@ -32,6 +32,14 @@ class SamplingPoint:
     def to_dict(self) -> dict[str, float | int]:
         return asdict(self)
 
+    def label(self) -> str:
+        """Short text for tables and legends: what differs from plain sampling is named."""
+        parts = [f"T={self.temperature:g}"]
+        parts += [f"top_p={self.top_p:g}"] if self.top_p != 1.0 else []
+        parts += [f"min_p={self.min_p:g}"] if self.min_p != 0.0 else []
+        parts += [f"top_k={self.top_k}"] if self.top_k > 0 else []
+        return " ".join(parts)
+
 
 @dataclass(frozen=True)
 class Request:

@@ -163,7 +163,7 @@ shows what it finds there, and is written again where it exists.
   nemo-gdpo evaluate lm-eval model.restore_from_path=runs/gdpo/hf tasks=film_sentiment \\
     include_path=conf/lm_eval output_dir=runs/evaluation
 """,
-                "nemo_gdpo.evaluation.downstream:lm_eval",
+                "nemo_gdpo.evaluation.harness.cli:lm_eval",
                 "nemo_gdpo.config.downstream:LM_EVAL",
             ),
             Verb(
@@ -174,7 +174,7 @@ usage: nemo-gdpo evaluate alpaca-eval generations=DIR generator=NAME output=FILE
 
 Writes the file that `alpaca_eval --model_outputs FILE` reads.
 """,
-                "nemo_gdpo.evaluation.downstream:alpaca_eval",
+                "nemo_gdpo.evaluation.harness.cli:alpaca_eval",
                 "nemo_gdpo.config.downstream:ALPACA_EVAL",
             ),
             Verb(
@@ -191,7 +191,7 @@ usage: nemo-gdpo evaluate mt-bench step=first|second|answers questions=FILE [key
   nemo-gdpo evaluate mt-bench step=answers questions=question.jsonl first=runs/mt/turn1 \\
     second=runs/mt/turn2 model_id=gdpo output_dir=runs/mt
 """,
-                "nemo_gdpo.evaluation.downstream:mt_bench",
+                "nemo_gdpo.evaluation.harness.cli:mt_bench",
                 "nemo_gdpo.config.downstream:MT_BENCH",
             ),
         ),

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.diversity import distinct_n, self_bleu, semantic_diversity
-from nemo_gdpo.evaluation.encoder import embed, encoder_directory
+from nemo_gdpo.evaluation.metrics.diversity import distinct_n, self_bleu, semantic_diversity
+from nemo_gdpo.evaluation.metrics.encoder import embed, encoder_directory
+from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
+from nemo_gdpo.evaluation.report.console import render_table
 from nemo_gdpo.evaluation.results import Results
-from nemo_gdpo.evaluation.sentiment import vader_sentiment
-from nemo_gdpo.evaluation.table import render_table
 from tests.support.servers import judge_server
 
-from .material import GOOD, NO_ENCODER, ordinary, point, row, run, write_run
+from .written_runs import GOOD, NO_ENCODER, ordinary, point, row, run, write_run
 
 # --- figures --------------------------------------------------------------------------------
 
@@ -94,14 +94,14 @@ def test_noise_is_the_most_diverse_and_is_flagged(tmp_path: Path) -> None:
     for name in ("distinct_2", "ead_2"):
         assert bad.metrics[name].mean >= good.metrics[name].mean
     assert bad.metrics["self_bleu"].mean < good.metrics["self_bleu"].mean
-    assert [flag.name for flag in bad.flags] == ["strange_words"]
+    assert [flag.name for flag in bad.flags] == ["type_token_ratio"]
     assert good.flags == []
     table = render_table(results)
     assert "! noise at T=1: of 500 words" in table
     header, shown = table.splitlines()[1], table.splitlines()[3]
     assert header.index("distinct_3") < header.index("reward.vader") < header.index("valid")
     assert shown.startswith("noise")
-    assert shown.endswith("strange_words")
+    assert shown.endswith("type_token_ratio")
 
 
 def test_diversity_without_any_quality_is_flagged(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation import divergence, encoder
-from nemo_gdpo.evaluation.table import render_table
+from nemo_gdpo.evaluation.metrics import divergence, encoder
+from nemo_gdpo.evaluation.report.console import render_table
 from tests.support.models import save_model
 
-from .material import GOOD, NO_ENCODER, at, point, row, run, write_run
+from .written_runs import GOOD, NO_ENCODER, at, point, row, run, write_run
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_nothing_is_computed_twice(
 
     monkeypatch.setattr(encoder.Encoder, "__call__", refuse)
     monkeypatch.setattr(divergence, "CausalModel", refuse)
-    monkeypatch.setattr("nemo_gdpo.evaluation.surprise.CausalModel", refuse)
+    monkeypatch.setattr("nemo_gdpo.evaluation.metrics.excess_nll.CausalModel", refuse)
     assert run(tmp_path / "out", {"base": stored}, option) == first
     with pytest.raises(AssertionError, match="computed again"):
         run(tmp_path / "elsewhere", {"base": stored}, option)

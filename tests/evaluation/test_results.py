@@ -21,12 +21,12 @@ from nemo_gdpo.evaluation.results import (
     Run,
     Sample,
     SampleResponses,
-    Sampling,
     read_results,
     write_results,
 )
+from nemo_gdpo.generation.types import SamplingPoint
 
-HOT = Sampling(1.3, 0.9, 0.05, 40)
+HOT = SamplingPoint(1.3, 0.9, 0.05, 40)
 POINT = Point(
     sampling=HOT,
     num_prompts=2,
@@ -77,7 +77,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_label_names_what_differs_from_plain_sampling() -> None:
     assert HOT.label() == "T=1.3 top_p=0.9 min_p=0.05 top_k=40"
-    assert Sampling(1.0, 1.0, 0.0, 0).label() == "T=1"
+    assert SamplingPoint(1.0, 1.0, 0.0, 0).label() == "T=1"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,9 @@ def test_label_names_what_differs_from_plain_sampling() -> None:
         (lambda d: d.pop("schema"), "schema None"),
         (lambda d: d.update(extra=1), "extra"),
         (lambda d: d["runs"][0].pop("name"), "runs.0.name"),
+        (lambda d: d["runs"][0]["points"][0]["sampling"].pop("top_k"), "sampling.*top_k missing"),
+        (lambda d: d["runs"][0]["points"][0]["sampling"].update(beams=4), "sampling.beams"),
+        (lambda d: d["runs"][0]["points"][0]["sampling"].update(top_k="4"), "sampling.top_k"),
         (lambda d: d["runs"][0]["points"][0]["metrics"]["vendi"].update(mean="1.5"), "mean"),
         (lambda d: d["runs"][0]["points"][0]["metrics"]["vendi"].update(mean=math.nan), "mean"),
         (lambda d: d["runs"][0]["points"][0]["per_prompt"]["vendi"].pop(), "1 values for 2 prom"),

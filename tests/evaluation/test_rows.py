@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.results import Sampling
 from nemo_gdpo.evaluation.rows import Generations, align, read_run
+from nemo_gdpo.generation.types import SamplingPoint
 
-from .material import PLAIN, at, row, write_run
+from .written_runs import PLAIN, at, row, write_run
 
-T1 = Sampling(1.0, 1.0, 0.0, 0)
+T1 = SamplingPoint(1.0, 1.0, 0.0, 0)
 
 
 def read(directory: Path, *rows: Any, name: str = "run") -> Generations:
@@ -30,7 +30,7 @@ def test_points_and_prompts(tmp_path: Path) -> None:
     assert run.prompt_ids == ("b", "a")
     assert [point.temperature for point in run.points] == [0.7, 1.0]
     (aligned,) = align([run], shared=False)
-    assert [r.outputs for r in aligned.points[Sampling(0.7, 1.0, 0.0, 0)]] == [("z",), ("w",)]
+    assert [r.outputs for r in aligned.points[SamplingPoint(0.7, 1.0, 0.0, 0)]] == [("z",), ("w",)]
 
 
 def test_tokens_are_kept(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_settings_of_the_manifest(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no id": ({"id": None}, "id is missing"),
-    "number for an id": ({"id": 3}, "id is missing or no text"),
-    "no outputs": ({"outputs": []}, "outputs is no list of texts"),
-    "a number": ({"outputs": ["x", 3]}, "outputs is no list of texts"),
-    "text for a list": ({"outputs": "text"}, "outputs is missing or no list"),
+    "number for an id": ({"id": 3}, "id is missing or not a text"),
+    "no outputs": ({"outputs": []}, "outputs is not a list of texts"),
+    "a number": ({"outputs": ["x", 3]}, "outputs is not a list of texts"),
+    "text for a list": ({"outputs": "text"}, "outputs is missing or not a list"),
     "one reason": ({"finish_reasons": ["stop"]}, "1 finish_reasons for 2 outputs"),
     "prompt": ({"prompt": [{"role": "user"}]}, "neither text nor a list of messages"),
     "empty prompt": ({"prompt": ""}, "neither text nor"),
@@ -58,9 +58,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "more sampling": ({"sampling": PLAIN | {"beams": 4}}, "sampling does not hold exactly"),
     "text in sampling": ({"sampling": PLAIN | {"top_p": "1"}}, "sampling.top_p is '1'"),
     "real top_k": ({"sampling": PLAIN | {"top_k": 1.5}}, "sampling.top_k is 1.5"),
-    "few tokens": ({"token_ids": [[1]]}, "token_ids are not one list of ids an output"),
+    "few tokens": ({"token_ids": [[1]]}, "token_ids are not a list of ids for each output"),
     "real tokens": ({"token_ids": [[1], [1.5]]}, "token_ids are not"),
-    "prompt tokens": ({"prompt_token_ids": [-1]}, "prompt_token_ids is no list of ids"),
+    "prompt tokens": ({"prompt_token_ids": [-1]}, "prompt_token_ids is not a list of ids"),
     "no hash": ({"model_hash": ""}, "model_hash is missing"),
     "other hash": ({"model_hash": "b" * 64}, "model_hash is another"),
 }
@@ -84,7 +84,7 @@ def test_lines_that_are_no_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation.runs.run: .* has no generations"):
         (tmp_path / "empty").mkdir()
         read_run("run", tmp_path / "empty")
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         read_run("run", tmp_path / "nowhere")
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo import cli
+from nemo_gdpo.config.composition import compose, read_config
+from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
 from nemo_gdpo.generation import environment
 from nemo_gdpo.generation.errors import GenerationError
@@ -198,11 +200,17 @@ def _write_stub(path: Path, body: str) -> Path:
 def test_the_status_of_the_child_is_the_status(
     valid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    body = f"open(here + '/argv', 'w').write(chr(10).join(sys.argv[1:])); sys.exit({status})"
+    body = (
+        "open(here + '/argv', 'w').write(chr(10).join(sys.argv[1:]))\n"
+        "open(here + '/config.yaml', 'w').write(open(sys.argv[-1]).read())\n"
+        f"sys.exit({status})"
+    )
     monkeypatch.setenv(environment.VARIABLE, str(_write_stub(tmp_path, body)))
     assert cli.main(["generate", *valid]) == status
     argv = (tmp_path / "argv").read_text().splitlines()
-    assert argv == ["-m", "nemo_gdpo.generation.run", *valid]
+    assert argv[:-1] == ["-m", "nemo_gdpo.generation.run"]
+    given = GENERATE.parse(compose(valid, GENERATE).plain)
+    assert read_config(tmp_path / "config.yaml", GENERATE) == given
 
 
 def test_the_clones_own_environment_is_found(
@@ -242,7 +250,7 @@ def test_a_child_that_is_killed(
     assert "sampling was killed by SIGKILL (out of memory?)" in error
     assert error.count("\n") == 1
     with pytest.raises(GenerationError):
-        environment.run_there(script, [])
+        environment.run_in_environment(script, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -259,7 +267,7 @@ def test_signals_are_passed_on(number: signal.Signals, tmp_path: Path) -> None:
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from nemo_gdpo.generation.environment import "
-        f"run_there; sys.exit(run_there(Path({str(script)!r}), []))"
+        f"run_in_environment as run; sys.exit(run(Path({str(script)!r}), ''))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
         deadline = time.monotonic() + 60
@@ -281,7 +289,7 @@ def test_a_signal_before_the_child_can_answer_it(tmp_path: Path) -> None:
     )
     code = (
         "import sys; from pathlib import Path; from nemo_gdpo.generation.environment import "
-        f"run_there; sys.exit(run_there(Path({str(script)!r}), []))"
+        f"run_in_environment as run; sys.exit(run(Path({str(script)!r}), ''))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_only_a_line_that_was_finished_can_be_damaged(tmp_path: Path) -> None:
     lines = shard.read_text().splitlines()
     shard.write_text(f"{lines[0][:-3]}\n{lines[1]}\n")
     with pytest.raises(UserError, match=r"generations-00000\.jsonl, line 1: damaged"):
+        _open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 1.0}, {"temperature": "1"}, None, {"top_p": 1.0, "beams": 4}]
+)
+def test_a_row_without_its_sampling_is_refused(tmp_path: Path, sampling: Any) -> None:
+    """A missing number is not taken for the one that changes nothing."""
+    _fill(tmp_path, "a")
+    shard = tmp_path / "generations-00000.jsonl"
+    shard.write_text(json.dumps(json.loads(shard.read_text()) | {"sampling": sampling}) + "\n")
+    with pytest.raises(UserError, match=r"line 1: no row of samples .*; remove the line"):
         _open(tmp_path)
 
 

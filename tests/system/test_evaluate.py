@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.evaluation.results import read_results
-from tests.evaluation.material import GOOD, at, ordinary, row, write_run
+from tests.evaluation.written_runs import GOOD, at, ordinary, row, write_run
 from tests.support.commands import DEADLINE, Result, cli, finish, several, started
 from tests.support.models import save_model
 from tests.support.ranks import ROOT, clean_environment
@@ -64,7 +64,7 @@ def test_help_and_configuration(results: dict[str, Result]) -> None:
 
 EXPECTED: dict[str, tuple[str, ...]] = {
     "no_runs": ("evaluation.runs", "is not set"),
-    "no_directory": ("evaluation.runs.a", "is no directory"),
+    "no_directory": ("evaluation.runs.a", "is not a directory"),
     "no_samples": ("evaluation.runs.a", "no generations-*.jsonl"),
     "bad_row": ("generations-00000.jsonl, line 2", "finish_reasons"),
     "malformed": ("generations-00000.jsonl, line 2", "damaged"),
@@ -80,7 +80,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "reward_without_label": ("evaluation.rewards.0", "hf_classifier needs label"),
     "reward_twice": ("evaluation.rewards", "two of them are called vader"),
     "reward_function": ("evaluation.rewards", "nowhere cannot be imported"),
-    "utility_without_reward": ("evaluation.novelty.utility_reward", "none of the rewards"),
+    "utility_without_reward": ("evaluation.novelty.utility_reward", "not one of the rewards"),
     "thresholds": ("evaluation.novelty.utility_thresholds", "nine rising"),
     "judge_without_model": ("evaluation.judge.model", "is not set"),
     "judge_without_references": ("evaluation.references_path", "is not set"),
@@ -239,7 +239,7 @@ def test_a_signal_keeps_what_was_computed(tmp_path: Path, model: Path) -> None:
         process.send_signal(signal.SIGTERM)
         stopped = finish(process)
     assert stopped.status == 75, stopped.err
-    assert "the same command goes on from there" in stopped.complaints[-1]
+    assert "the same command resumes from there" in stopped.complaints[-1]
     assert "Traceback" not in stopped.err
     assert not (output / "evaluation.json").exists()
     assert 20 <= kept(output) < 400

@@ -13,8 +13,8 @@ from examples.film_reviews.experiment.arms import BY_NAME, Job
 from examples.film_reviews.experiment.pooling import pool
 from examples.film_reviews.experiment.settings import Settings
 from examples.film_reviews.experiment.verdict import Verdict, verdicts
-from nemo_gdpo.evaluation.frontier import frontiers
-from nemo_gdpo.evaluation.report import Finding, Section, write_report
+from nemo_gdpo.evaluation.report.frontier import frontiers
+from nemo_gdpo.evaluation.report.page import Finding, Section, write_report
 from nemo_gdpo.evaluation.results import Interval, Results, write_results
 
 TITLE = "Film reviews: which objective keeps diversity?"

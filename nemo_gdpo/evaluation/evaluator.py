@@ -1,0 +1,249 @@
+"""Measuring: the models and rewards of an evaluation, and a value for each metric and prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_gdpo.config.evaluation import EvaluateConfig
+from nemo_gdpo.evaluation.metrics.divergence import SequenceScores
+from nemo_gdpo.evaluation.metrics.diversity import cosine_similarity
+from nemo_gdpo.evaluation.metrics.encoder import Encoder, embed_rows, encoder_directory
+from nemo_gdpo.evaluation.metrics.excess_nll import (
+    ScoringModel,
+    check_tokens,
+    log_ratios,
+    open_model,
+    refuse_other_model,
+    refuse_other_tokens,
+    score_rows,
+)
+from nemo_gdpo.evaluation.metrics.metric import PromptResponses
+from nemo_gdpo.evaluation.metrics.novelty import (
+    by_classifier,
+    by_cosine,
+    cached_classifier,
+    partition,
+)
+from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward, build_reward
+from nemo_gdpo.evaluation.metrics.table import metrics_of, offered
+from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
+from nemo_gdpo.evaluation.models import resolve_device
+from nemo_gdpo.evaluation.rows import Generations
+from nemo_gdpo.generation.rows import Row
+from nemo_gdpo.generation.types import SamplingPoint
+from nemo_gdpo.io.arrays import Cache
+from nemo_gdpo.progress import progress_bar
+
+Values = dict[str, list[float | None]]
+"""Metric -> one value a prompt; None where it is not defined."""
+RowScores = list[list[SequenceScores | None]]
+"""Prompt -> response; None for a response without a token."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known about one point."""
+
+    values: Values
+    counts: dict[str, int]
+    rewards: dict[str, list[list[float]]]
+    """Reward -> prompt -> response."""
+    type_token_ratio: float | None
+    """See `nemo_gdpo.evaluation.metrics.validity.high_type_token_ratio`."""
+
+
+class Evaluator:
+    """Everything that measures, each model opened once.
+
+    Args:
+        config: what is wanted.
+        cache: of what was computed before.
+
+    Raises:
+        UserError: a model or a reward cannot be had.
+    """
+
+    def __init__(self, config: EvaluateConfig, cache: Cache) -> None:
+        evaluation = config.evaluation
+        self._evaluation, self._cache = evaluation, cache
+        self._device = resolve_device(evaluation.device)
+        self._metrics = metrics_of(evaluation)
+        tokens = evaluation.batch_tokens
+        self._rewards: list[Reward] = [
+            build_reward(reward, cache, self._device, tokens) for reward in evaluation.rewards
+        ]
+        self._encoder: Encoder | None = None
+        if evaluation.encoder is not None:
+            self._encoder = Encoder(encoder_directory(evaluation.encoder), self._device)
+        self._classifier: Callable[[str, str], float] | None = None
+        if evaluation.novelty.classifier is not None:
+            path = Path(evaluation.novelty.classifier)
+            self._classifier = cached_classifier(path, cache, self._device)
+        self._reference: ScoringModel | None = None
+        if evaluation.reference_model is not None:
+            path = Path(evaluation.reference_model)
+            self._reference = open_model("evaluation.reference_model", path)
+
+    def measure(self, run: Generations) -> dict[SamplingPoint, Measured]:
+        """Every point of a run.
+
+        Raises:
+            UserError: the run's model is not the one that gave its responses, or its tokens are not
+                those of the reference.
+        """
+        policy = self._policy(run)
+        return {
+            sampling: self._measure_point(sampling, rows, policy)
+            for sampling, rows in run.points.items()
+        }
+
+    def _policy(self, run: Generations) -> ScoringModel | None:
+        """The model that gave the responses, where it is known: the reference, or a setting."""
+        reference = self._reference
+        if reference is None:
+            return None
+        path = self._evaluation.models.get(run.name)
+        if path is None:
+            return reference if run.model_hash == reference.weights else None
+        policy = open_model(f"evaluation.models.{run.name}", Path(path))
+        refuse_other_model(policy, run.model_hash)
+        refuse_other_tokens(policy, reference)
+        # The same files: one copy of the weights is enough.
+        return reference if policy.fingerprint == reference.fingerprint else policy
+
+    def _measure_point(
+        self, sampling: SamplingPoint, rows: Sequence[Row], policy: ScoringModel | None
+    ) -> Measured:
+        rewards = {reward.name: _scores_of(reward, rows) for reward in self._rewards}
+        embeddings = self._embeddings(rows)
+        scores = self._scores(rows, sampling, policy)
+        known = offered(self._evaluation) - (set() if policy is not None else {"policy"})
+        metrics = [metric for metric in self._metrics if metric.needs in known]
+        values: Values = {metric.name: [] for metric in metrics}
+        prompts = []
+        with progress_bar(total=len(rows), unit="prompt", label="metrics", enabled=True) as bar:
+            for index, row in enumerate(rows):
+                prompt = self._prompt_responses(
+                    row,
+                    {name: own[index] for name, own in rewards.items()},
+                    None if embeddings is None else embeddings[index],
+                    [] if scores is None else scores[index],
+                )
+                prompts.append(prompt)
+                for metric in metrics:
+                    values[metric.name].append(metric.function(prompt))
+                bar.update(1)
+        return Measured(
+            values=values,
+            counts={
+                **_count_responses(prompts),
+                **self._count_cut(rows),
+                **_count_scores(rows, scores, with_policy=policy is not None),
+            },
+            rewards=rewards,
+            type_token_ratio=high_type_token_ratio(text for row in rows for text in row.outputs),
+        )
+
+    def _prompt_responses(
+        self,
+        row: Row,
+        rewards: Mapping[str, Sequence[float]],
+        embeddings_KD: npt.NDArray[np.float32] | None,
+        scores: Sequence[SequenceScores | None],
+    ) -> PromptResponses:
+        comparable_KD = embeddings_KD if len(row.outputs) > 1 else None
+        cosine_KK = None if comparable_KD is None else cosine_similarity(comparable_KD)
+        return PromptResponses(
+            row=row,
+            checks=[check_response(text) for text in row.outputs],
+            rewards=rewards,
+            embeddings_KD=comparable_KD,
+            cosine_KK=cosine_KK,
+            classes=self._classes(row.outputs, cosine_KK),
+            scores=[score for score in scores if score is not None],
+        )
+
+    def _classes(
+        self, outputs: Sequence[str], cosine_KK: npt.NDArray[np.float64] | None
+    ) -> list[int] | None:
+        if len(outputs) < 2:
+            return None
+        if self._classifier is not None:
+            return partition(len(outputs), by_classifier(outputs, self._classifier))
+        if cosine_KK is None:
+            return None
+        threshold = self._evaluation.novelty.cosine
+        return partition(len(outputs), by_cosine(outputs, cosine_KK, threshold))
+
+    def _embeddings(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]] | None:
+        if self._encoder is None:
+            return None
+        return embed_rows(rows, self._encoder, self._cache, self._evaluation.batch_tokens)
+
+    def _scores(
+        self, rows: Sequence[Row], sampling: SamplingPoint, policy: ScoringModel | None
+    ) -> RowScores | None:
+        if self._reference is None:
+            return None
+        check_tokens(rows, self._reference)
+        return score_rows(
+            rows,
+            sampling,
+            self._reference,
+            policy,
+            self._cache,
+            self._device,
+            self._evaluation.batch_tokens,
+        )
+
+    def _count_cut(self, rows: Sequence[Row]) -> dict[str, int]:
+        if self._encoder is None:
+            return {}
+        texts = [text for row in rows for text in row.outputs]
+        return {"cut_by_encoder": self._encoder.count_cut(texts)}
+
+
+def _scores_of(reward: Reward, rows: Sequence[Row]) -> list[list[float]]:
+    """Prompt -> response."""
+    answers = [
+        Answer(row.prompt, text, f"{row.where}, response {number}")
+        for row in rows
+        for number, text in enumerate(row.outputs, start=1)
+    ]
+    flat = iter(reward(answers))
+    return [[next(flat) for _ in row.outputs] for row in rows]
+
+
+def _count_responses(prompts: Sequence[PromptResponses]) -> dict[str, int]:
+    checks = [check for prompt in prompts for check in prompt.checks]
+    ends = Counter(f"finish.{why}" for prompt in prompts for why in prompt.row.finish_reasons)
+    return {
+        "responses": len(checks),
+        "empty": sum(check.empty for check in checks),
+        "unprintable": sum(check.unprintable for check in checks),
+        "loop": sum(check.loop for check in checks),
+        "invalid": sum(not check.valid for check in checks),
+        **ends,
+    }
+
+
+def _count_scores(
+    rows: Sequence[Row], scores: RowScores | None, *, with_policy: bool
+) -> dict[str, int]:
+    if scores is None:
+        return {}
+    flat = [score for own in scores for score in own]
+    known = [score for score in flat if score is not None]
+    counts = {
+        "without_tokens": len(flat) - len(known),
+        "tokenised_anew": sum(len(row.outputs) for row in rows if row.token_ids is None),
+    }
+    if with_policy:
+        counts["outside_sampling"] = len(known) - len(log_ratios(known))
+    return counts

@@ -1,0 +1,46 @@
+"""`nemo-gdpo evaluate lm-eval | alpaca-eval | mt-bench`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from nemo_gdpo.config.downstream import ALPACA_EVAL, LM_EVAL, MT_BENCH
+from nemo_gdpo.config.request import Request
+from nemo_gdpo.errors import EXIT_DONE
+
+
+def lm_eval(request: Request) -> int:
+    """Run lm-eval, and bring a report that is there up to date."""
+    config = request.parse(LM_EVAL)
+    from nemo_gdpo.evaluation.harness.lm_eval import lm_eval_rows, read_answers, run_lm_eval
+
+    path = run_lm_eval(config)
+    output_dir = Path(config.output_dir)
+    for row in lm_eval_rows([a for a in read_answers(output_dir) if a["name"] == path.stem]):
+        print(" ".join(row[:4]) + (f" ± {row[4]}" if row[4] else ""))
+    print(f"kept: {path}")
+    from nemo_gdpo.evaluation.report.page import write_report
+    from nemo_gdpo.evaluation.results import FILE_NAME, read_results
+
+    if (output_dir / FILE_NAME).is_file():
+        print(f"report: {write_report(read_results(output_dir), output_dir)}")
+    return EXIT_DONE
+
+
+def alpaca_eval(request: Request) -> int:
+    """Write AlpacaEval's file."""
+    config = request.parse(ALPACA_EVAL)
+    from nemo_gdpo.evaluation.harness.chat import write_alpaca_eval
+
+    print(f"written: {write_alpaca_eval(config)}")
+    return EXIT_DONE
+
+
+def mt_bench(request: Request) -> int:
+    """Do one step of MT-Bench."""
+    config = request.parse(MT_BENCH)
+    from nemo_gdpo.evaluation.harness.chat import mt_bench as do
+
+    print(f"written: {do(config, now=time.time())}")
+    return EXIT_DONE

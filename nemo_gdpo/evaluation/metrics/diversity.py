@@ -1,0 +1,226 @@
+"""Diversity of K responses to one prompt. A degenerate model maximises every figure here: always
+report quality beside them.
+
+Where a figure is not defined (one response has no pairs, no response has an n-gram) the functions
+raise ValueError; they never give 0, which would say "no diversity at all".
+
+Shapes: K responses, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+EIGENVALUE_TOLERANCE = 1e-6
+"""Eigenvalues between minus this and 0 are rounding; below, it is not a similarity matrix."""
+
+
+def _unit(embeddings_KD: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    vectors = np.asarray(embeddings_KD, dtype=np.float64)
+    if vectors.ndim != 2 or vectors.shape[0] < 2:
+        raise ValueError(f"need embeddings [K >= 2, D], got shape {vectors.shape}")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or (norms == 0).any():
+        raise ValueError("an embedding is zero or not finite, so its cosine is not defined")
+    unit: npt.NDArray[np.float64] = vectors / norms
+    return unit
+
+
+def cosine_similarity(embeddings_KD: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Cosines [K, K] with an exact 1 on the diagonal, as `vendi_score` takes them.
+
+    Raises:
+        ValueError: fewer than two responses, or a vector that is zero or not finite.
+    """
+    unit = _unit(embeddings_KD)
+    cosine_KK = unit @ unit.T
+    np.fill_diagonal(cosine_KK, 1.0)
+    return cosine_KK
+
+
+def semantic_diversity(embeddings_KD: npt.ArrayLike) -> float:
+    """1 - mean cosine over all pairs of different responses (Kwon et al. 2024, diversity metric).
+
+    Args:
+        embeddings_KD: one vector a response, of any length but zero.
+
+    Returns:
+        0 when all responses point the same way; about 1 when they have nothing in common.
+
+    Raises:
+        ValueError: fewer than two responses, or a vector that is zero or not finite.
+    """
+    unit = _unit(embeddings_KD)
+    count = unit.shape[0]
+    cosine_KK = unit @ unit.T
+    off_diagonal = cosine_KK.sum() - np.trace(cosine_KK)
+    return float(1.0 - off_diagonal / (count * (count - 1)))
+
+
+def _ngrams(responses: Sequence[str], n: int) -> tuple[int, int]:
+    """(unique, total) n-grams of all responses, words split at white space, case kept."""
+    if n < 1:
+        raise ValueError(f"n-grams have at least one word, got n={n}")
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for response in responses:
+        words = response.split()
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        seen.update(grams)
+        total += len(grams)
+    if total == 0:
+        raise ValueError(f"no response has {n} words, so distinct-{n} is not defined")
+    return len(seen), total
+
+
+def distinct_n(responses: Sequence[str], n: int) -> float:
+    """Unique over total n-grams of all responses together (Li et al. 2016).
+
+    It falls with length by itself: a longer text repeats more. Compare at matched length, or take
+    `expectation_adjusted_distinct`.
+
+    Args:
+        responses: texts; words are split at white space and not changed.
+        n: words in an n-gram.
+
+    Raises:
+        ValueError: no response has n words.
+    """
+    unique, total = _ngrams(responses, n)
+    return unique / total
+
+
+def expectation_adjusted_distinct(responses: Sequence[str], n: int, vocabulary_size: int) -> float:
+    """Unique n-grams over the number that uniform draws would give (Liu et al. 2022).
+
+    N / (V (1 - ((V - 1) / V)^C)) with N unique of C n-grams. V is taken as given for every n: the
+    number of n-grams one draws from is the caller's to say. The value can exceed 1 where V is
+    smaller than what the responses use.
+
+    Args:
+        responses: texts; words are split at white space.
+        n: words in an n-gram.
+        vocabulary_size: V, at least 1. Keep it the same for all that is compared.
+
+    Raises:
+        ValueError: no response has n words, or V is below 1.
+    """
+    if vocabulary_size < 1:
+        raise ValueError(f"the vocabulary has at least one entry, got {vocabulary_size}")
+    unique, total = _ngrams(responses, n)
+    if vocabulary_size == 1:
+        return float(unique)
+    # 1 - (1 - 1/V)^C without losing digits for a large V.
+    expected = -vocabulary_size * math.expm1(total * math.log1p(-1.0 / vocabulary_size))
+    return unique / expected
+
+
+def self_bleu(responses: Sequence[str]) -> float:
+    """Mean BLEU of each response against all others (Zhu et al. 2018); lower is more diverse.
+
+    sacrebleu's sentence BLEU with its `13a` tokeniser, `exp` smoothing and case kept. The effective
+    order is on: without it a response of fewer than four words has BLEU 0 whatever it says, and a
+    model of one-word answers looks perfectly diverse. An empty response shares nothing with others:
+    it scores 0, and sacrebleu leaves it out of the references of the others.
+
+    Args:
+        responses: at least two.
+
+    Returns:
+        0 (nothing shared) to 100 (all alike).
+
+    Raises:
+        ValueError: fewer than two responses, or all of them empty.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    if len(responses) < 2:
+        raise ValueError(f"need two responses at least, got {len(responses)}")
+    if not any(response.strip() for response in responses):
+        raise ValueError("all responses are empty, so their BLEU is not defined")
+    bleu = BLEU(tokenize="13a", smooth_method="exp", effective_order=True)
+    scores = [
+        min(100.0, bleu.sentence_score(response, [*responses[:i], *responses[i + 1 :]]).score)
+        for i, response in enumerate(responses)
+    ]
+    return float(np.mean(scores))
+
+
+def vendi_score(similarity_KK: npt.ArrayLike) -> float:
+    """exp(-sum l log l) over the eigenvalues l of similarity / K (Friedman & Dieng 2023).
+
+    The effective number of different responses: 1 to K. The formula is our own rather than the
+    package's: `vendi_score.score_X` there takes an order q and does not use it, and eigenvalues
+    that rounding makes a little negative have to be cut to 0 before the logarithm.
+
+    Args:
+        similarity_KK: symmetric, 1 on the diagonal.
+
+    Raises:
+        ValueError: not square, not symmetric, another diagonal, or a matrix with an eigenvalue that
+            is clearly negative and so no similarity.
+    """
+    similarity = np.asarray(similarity_KK, dtype=np.float64)
+    count = similarity.shape[0]
+    if similarity.ndim != 2 or similarity.shape != (count, count) or count == 0:
+        raise ValueError(f"need a similarity matrix [K, K], got shape {similarity.shape}")
+    if not np.allclose(similarity, similarity.T, atol=1e-6):
+        raise ValueError("the similarity matrix is not symmetric")
+    if not np.allclose(np.diag(similarity), 1.0, atol=1e-6):
+        raise ValueError("a response's similarity with itself has to be 1")
+    eigenvalues = np.linalg.eigvalsh((similarity + similarity.T) / (2.0 * count))
+    if eigenvalues.min() < -EIGENVALUE_TOLERANCE:
+        raise ValueError(
+            f"the similarity matrix has an eigenvalue of {eigenvalues.min():.2e}, so it is not one"
+        )
+    positive = eigenvalues[eigenvalues > 0.0]
+    return float(np.exp(-np.sum(positive * np.log(positive))))
+
+
+def distinct_k(classes: Sequence[int]) -> int:
+    """NoveltyBench's number of classes among K responses (Zhang et al. 2025).
+
+    The benchmark takes K = 10; figures for another K are not comparable with its own.
+
+    Args:
+        classes: one number a response; see `nemo_gdpo.evaluation.metrics.novelty.partition`.
+
+    Raises:
+        ValueError: there is no response.
+    """
+    if not classes:
+        raise ValueError("no response, so no classes")
+    return len(set(classes))
+
+
+def utility_k(scores: Sequence[float], classes: Sequence[int], patience: float = 0.8) -> float:
+    """NoveltyBench's utility: what a reader gains who goes on with probability `patience`.
+
+    sum p^(i-1) u_i [class i is new] / sum p^(i-1): the repetition of a class is worth nothing.
+
+    Args:
+        scores: u, one a response; 1 to 10 in the benchmark, from a 27B reward model.
+        classes: one number a response.
+        patience: p, 0 to 1, both excluded.
+
+    Raises:
+        ValueError: lengths differ, there is no response, or p is out of range.
+    """
+    if len(scores) != len(classes) or not classes:
+        raise ValueError(f"{len(scores)} scores for {len(classes)} classes")
+    if not 0.0 < patience < 1.0:
+        raise ValueError(f"patience is between 0 and 1, got {patience}")
+    seen: set[int] = set()
+    gained = whole = 0.0
+    weight = 1.0
+    for score, label in zip(scores, classes, strict=True):
+        if label not in seen:
+            gained += weight * score
+            seen.add(label)
+        whole += weight
+        weight *= patience
+    return gained / whole
