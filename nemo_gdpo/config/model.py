@@ -16,6 +16,9 @@ class ModelConfig(Section):
 
     restore_from_path: Text | None = from_environment("NEMO_GDPO_MODEL")
     """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`."""
+    cache_converted: bool = False
+    """Convert a Hugging Face directory to a Megatron checkpoint on disk first and load that; false
+    reads each rank's slices straight from the directory."""
     tensor_model_parallel_size: Size = 1
     """Ranks that share each layer; must divide the attention heads and the KV groups."""
     pipeline_model_parallel_size: Size = 1

@@ -10,6 +10,8 @@ from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.errors import UserError
 
 KEY = "model.restore_from_path"
+MODEL_CONFIG = "model_config.json"
+"""File of a Megatron checkpoint with its architecture."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERT = "save it again with save_pretrained(..., safe_serialization=True)"
 _MEGATRON_NAMES = {
@@ -20,18 +22,26 @@ _MEGATRON_NAMES = {
 """Fields of a Megatron checkpoint's model_config.json -> config.json of Hugging Face."""
 
 
-def _megatron_config_file(path: Path) -> Path | None:
-    """model_config.json of a Megatron checkpoint: inside, or beside a bare weights directory."""
-    for candidate in (path / "model_config.json", path.parent / "model_config.json"):
-        if candidate.is_file():
+def is_megatron_checkpoint(path: Path) -> bool:
+    """Whether a directory is a Megatron checkpoint of this program, or its `dist/`.
+
+    It has its weights (`*.distcp`) in it or in `dist/`, or a `model_config.json`. A `.nemo` of
+    NeMo 1 that was unpacked has them in `model_weights/` and is not one.
+    """
+    has_shards = any(path.glob("*.distcp")) or any(path.glob("dist/*.distcp"))
+    return has_shards or (path / MODEL_CONFIG).is_file()
+
+
+def megatron_checkpoint_root(path: Path) -> Path | None:
+    """The directory with `model_config.json` of a Megatron checkpoint; None where there is none.
+
+    Args:
+        path: the checkpoint, or its `dist/`.
+    """
+    for candidate in (path, path.parent):
+        if (candidate / MODEL_CONFIG).is_file():
             return candidate
     return None
-
-
-def is_megatron_checkpoint(path: Path) -> bool:
-    """Does a directory hold Megatron's distributed weights?"""
-    has_shards = any(path.glob("*.distcp")) or any(path.glob("*/*.distcp"))
-    return has_shards or (path / "model_config.json").is_file()
 
 
 def read_model_config(path: str | Path) -> dict[str, Any] | None:
@@ -46,8 +56,8 @@ def read_model_config(path: str | Path) -> dict[str, Any] | None:
     directory = Path(path)
     if not directory.is_dir():
         return None
-    own = _megatron_config_file(directory) if is_megatron_checkpoint(directory) else None
-    file = own or directory / "config.json"
+    root = megatron_checkpoint_root(directory) if is_megatron_checkpoint(directory) else None
+    file = directory / "config.json" if root is None else root / MODEL_CONFIG
     if not file.is_file():
         return None
     try:
@@ -73,8 +83,8 @@ def model_file_problems(configured: str | None) -> list[Problem]:
     if not path.is_dir():
         return [Problem(KEY, f"{path} does not exist", "correct the path")]
     if is_megatron_checkpoint(path):
-        if _megatron_config_file(path) is None:
-            reason = f"{path} is a Megatron checkpoint without its model_config.json"
+        if megatron_checkpoint_root(path) is None:
+            reason = f"{path} is a Megatron checkpoint without its {MODEL_CONFIG}"
             return [Problem(KEY, reason, "convert the model again with `nemo-gdpo convert`")]
         return []
     return hugging_face_problems(path)

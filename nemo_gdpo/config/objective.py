@@ -56,6 +56,9 @@ class DPOSettings(ObjectiveSettings):
     advise 0.1 to 0.5."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, strict=True)] = 0.0
     """Probability that a preference is noted the wrong way round (conservative DPO)."""
+    average_log_probs: Flag = False
+    """Divide each log-probability by the response's length first (length-normalised DPO), so that
+    length alone makes no margin. beta then weighs nats a token: Tulu 3 takes 5."""
 
 
 @dataclass(frozen=True, config=SETTINGS)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.conversion.assets import asset_files
 from nemo_gdpo.conversion.atomic import MARKER, why_incomplete
 from nemo_gdpo.conversion.fingerprint import hash_files
-from nemo_gdpo.conversion.megatron_io import FORMAT_VERSION, is_megatron_checkpoint
+from nemo_gdpo.conversion.formats.assets import asset_files
+from nemo_gdpo.conversion.formats.megatron_io import FORMAT_VERSION
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import digest_of, file_sha256, write_json
 from nemo_gdpo.io.locks import held
@@ -32,7 +32,7 @@ _SETTLED_NS = 2 * 10**9
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedModel:
     """One converted model."""
 
     name: str
@@ -65,7 +65,7 @@ def source_fingerprint(source: Path, files: list[Path], *, progress: bool = Fals
     Unchanged means: same names, sizes, times of change and inodes.
 
     Args:
-        source: for whom.
+        source: the model that is hashed.
         files: its weight files.
         progress: show a bar.
     """
@@ -92,17 +92,17 @@ def assets_digest(source: Path) -> str:
     return digest_of({name.as_posix(): file_sha256(source / name) for name in asset_files(source)})
 
 
-def obtain(
+def get_or_convert(
     source: Path,
     key: dict[str, Any],
-    make: Callable[[Path], object],
+    convert: Callable[[Path], object],
 ) -> tuple[Path, bool]:
-    """The converted form of a source, from the cache or made now, by one process at a time.
+    """The converted form of a source, from the cache or converted now, by one process at a time.
 
     Args:
         source: names the entry.
         key: everything that the converted form depends on, as plain JSON.
-        make: writes it to the directory it is given.
+        convert: writes it to the directory it is given.
 
     Returns:
         The Megatron checkpoint, and whether it was there already.
@@ -118,12 +118,12 @@ def obtain(
         with held(lock, waiting=f"waiting for another process to convert {source}"):
             if directory.exists():
                 reason = why_incomplete(directory)
-                if reason is None and is_megatron_checkpoint(directory):
+                if reason is None:
                     os.utime(directory / MARKER)  # the last use
                     return directory, True
-                print(f"{directory}: made again, {reason}", flush=True)
+                print(f"{directory}: converting again, {reason}", flush=True)
                 shutil.rmtree(directory)
-            make(directory)
+            convert(directory)
             return directory, False
     except OSError as error:
         raise UserError(
@@ -132,7 +132,7 @@ def obtain(
         ) from None
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CachedModel]:
     """All converted models, the one that was used last first."""
     found = []
     for path in _models().glob("*"):
@@ -141,7 +141,7 @@ def entries() -> list[Entry]:
             continue
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         used = datetime.datetime.fromtimestamp(marker.stat().st_mtime)
-        found.append(Entry(path.name, path, size, used))
+        found.append(CachedModel(path.name, path, size, used))
     return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
 

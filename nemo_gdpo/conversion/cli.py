@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
+from nemo_gdpo.config.model_files import is_megatron_checkpoint
 from nemo_gdpo.conversion import cache
+from nemo_gdpo.conversion.compare.compare import TOLERANCE, compare
+from nemo_gdpo.conversion.compare.logits import MegatronLogits
 from nemo_gdpo.conversion.convert import (
     VOCAB_DIVISIBLE_BY,
     convert_hf_to_megatron,
     convert_megatron_to_hf,
 )
-from nemo_gdpo.conversion.logits import MegatronLogits
-from nemo_gdpo.conversion.megatron_io import CheckpointModel, is_megatron_checkpoint
-from nemo_gdpo.conversion.nemo_import import convert_nemo_to_megatron
-from nemo_gdpo.conversion.obtain import SUFFIX
-from nemo_gdpo.conversion.sides import TOLERANCE, compare
+from nemo_gdpo.conversion.formats.megatron_io import CheckpointModel
+from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
+from nemo_gdpo.conversion.resolve import SUFFIX
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, UserError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -152,7 +153,7 @@ def _hf_to_megatron(
 def _megatron_to_hf(args: argparse.Namespace, dtype: torch.dtype | None) -> int:
     if not is_megatron_checkpoint(args.source):
         raise UserError(
-            f"{args.source} is no Megatron checkpoint (no model_config.json); give a directory "
+            f"{args.source} is not a Megatron checkpoint (no model_config.json); give a directory "
             "that a conversion or a training run wrote"
         )
     convert_megatron_to_hf(

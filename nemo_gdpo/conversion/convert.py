@@ -9,29 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.assets import ASSETS
+from nemo_gdpo.config.model_files import MODEL_CONFIG
 from nemo_gdpo.conversion.atomic import check_replaceable
-from nemo_gdpo.conversion.card import read_facts
-from nemo_gdpo.conversion.engine import (
-    hf_specs,
-    megatron_specs,
-    megatron_tensor,
-    slots_of,
-    to_hf,
-)
-from nemo_gdpo.conversion.families import read_hf_config
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.engine import hf_specs, megatron_specs, megatron_tensor, to_hf
 from nemo_gdpo.conversion.fingerprint import DIST, weights_fingerprint
-from nemo_gdpo.conversion.hf_export import write_hf
-from nemo_gdpo.conversion.hf_source import open_hf
-from nemo_gdpo.conversion.megatron_io import (
-    MODEL_CONFIG,
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.card import read_card
+from nemo_gdpo.conversion.formats.hf_export import write_hf
+from nemo_gdpo.conversion.formats.hf_source import open_hf
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     open_megatron,
     write_megatron_checkpoint,
 )
+from nemo_gdpo.conversion.formats.safetensors_writer import MAX_SHARD_BYTES
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.model_config import padded_vocab_size
-from nemo_gdpo.conversion.safetensors_writer import MAX_SHARD_BYTES
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.progress import progress_bar
 
 VOCAB_DIVISIBLE_BY = 128
@@ -61,24 +55,25 @@ def convert_hf_to_megatron(
     Raises:
         UserError: the source is not convertible exactly, or the destination cannot be written.
     """
-    config = read_hf_config(source)
-    hf = open_hf(source, config)
-    check_tokenizer_fits(source, config)
+    bridge = ModelBridge.from_hf(source)
+    hf = open_hf(source, bridge)
+    check_tokenizer_fits(source, bridge)
     check_replaceable(destination)
-    padded = padded_vocab_size(config.vocab_size, vocab_divisible_by, 1)
-    specs = megatron_specs(config, hf, padded_vocab_size=padded, dtype=dtype)
+    padded = padded_vocab_size(bridge.config.vocab_size, vocab_divisible_by, 1)
+    specs = megatron_specs(bridge, hf, padded_vocab_size=padded, dtype=dtype)
     fingerprint = weights_fingerprint(source, progress=progress)
-    model = CheckpointModel(config, padded, fingerprint)
-    slots = {slot.name: slot for slot in slots_of(config)}
+    model = CheckpointModel(bridge.config, padded, fingerprint)
     with progress_bar(total=len(specs), unit="tensor", label="convert", enabled=progress) as bar:
 
         def fetch(name: str) -> Tensor:
             bar.update()
-            return megatron_tensor(slots[name], config, hf, padded_vocab_size=padded, dtype=dtype)
+            mapping = bridge.by_name[name]
+            return megatron_tensor(mapping, bridge, hf, padded_vocab_size=padded, dtype=dtype)
 
         write_megatron_checkpoint(
-            destination, model, source, specs, fetch, facts={"base_model": source.absolute().name}
-        )
+            destination, model, bridge, source, specs, fetch,
+            card={"base_model": source.absolute().name},
+        )  # fmt: skip
     return model
 
 
@@ -96,7 +91,7 @@ def convert_megatron_to_hf(
     destination: Path,
     *,
     dtype: torch.dtype | None = None,
-    facts: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: bool = False,
 ) -> None:
@@ -109,8 +104,8 @@ def convert_megatron_to_hf(
         source: has `dist/`, `model_config.json` and `hf_assets/`.
         destination: absent, empty, or an earlier export.
         dtype: cast the weights; None keeps them as they are.
-        facts: for the model card, see `card.SECTIONS`; they precede those that the checkpoint
-            has beside it.
+        card: sections of the model card, see `card.SECTIONS`; they take precedence over those that
+            the checkpoint has beside it.
         max_shard_bytes: upper bound of one safetensors file.
         progress: show a bar.
 
@@ -118,12 +113,13 @@ def convert_megatron_to_hf(
         UserError: the checkpoint is incomplete, damaged or could run code, or the destination
             cannot be written.
     """
-    model, weights = open_megatron(source)
-    check_tokenizer_fits(source / ASSETS, model.config)
-    specs = hf_specs(model.config, weights, dtype=dtype)
+    opened = open_megatron(source)
+    bridge, weights = opened.bridge, opened.weights
+    check_tokenizer_fits(source / ASSETS, bridge)
+    specs = hf_specs(bridge, weights, dtype=dtype)
 
     def read(wanted: Set[str]) -> Iterator[tuple[str, Tensor]]:
-        tensors = to_hf(model.config, weights, dtype=dtype, wanted=wanted)
+        tensors = to_hf(bridge, weights, dtype=dtype, wanted=wanted)
         yield from progress_bar(
             tensors,
             total=len(specs),
@@ -135,11 +131,11 @@ def convert_megatron_to_hf(
 
     write_hf(
         destination,
-        model.config,
+        bridge.config,
         source / ASSETS,
         specs,
         read,
         key={"source": _identity(source), "dtype": str(dtype)},
-        facts={**read_facts(source), **(facts or {})},
+        card={**read_card(source), **(card or {})},
         max_shard_bytes=max_shard_bytes,
     )

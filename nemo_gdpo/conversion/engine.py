@@ -1,4 +1,4 @@
-"""Walks a family's table, both ways, one tensor at a time. Bits are moved, never computed."""
+"""Walks a model's mappings, both ways, one tensor at a time. Bits are moved, never computed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.families import Entry, family_of
-from nemo_gdpo.conversion.layouts import megatron_shape, merge, split
-from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.layouts import Slice, TensorMapping, VocabMapping
 from nemo_gdpo.errors import UserError
 
 
@@ -32,15 +31,11 @@ class TensorSource(Protocol):
         """Read one tensor, on the CPU."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One tensor of one model: a table entry at one layer."""
+class SlicedTensorSource(TensorSource, Protocol):
+    """Tensors of which a part can be read without the rest."""
 
-    name: str
-    """Megatron's."""
-    hf_names: tuple[str, ...]
-    entry: Entry
-    layer: int | None
+    def part(self, name: str, wanted: Slice) -> Tensor:
+        """Read a range of one dimension of a tensor, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -60,126 +55,119 @@ class TensorSpec:
         return count * self.dtype.itemsize
 
 
-def _slot(entry: Entry, layer: int | None) -> Slot:
-    def at_layer(name: str) -> str:
-        return name if layer is None else name.format(layer=layer)
+def common_dtype(mapping: TensorMapping, source: TensorSource) -> torch.dtype:
+    """The one type of a mapping's Hugging Face tensors.
 
-    names = tuple(at_layer(part.name) for part in entry.parts)
-    return Slot(at_layer(entry.name), names, entry, layer)
-
-
-def slots_of(config: MegatronModelConfig) -> list[Slot]:
-    """Every tensor of a model: before the layers, layer by layer, after them; tables' order."""
-    entries = [e for e in family_of(config).entries if e.condition(config)]
-    per_layer = [e for e in entries if e.per_layer]
-    first = entries.index(per_layer[0])
-    before = [e for e in entries[:first] if not e.per_layer]
-    after = [e for e in entries[first:] if not e.per_layer]
-    return [
-        *(_slot(e, None) for e in before),
-        *(_slot(e, layer) for layer in range(config.num_layers) for e in per_layer),
-        *(_slot(e, None) for e in after),
-    ]
-
-
-def extra_states_of(config: MegatronModelConfig) -> list[str]:
-    """Modules with an extra state, layer by layer; see `Family.extra_states`."""
-    return [
-        name.format(layer=layer)
-        for name in family_of(config).extra_states
-        for layer in (range(config.num_layers) if "{layer}" in name else (0,))
-    ]
-
-
-def hf_shapes(config: MegatronModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that the Hugging Face checkpoint has to hold."""
-    return {
-        name: part.shape(config)
-        for slot in slots_of(config)
-        for name, part in zip(slot.hf_names, slot.entry.parts, strict=True)
-    }
-
-
-def _common_dtype(slot: Slot, source: TensorSource) -> torch.dtype:
-    found = {source.dtype(name) for name in slot.hf_names}
+    Raises:
+        UserError: they have several.
+    """
+    found = {source.dtype(name) for name in mapping.hf_names}
     if len(found) > 1:
         raise UserError(
-            f"{source.where}: {', '.join(slot.hf_names)} have different types "
+            f"{source.where}: {', '.join(mapping.hf_names)} have different types "
             f"({', '.join(sorted(map(str, found)))}); convert with --dtype"
         )
     return found.pop()
 
 
 def megatron_specs(
-    config: MegatronModelConfig,
+    bridge: ModelBridge,
     source: TensorSource,
     *,
     padded_vocab_size: int,
     dtype: torch.dtype | None = None,
 ) -> list[TensorSpec]:
-    """What `to_megatron` will give, in its order, without reading a tensor."""
+    """What `megatron_tensor` will give for every mapping, without reading a tensor.
+
+    Args:
+        bridge: the model.
+        source: Hugging Face's tensors.
+        padded_vocab_size: rows of the embedding.
+        dtype: type that the tensors are cast to; None keeps each tensor's type.
+
+    Raises:
+        UserError: tensors that become one have different types, and no type is given.
+    """
     return [
         TensorSpec(
-            slot.name,
-            megatron_shape(slot.entry, config, padded_vocab_size),
-            dtype or _common_dtype(slot, source),
+            mapping.name,
+            mapping.megatron_shape(bridge.config, padded_vocab_size),
+            dtype or common_dtype(mapping, source),
         )
-        for slot in slots_of(config)
+        for mapping in bridge.mappings
     ]
 
 
 def megatron_tensor(
-    slot: Slot,
-    config: MegatronModelConfig,
+    mapping: TensorMapping,
+    bridge: ModelBridge,
     source: TensorSource,
     *,
     padded_vocab_size: int,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The whole Megatron tensor of one slot, from Hugging Face's tensors."""
-    target = dtype or _common_dtype(slot, source)
-    parts = [source.tensor(name).to(target) for name in slot.hf_names]
-    return merge(slot.entry, parts, config, padded_vocab_size)
-
-
-def to_megatron(
-    config: MegatronModelConfig,
-    source: TensorSource,
-    *,
-    padded_vocab_size: int,
-    dtype: torch.dtype | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Megatron's tensors, whole, from a Hugging Face checkpoint.
+    """The complete Megatron tensor of one mapping, from Hugging Face's tensors.
 
     Args:
-        config: the architecture.
+        mapping: which tensor.
+        bridge: the model.
         source: Hugging Face's tensors.
         padded_vocab_size: rows of the embedding; those beyond the vocabulary are zeros.
-        dtype: cast to it; None keeps each tensor's type.
+        dtype: type to cast to; None keeps the tensor's type.
     """
-    for slot in slots_of(config):
-        yield (
-            slot.name,
-            megatron_tensor(slot, config, source, padded_vocab_size=padded_vocab_size, dtype=dtype),
-        )
+    target = dtype or common_dtype(mapping, source)
+    parts = [source.tensor(name).to(target) for name in mapping.hf_names]
+    return mapping.merge(parts, bridge.config, padded_vocab_size)
 
 
-def check_megatron_source(config: MegatronModelConfig, source: TensorSource) -> None:
+def rank_tensor(
+    mapping: TensorMapping,
+    bridge: ModelBridge,
+    source: SlicedTensorSource,
+    *,
+    rows: int,
+    tp_rank: int,
+    tp_size: int,
+) -> Tensor:
+    """What one tensor-parallel rank holds of a mapping's tensor; nothing else is read.
+
+    Args:
+        mapping: which tensor.
+        bridge: the model.
+        source: Hugging Face's tensors.
+        rows: rows of the live parameter; they say how far the vocabulary is padded.
+        tp_rank: 0 to tp_size - 1.
+        tp_size: ranks that share the tensor.
+
+    Raises:
+        UserError: the tensor cannot be cut into that many equal pieces, or not be read.
+    """
+    common_dtype(mapping, source)
+    slices = mapping.rank_slices(bridge.config, tp_rank, tp_size, rows)
+    parts = [
+        source.tensor(name) if wanted is None else source.part(name, wanted)
+        for name, wanted in zip(mapping.hf_names, slices, strict=True)
+    ]
+    return mapping.merge(parts, bridge.config, rows)
+
+
+def check_megatron_source(bridge: ModelBridge, source: TensorSource) -> None:
     """Compare the tensors of a Megatron checkpoint with those that the architecture needs.
 
     Raises:
         UserError: tensors are missing, too many, or of another shape.
     """
+    vocab_size = bridge.config.vocab_size
     found = source.shapes()
     wanted: dict[str, tuple[int, ...]] = {}
-    for slot in slots_of(config):
-        shape = megatron_shape(slot.entry, config, config.vocab_size)
-        have = found.get(slot.name)
+    for mapping in bridge.mappings:
+        shape = mapping.megatron_shape(bridge.config, vocab_size)
+        have = found.get(mapping.name)
         # A checkpoint may be padded for any tensor-parallel size: more rows are fine.
-        padded = shape[0] == config.vocab_size and slot.entry.kind == "vocab"
+        padded = isinstance(mapping, VocabMapping)
         if padded and have is not None and have[0] >= shape[0]:
             shape = (have[0], *shape[1:])
-        wanted[slot.name] = shape
+        wanted[mapping.name] = shape
     check_shapes(source.where, wanted, found)
 
 
@@ -208,18 +196,18 @@ def check_shapes(
 
 
 def hf_specs(
-    config: MegatronModelConfig, source: TensorSource, *, dtype: torch.dtype | None = None
+    bridge: ModelBridge, source: TensorSource, *, dtype: torch.dtype | None = None
 ) -> list[TensorSpec]:
     """What `to_hf` will give, in its order, without reading a tensor."""
     return [
-        TensorSpec(name, part.shape(config), dtype or source.dtype(slot.name))
-        for slot in slots_of(config)
-        for name, part in zip(slot.hf_names, slot.entry.parts, strict=True)
+        TensorSpec(tensor.name, tensor.shape(bridge.config), dtype or source.dtype(mapping.name))
+        for mapping in bridge.mappings
+        for tensor in mapping.hf_tensors
     ]
 
 
 def to_hf(
-    config: MegatronModelConfig,
+    bridge: ModelBridge,
     source: TensorSource,
     *,
     dtype: torch.dtype | None = None,
@@ -228,15 +216,16 @@ def to_hf(
     """Hugging Face's tensors from a Megatron checkpoint; padding rows stay behind.
 
     Args:
-        config: the architecture.
-        source: Megatron's tensors, whole.
-        dtype: cast to it; None keeps each tensor's type.
+        bridge: the model.
+        source: Megatron's tensors, complete.
+        dtype: type to cast to; None keeps each tensor's type.
         wanted: names of the tensors to give; None is all. Others are not read.
     """
-    for slot in slots_of(config):
-        if wanted is not None and wanted.isdisjoint(slot.hf_names):
+    for mapping in bridge.mappings:
+        if wanted is not None and wanted.isdisjoint(mapping.hf_names):
             continue
-        merged = source.tensor(slot.name)
-        for name, part in zip(slot.hf_names, split(slot.entry, merged, config), strict=True):
+        merged = source.tensor(mapping.name)
+        parts = mapping.split(merged, bridge.config)
+        for name, part in zip(mapping.hf_names, parts, strict=True):
             if wanted is None or name in wanted:
                 yield name, part.to(dtype or part.dtype)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_gdpo.conversion.hf_source import weight_files
+from nemo_gdpo.conversion.formats.hf_source import weight_files
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.progress import progress_bar
 

@@ -1,72 +1,63 @@
-"""Fill the parameters of a live megatron-core GPT model from a Hugging Face directory."""
+"""Fill the parameters of a live megatron-core GPT model from a Hugging Face directory.
+
+A rank opens the headers of all shards and reads the bytes of its own slices.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nemo_gdpo.conversion.engine import Slot, TensorSource, megatron_tensor, slots_of
-from nemo_gdpo.conversion.families import Kind, family_of
-from nemo_gdpo.conversion.hf_source import open_hf
-from nemo_gdpo.conversion.layouts import shard_for_rank
-from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.engine import SlicedTensorSource, common_dtype, rank_tensor
+from nemo_gdpo.conversion.formats.hf_source import HuggingFaceSource, open_hf
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 
 
-def canonical_name(name: str, config: MegatronModelConfig, layer_offset: int) -> str:
+def canonical_name(name: str, bridge: ModelBridge, layer_offset: int) -> str:
     """A live parameter's name -> its name in a distributed checkpoint.
 
     Args:
-        name: of megatron's Transformer Engine layers or of its local ones, relative to the GPT
-            model.
-        config: the architecture.
+        name: name in megatron's Transformer Engine layers or in its local ones, relative to the
+            GPT model.
+        bridge: the model.
         layer_offset: layers before this model chunk.
     """
     matched = _LAYER.match(name)
     if matched is None:
         # On the last pipeline stage a tied output layer is a parameter of its own.
-        return EMBEDDING if name == OUTPUT and config.tie_word_embeddings else name
+        return EMBEDDING if name == OUTPUT and bridge.config.tie_word_embeddings else name
     layer, inner = int(matched[1]) + layer_offset, matched[2]
-    return f"decoder.layers.{layer}.{family_of(config).local_names.get(inner, inner)}"
+    return f"decoder.layers.{layer}.{bridge.family.local_names.get(inner, inner)}"
 
 
-def rank_tensor(
-    slot: Slot,
-    config: MegatronModelConfig,
-    source: TensorSource,
-    *,
-    local_rows: int,
-    tp_rank: int,
-    tp_size: int,
-) -> Tensor:
-    """What one tensor-parallel rank holds of a slot.
+def open_loadable(directory: Path) -> tuple[ModelBridge, HuggingFaceSource]:
+    """Open a Hugging Face directory; refuse what a conversion would refuse.
 
-    Args:
-        slot: which tensor.
-        config: the architecture.
-        source: Hugging Face's tensors.
-        local_rows: rows of the live parameter; they say how far the vocabulary is padded.
-        tp_rank: 0 to tp_size - 1.
-        tp_size: ranks that share a tensor.
+    Raises:
+        UserError: it is incomplete or damaged, or describes a model that is not built.
     """
-    padded = local_rows * tp_size if slot.entry.kind is Kind.VOCAB else config.vocab_size
-    if padded < config.vocab_size:
-        raise RuntimeError(f"{slot.name}: {padded} rows cannot hold {config.vocab_size} tokens")
-    whole = megatron_tensor(slot, config, source, padded_vocab_size=padded)
-    return shard_for_rank(slot.entry, whole, config, tp_rank, tp_size)
+    bridge = ModelBridge.from_hf(directory)
+    source = open_hf(directory, bridge)
+    check_tokenizer_fits(directory, bridge)
+    for mapping in bridge.mappings:
+        common_dtype(mapping, source)
+    return bridge, source
 
 
 @torch.no_grad()
 def load_hf_into_model(
     model: nn.Module,
-    hf_dir: Path,
-    config: MegatronModelConfig,
+    source: SlicedTensorSource,
+    bridge: ModelBridge,
     *,
     layer_offset: int = 0,
     tp_rank: int = 0,
@@ -75,32 +66,30 @@ def load_hf_into_model(
     """Fill every parameter of one model chunk, each exactly once. Values are cast to its type.
 
     Args:
-        model: megatron-core's GPTModel (bare), whole or one pipeline chunk of it.
-        hf_dir: a Hugging Face directory with safetensors.
-        config: its architecture.
+        model: megatron-core's GPTModel (bare), complete or one pipeline chunk of it.
+        source: the directory as `formats.hf_source.open_hf` gives it.
+        bridge: the model that it holds.
         layer_offset: layers before this chunk.
         tp_rank: this rank's place in its tensor-parallel group.
         tp_size: size of that group.
 
     Raises:
-        UserError: the directory is incomplete or does not fit the architecture.
+        UserError: a shard cannot be read, or a tensor not be cut over that many ranks.
         RuntimeError: the live model has a parameter that the family's table does not know, lacks
             one that it does, or has one of another shape.
     """
-    source = open_hf(hf_dir, config)
-    slots = {slot.name: slot for slot in slots_of(config)}
     filled: set[str] = set()
     for name, parameter in model.named_parameters():
-        canonical = canonical_name(name, config, layer_offset)
-        if canonical not in slots:
+        canonical = canonical_name(name, bridge, layer_offset)
+        if canonical not in bridge.by_name:
             raise RuntimeError(
-                f"parameter {name} ({canonical}) is not in the {config.family} table"
+                f"parameter {name} ({canonical}) is not in the {bridge.config.family} table"
             )
         if canonical in filled and name != OUTPUT:
             raise RuntimeError(f"parameter {name}: {canonical} is filled twice")
         value = rank_tensor(
-            slots[canonical], config, source,
-            local_rows=parameter.shape[0], tp_rank=tp_rank, tp_size=tp_size,
+            bridge.by_name[canonical], bridge, source,
+            rows=parameter.shape[0], tp_rank=tp_rank, tp_size=tp_size,
         )  # fmt: skip
         if value.shape != parameter.shape:
             raise RuntimeError(
@@ -109,11 +98,16 @@ def load_hf_into_model(
             )
         parameter.copy_(value)
         filled.add(canonical)
-    _check_layers_complete(filled, slots)
+    _check_layers_complete(filled, bridge)
 
 
-def _check_layers_complete(filled: set[str], slots: dict[str, Slot]) -> None:
-    layers = {slots[name].layer for name in filled} - {None}
-    lacking = sorted(s.name for s in slots.values() if s.layer in layers and s.name not in filled)
+def _check_layers_complete(filled: Iterable[str], bridge: ModelBridge) -> None:
+    present = set(filled)
+    layers = {bridge.by_name[name].layer for name in present} - {None}
+    lacking = sorted(
+        mapping.name
+        for mapping in bridge.mappings
+        if mapping.layer in layers and mapping.name not in present
+    )
     if lacking:
         raise RuntimeError(f"the model has no parameters for {', '.join(lacking[:5])}")

@@ -38,7 +38,7 @@ class MegatronModelConfig:
     attention_bias: bool = False
     """Biases on query, key and value."""
     activation: str = "silu"
-    """Of the gate: "silu", or "gelu_tanh", GELU by its tanh formula."""
+    """Activation of the gate: "silu", or "gelu_tanh", GELU by its tanh formula."""
     softmax_scale: float | None = None
     """Factor of the attention scores; None is 1 / sqrt(kv_channels)."""
     attention_softcap: float | None = None
@@ -46,7 +46,7 @@ class MegatronModelConfig:
     logit_softcap: float | None = None
     """The same on the logits."""
     layer_windows: list[int | None] | None = None
-    """For each layer the positions that a query sees, its own included; None is all of them."""
+    """Positions that a query of each layer sees, its own included; None is all of them."""
     qk_norms: bool = False
     """RMS norms of every query head and every key head, before the rotation."""
     post_norms: bool = False
@@ -92,8 +92,8 @@ class MegatronModelConfig:
         for name, value in values.items():
             if not _fits(value, str(known[name].type)):
                 raise UserError(
-                    f"{where}: {name} is {value!r}, which is no {known[name].type}; convert the "
-                    "model again"
+                    f"{where}: {name} is {value!r}, which is not of type {known[name].type}; "
+                    "convert the model again"
                 )
         return cls(**values)
 

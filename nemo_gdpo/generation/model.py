@@ -107,7 +107,7 @@ def engine_dtype(config: GenerateConfig) -> str:
     """
     if config.generation.dtype != "stored":
         return _DTYPES[config.generation.dtype]
-    from nemo_gdpo.conversion.hf_source import HuggingFaceSource
+    from nemo_gdpo.conversion.formats.hf_source import HuggingFaceSource
 
     assert config.model.restore_from_path is not None
     source = HuggingFaceSource(Path(config.model.restore_from_path))

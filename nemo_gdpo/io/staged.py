@@ -28,6 +28,8 @@ from nemo_gdpo.io.progress_file import PROGRESS
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_VANISHED = (FileNotFoundError, FileExistsError)
+"""What locking a file says when another process moves or removes its directory meanwhile."""
 
 
 @dataclass
@@ -61,15 +63,22 @@ class StagedDirectory:
                 _swap_in(self.path, self.destination)
             elif not _move_in(self.path, self.destination):
                 return False
-        for name in (PROGRESS, LOCK):
-            (self.destination / name).unlink(missing_ok=True)
+            self.ended = True
+            for name in (PROGRESS, LOCK):
+                (self.destination / name).unlink(missing_ok=True)
         self.leave()
         return True
 
     def discard(self) -> None:
         """Remove it, as far as that is possible; nothing once it has ended."""
         if not self.ended:
-            shutil.rmtree(self.path, ignore_errors=True)
+            # A shared name is free for the next writer at once, not file by file.
+            aside = own_name(self.destination)
+            try:
+                self.path.rename(aside)
+            except OSError:
+                aside = self.path
+            shutil.rmtree(aside, ignore_errors=True)
         self.leave()
 
     def leave(self) -> None:
@@ -97,7 +106,7 @@ def stage(destination: Path, *, also: str | None = None) -> StagedDirectory:
         path = own_name(destination)
         path.mkdir()
         # Another writer may take it for abandoned before it has its lock.
-        with contextlib.suppress(FileNotFoundError, BusyError):
+        with contextlib.suppress(*_VANISHED, BusyError):
             return StagedDirectory(destination, path, acquire(path / LOCK))
 
 
@@ -114,6 +123,8 @@ def stage_resumable(destination: Path) -> StagedDirectory:
         OSError: it cannot be made.
     """
     shared = destination.with_name(f".{destination.name}.partial")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(destination.parent, glob.escape(destination.name))
     # While another writer publishes, its path holds for a moment what was at the destination.
     with _publishing(destination):
         _recover(destination)
@@ -129,7 +140,7 @@ def _lock_shared(shared: Path) -> BaseFileLock | None:
         shared.mkdir(parents=True, exist_ok=True)
         try:
             return acquire(shared / LOCK)
-        except FileNotFoundError:
+        except _VANISHED:
             continue  # another writer has moved it into its place just now
         except BusyError:
             if (shared / LOCK).exists():

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 
-from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
+from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 
 
 class HasChunks(Protocol):

@@ -18,13 +18,13 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_gdpo.config.schema import TRAIN
-from nemo_gdpo.conversion.archive import extract
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
     write_checkpoint_assets,
 )
 from nemo_gdpo.conversion.model_config import padded_vocab_size
+from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import replacing
 from nemo_gdpo.models.builder import ParallelLayout

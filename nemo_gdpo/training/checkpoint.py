@@ -26,7 +26,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
-from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
+from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest

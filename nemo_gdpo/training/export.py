@@ -12,9 +12,9 @@ import torch
 
 from nemo_gdpo import __version__
 from nemo_gdpo.config.objective import plain_settings
-from nemo_gdpo.conversion.assets import base_licence
-from nemo_gdpo.conversion.card import write_facts
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+from nemo_gdpo.conversion.formats.assets import base_licence
+from nemo_gdpo.conversion.formats.card import write_card
 from nemo_gdpo.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def _installed(*packages: str) -> dict[str, str]:
 def write_assets(run: Run, checkpoint: Path) -> None:
     """Put what an export needs, and what its card says, beside a training checkpoint."""
     run.source.write_assets(checkpoint)
-    write_facts(checkpoint, run_facts(run))
+    write_card(checkpoint, run_facts(run))
 
 
 def export_run(run: Run, checkpoint: Path) -> Path:
     """Write `output_dir/hf` from a checkpoint, on one rank, streaming."""
     target = run.output_dir / "hf"
-    convert_megatron_to_hf(checkpoint, target, facts=run_facts(run), progress=True)
+    convert_megatron_to_hf(checkpoint, target, card=run_facts(run), progress=True)
     return target

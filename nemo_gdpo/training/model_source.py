@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+from megatron.core import parallel_state
 
-from nemo_gdpo.conversion.assets import ASSETS
+from nemo_gdpo.config.model_files import is_megatron_checkpoint
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.cache import ENVIRONMENT
-from nemo_gdpo.conversion.card import read_facts
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import ASSETS, copy_assets
+from nemo_gdpo.conversion.formats.card import read_card
+from nemo_gdpo.conversion.formats.hf_source import HuggingFaceSource
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
-    is_megatron_checkpoint,
     read_checkpoint_model,
     write_checkpoint_assets,
 )
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
+from nemo_gdpo.conversion.live import load_hf_into_model, open_loadable
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
-from nemo_gdpo.conversion.obtain import as_megatron, fingerprint_of
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
+from nemo_gdpo.conversion.resolve import fingerprint_of, is_hf_directory, resolve_checkpoint
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.training.mesh import Mesh
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A Megatron checkpoint directory with the base weights."""
+    """A directory with the base weights, as this rank sees it."""
 
-    checkpoint: Path
-    model_config: MegatronModelConfig
+    directory: Path
+    """A Megatron checkpoint, or a Hugging Face directory."""
+    shards: HuggingFaceSource | None
+    """Opened weights of a Hugging Face directory; None for a Megatron checkpoint."""
+    bridge: ModelBridge
     padded_vocab_size: int
     """Rows of the embedding in the run's own checkpoints."""
     fingerprint: str
-    """SHA-256 of the weights."""
+    """SHA-256 of the weights; the same for a Hugging Face directory and its conversion."""
     name: str
     """What the user called it, or where the conversion came from, for the model card."""
 
     @property
+    def model_config(self) -> MegatronModelConfig:
+        """The architecture."""
+        return self.bridge.config
+
+    @property
     def assets(self) -> Path:
         """Configs, tokenizer and chat template of the base model."""
-        return self.checkpoint / ASSETS
+        return self.directory / ASSETS if self.shards is None else self.directory
 
     def tokenizer(self) -> Any:
-        """The base model's tokenizer.
+        """The base model's tokenizer, from the files that checkpoints and exports carry.
 
         Raises:
             UserError: it has none, or more tokens than the embedding has rows.
@@ -53,19 +69,45 @@ class ModelSource:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.assets)
+            with tempfile.TemporaryDirectory() as scratch:
+                files = self.assets
+                if self.shards is not None:
+                    # A directory may hold further files, which an export would come without.
+                    files = Path(scratch)
+                    copy_assets(self.assets, files)
+                tokenizer = AutoTokenizer.from_pretrained(files)
         except (OSError, ValueError) as error:
+            remedy = "" if self.shards is not None else " and convert again"
             raise UserError(
                 f"{self.assets}: the tokenizer cannot be loaded ({str(error).splitlines()[0]}); "
-                "put its files beside the weights and convert again"
+                f"put its files beside the weights{remedy}"
             ) from error
-        check_tokenizer_fits(self.assets, self.model_config)
+        check_tokenizer_fits(self.assets, self.bridge)
         return tokenizer
 
     def load_into(self, model: PreferenceModel) -> None:
-        """Load the weights into a model on the mesh. Collective."""
-        load_weights(model, self.checkpoint)
+        """Load the weights into a model on the mesh. Collective.
+
+        Raises:
+            UserError: on every rank, when any of them cannot read its part.
+        """
+        if self.shards is None:
+            load_weights(model, self.directory)
+        else:
+            shards = self.shards
+            on_every_rank(lambda: self._load_slices(model, shards))
         model.hf_assets = self.assets
+
+    def _load_slices(self, model: PreferenceModel, shards: HuggingFaceSource) -> None:
+        """Read what this rank holds, and nothing else, out of Hugging Face's shards."""
+        for chunk in model.gpt_chunks:
+            layers = list(chunk.decoder.layers)
+            load_hf_into_model(
+                chunk, shards, self.bridge,
+                layer_offset=layers[0].layer_number - 1 if layers else 0,
+                tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+                tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+            )  # fmt: skip
 
     def write_assets(self, checkpoint: Path) -> None:
         """Put what an export needs beside a training checkpoint."""
@@ -73,44 +115,129 @@ class ModelSource:
         write_checkpoint_assets(checkpoint, model, self.assets)
 
 
-def open_source(path: str, mesh: Mesh, *, divisible_by: int) -> ModelSource:
-    """Find the Megatron checkpoint that training starts from, or make it in the cache. Collective.
+def on_every_rank(action: Callable[[], T]) -> T:
+    """Run `action` here; raise on every rank if it failed on any. Collective.
+
+    Raises:
+        UserError: the input is wrong on a rank, which is named unless all say the same.
+        RuntimeError: it failed in another way.
+    """
+    result: list[T] = []
+    failure: tuple[bool, str] | None = None
+    cause: Exception | None = None
+    try:
+        result.append(action())
+    except (UserError, OSError) as error:
+        failure, cause = (True, str(error)), error
+    except Exception as error:  # noqa: BLE001 - the others wait for this rank
+        failure, cause = (False, f"{type(error).__name__}: {error}"), error
+    failures: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    failed = [(rank, found) for rank, found in enumerate(failures) if found is not None]
+    if not failed:
+        return result[0]
+    rank, (is_input, reason) = failed[0]
+    where = "" if len(set(failures)) == 1 else f"rank {rank}: "
+    raise (UserError if is_input else RuntimeError)(f"{where}{reason}") from cause
+
+
+@dataclass(frozen=True)
+class _Located:
+    """What the main rank found, for the others."""
+
+    directory: Path
+    is_hf: bool
+    fingerprint: str
+    contents: dict[str, Any]
+    """Result of `_contents` there."""
+
+
+def open_source(
+    path: str, mesh: Mesh, *, divisible_by: int, cache_converted: bool = False
+) -> ModelSource:
+    """Open what training starts from. Collective.
 
     Args:
         path: `model.restore_from_path`.
         mesh: this rank's place.
         divisible_by: `model.make_vocab_size_divisible_by`.
+        cache_converted: `model.cache_converted`: convert a Hugging Face directory first, in the
+            cache, instead of reading it directly.
 
     Raises:
-        UserError: on every rank, when the main rank cannot use `path`; on a rank that does not see
-            what the main rank made.
+        UserError: on every rank, when the main rank cannot use `path`, or any rank does not see
+            what the main rank sees.
     """
-    answer: list[Any] = [None, None, None]
+    configured = Path(path).absolute()
+    located = _from_main_rank(mesh, lambda: _locate(configured, cache_converted))
+    bridge, shards = on_every_rank(lambda: _open_here(located))
+    padded = padded_vocab_size(bridge.config.vocab_size, divisible_by, mesh.layout.tensor)
+    name = configured.name
+    if located.directory in (configured, configured.parent) and not located.is_hf:
+        name = str(read_card(located.directory).get("base_model") or name)
+    return ModelSource(located.directory, shards, bridge, padded, located.fingerprint, name)
+
+
+def _from_main_rank(mesh: Mesh, action: Callable[[], T]) -> T:
+    """The main rank's result of `action`, or its complaint, on every rank."""
+    answer: list[Any] = [None, None]
     if mesh.is_main:
         try:
-            answer = [None, *_locate(Path(path).absolute())]
-        except UserError as error:
-            answer = [str(error), None, None]
+            answer = [None, action()]
+        except (UserError, OSError) as error:
+            answer = [str(error), None]
     dist.broadcast_object_list(answer, src=0)
     if answer[0] is not None:
         raise UserError(answer[0])
-    checkpoint = Path(answer[1])
-    if not is_megatron_checkpoint(checkpoint):
-        raise UserError(
-            f"{checkpoint}: rank 0 has this converted model and rank {mesh.rank} does not see it; "
-            f"set {ENVIRONMENT} to a directory that all nodes share"
-        )
-    config = read_checkpoint_model(checkpoint).config
-    padded = padded_vocab_size(config.vocab_size, divisible_by, mesh.layout.tensor)
-    name = Path(path).absolute().name
-    if checkpoint == Path(path).absolute():
-        name = str(read_facts(checkpoint).get("base_model") or name)
-    return ModelSource(checkpoint, config, padded, answer[2], name)
+    result: T = answer[1]
+    return result
 
 
-def _locate(path: Path) -> tuple[str, str]:
-    """(the Megatron checkpoint of `path`, its fingerprint)."""
+def _locate(path: Path, cache_converted: bool) -> _Located:
+    """Find the weights, and check them as a conversion does."""
     if not path.exists():
         raise UserError(f"model.restore_from_path={path}: there is no such file or directory")
-    checkpoint = as_megatron(path)
-    return str(checkpoint), fingerprint_of(checkpoint)
+    if is_hf_directory(path) and not cache_converted:
+        bridge, shards = open_loadable(path)
+        return _Located(path, True, fingerprint_of(path), _contents(bridge, shards))
+    checkpoint = resolve_checkpoint(path)
+    bridge = ModelBridge(read_checkpoint_model(checkpoint).config)
+    return _Located(checkpoint, False, fingerprint_of(checkpoint), _contents(bridge, None))
+
+
+def _contents(bridge: ModelBridge, shards: HuggingFaceSource | None) -> dict[str, Any]:
+    """What ranks have to see alike: the architecture, and files and tensors of the shards."""
+    found: dict[str, Any] = {"config": bridge.config.to_dict()}
+    if shards is not None:
+        found["files"] = shards.files()
+        found["tensors"] = {n: (s, str(shards.dtype(n))) for n, s in shards.shapes().items()}
+    return found
+
+
+def _open_here(located: _Located) -> tuple[ModelBridge, HuggingFaceSource | None]:
+    """Open what the main rank found, on this rank.
+
+    Raises:
+        UserError: this rank does not see it, or sees something else.
+    """
+    path = located.directory
+    shards: HuggingFaceSource | None = None
+    if located.is_hf:
+        if not is_hf_directory(path):
+            raise UserError(
+                f"{path}: rank 0 sees this model and this rank does not; put it where all nodes "
+                "see it"
+            )
+        bridge, shards = ModelBridge.from_hf(path), HuggingFaceSource(path)
+    else:
+        if not is_megatron_checkpoint(path):
+            raise UserError(
+                f"{path}: rank 0 sees this converted model and this rank does not; set "
+                f"{ENVIRONMENT} to a directory that all nodes share"
+            )
+        bridge = ModelBridge(read_checkpoint_model(path).config)
+    if _contents(bridge, shards) != located.contents:
+        raise UserError(
+            f"{path}: this rank sees other files than rank 0; give all nodes the same model"
+        )
+    return bridge, shards

@@ -12,8 +12,9 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from nemo_gdpo.conversion.megatron_io import read_checkpoint_model
-from nemo_gdpo.conversion.memory import available_bytes, check_fits
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits
+from nemo_gdpo.conversion.formats.megatron_io import read_checkpoint_model
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logits
@@ -70,7 +71,7 @@ def megatron_logits(checkpoint: Path, prompts: Sequence[Tensor]) -> list[Tensor]
     config = read_checkpoint_model(checkpoint).config
     platform, layout = current_platform(), ParallelLayout()
     with _alone() as device:
-        check_fits(config, sum(map(len, prompts)), checkpoint, _free_bytes(device))
+        check_fits(ModelBridge(config), sum(map(len, prompts)), checkpoint, _free_bytes(device))
         chunks = build_gpt_chunks(
             config,
             transformer_config(config, layout, "fp32", platform),

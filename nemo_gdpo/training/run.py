@@ -112,6 +112,7 @@ class Run:
             str(config.model.restore_from_path),
             mesh,
             divisible_by=config.model.make_vocab_size_divisible_by,
+            cache_converted=config.model.cache_converted,
         )
         identity = identity_of(config, source.fingerprint)
         refuse_another_run(output_dir, identity, mesh)

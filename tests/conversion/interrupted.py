@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.conversion import dist_writer
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
-from nemo_gdpo.conversion.dist_reader import DistTensorSource
-from nemo_gdpo.conversion.hf_source import HuggingFaceSource
+from nemo_gdpo.conversion.formats import dist_writer
+from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
+from nemo_gdpo.conversion.formats.hf_source import HuggingFaceSource
 
 FILE_BYTES = 12_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from nemo_gdpo.conversion import cache
 from nemo_gdpo.conversion.cli import main
-from nemo_gdpo.conversion.obtain import as_megatron, fingerprint_of
-from nemo_gdpo.conversion.verify import verify
+from nemo_gdpo.conversion.compare.verify import verify
+from nemo_gdpo.conversion.resolve import fingerprint_of, resolve_checkpoint
 from nemo_gdpo.errors import UserError
 from tests.conversion.conftest import ModelMaker
 
@@ -44,13 +45,13 @@ def test_the_second_time_nothing_is_converted_nor_hashed(
     make_model: ModelMaker, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = settled(make_model())
-    first = as_megatron(source)
+    first = resolve_checkpoint(source)
     assert first.parent == empty_cache / "models"
     assert first.name.startswith("hf-")
     assert verify(source, first).same
     before = written(first)
     monkeypatch.setattr(cache, "hash_files", lambda *a, **k: pytest.fail("hashed again"))
-    assert as_megatron(source) == first
+    assert resolve_checkpoint(source) == first
     assert written(first) == before
     assert (
         fingerprint_of(first)
@@ -62,14 +63,14 @@ def test_a_file_that_was_written_just_now_is_hashed_again(
     make_model: ModelMaker, empty_cache: Path
 ) -> None:
     """It could change again without its time of change showing it."""
-    as_megatron(make_model())
+    resolve_checkpoint(make_model())
     assert not (empty_cache / "fingerprints").exists()
 
 
 @pytest.mark.parametrize("what", ["weights", "tokenizer", "config"])
 def test_another_source_has_another_entry(make_model: ModelMaker, what: str) -> None:
     source = settled(make_model())
-    first = as_megatron(source)
+    first = resolve_checkpoint(source)
     if what == "weights":
         tensors = load_file(source / "model.safetensors")
         tensors["model.norm.weight"][0] += 1
@@ -79,31 +80,31 @@ def test_another_source_has_another_entry(make_model: ModelMaker, what: str) -> 
     else:
         values = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps(values | {"rms_norm_eps": 1e-4}))
-    second = as_megatron(settled(source))
+    second = resolve_checkpoint(settled(source))
     assert second != first
     assert verify(source, second).same
 
 
 def test_same_bytes_elsewhere_are_the_same_entry(make_model: ModelMaker, tmp_path: Path) -> None:
-    first = as_megatron(make_model())
+    first = resolve_checkpoint(make_model())
     other = tmp_path / "copy" / "hf"
     other.parent.mkdir()
     (tmp_path / "hf").rename(other)
-    assert as_megatron(other) == first
+    assert resolve_checkpoint(other) == first
 
 
 @pytest.mark.parametrize("damage", ["shorter", "missing"])
-def test_a_damaged_entry_is_made_again(
+def test_a_damaged_entry_is_converted_again(
     make_model: ModelMaker, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = make_model()
-    file = as_megatron(source) / "dist" / "__0_0.distcp"
+    file = resolve_checkpoint(source) / "dist" / "__0_0.distcp"
     if damage == "shorter":
         file.write_bytes(file.read_bytes()[:-1])
     else:
         file.unlink()
-    found = as_megatron(source)
-    assert "made again, dist/__0_0.distcp has" in capsys.readouterr().out
+    found = resolve_checkpoint(source)
+    assert "converting again, dist/__0_0.distcp has" in capsys.readouterr().out
     assert verify(source, found).same
 
 
@@ -112,8 +113,8 @@ def test_several_processes_convert_once(make_model: ModelMaker) -> None:
     source = make_model()
     code = (
         "import sys; from pathlib import Path\n"
-        "from nemo_gdpo.conversion.obtain import as_megatron\n"
-        "as_megatron(Path(sys.argv[1]))"
+        "from nemo_gdpo.conversion.resolve import resolve_checkpoint\n"
+        "resolve_checkpoint(Path(sys.argv[1]))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
@@ -130,11 +131,16 @@ def test_several_processes_convert_once(make_model: ModelMaker) -> None:
 
 
 def test_what_a_run_may_start_from(make_model: ModelMaker, tmp_path: Path) -> None:
-    megatron = as_megatron(make_model())
-    assert as_megatron(megatron) == megatron
+    megatron = resolve_checkpoint(make_model())
+    assert resolve_checkpoint(megatron) == megatron
+    assert resolve_checkpoint(megatron / "dist") == megatron
+    bare = tmp_path / "bare"
+    shutil.copytree(megatron / "dist", bare / "dist")
+    with pytest.raises(UserError, match=r"without its model_config\.json; convert the model again"):
+        resolve_checkpoint(bare)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="neither a Hugging Face directory"):
-        as_megatron(tmp_path / "nothing")
+        resolve_checkpoint(tmp_path / "nothing")
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(
@@ -143,7 +149,23 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "file"))
     with pytest.raises(UserError, match=f"set {cache.ENVIRONMENT} to a directory"):
-        as_megatron(make_model())
+        resolve_checkpoint(make_model())
+
+
+def test_a_directory_and_its_conversion_have_one_fingerprint(make_model: ModelMaker) -> None:
+    """What a run is known by does not depend on the way its weights are loaded."""
+    source = make_model(max_shard_size="20KB")
+    assert fingerprint_of(source) == fingerprint_of(resolve_checkpoint(source))
+
+
+def test_a_hash_that_cannot_be_kept_names_the_variable(
+    make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = settled(make_model())
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "file"))
+    with pytest.raises(UserError, match=f"set {cache.ENVIRONMENT} to a directory that can be"):
+        fingerprint_of(source)
 
 
 def test_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +182,10 @@ def test_listing_and_emptying(
     make_model: ModelMaker, empty_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    first, second = as_megatron(make_model("a")), as_megatron(make_model("b", rms_norm_eps=1e-3))
+    first, second = (
+        resolve_checkpoint(make_model("a")),
+        resolve_checkpoint(make_model("b", rms_norm_eps=1e-3)),
+    )
     capsys.readouterr()
     assert main(["cache"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -13,14 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from nemo_gdpo.conversion.assets import base_licence
-from nemo_gdpo.conversion.card import model_card
+from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
-from nemo_gdpo.conversion.megatron_io import open_megatron, read_checkpoint_model
-from nemo_gdpo.conversion.safetensors_writer import plan_shards
-from nemo_gdpo.conversion.verify import verify
+from nemo_gdpo.conversion.formats.assets import base_licence
+from nemo_gdpo.conversion.formats.card import render_card
+from nemo_gdpo.conversion.formats.megatron_io import open_megatron, read_checkpoint_model
+from nemo_gdpo.conversion.formats.safetensors_writer import plan_shards
+from nemo_gdpo.errors import UserError
 from tests.conversion.conftest import LLAMA3_ROPE, VOCAB, ModelMaker
 
 Logits = Callable[[Path], torch.Tensor]
@@ -120,7 +121,8 @@ def test_cast_on_export_is_stated_in_the_config(make_model: ModelMaker, tmp_path
 def test_checkpoint_says_what_it_is(make_model: ModelMaker, tmp_path: Path) -> None:
     source = make_model()
     convert_hf_to_megatron(source, tmp_path / "megatron", vocab_divisible_by=64)
-    model, weights = open_megatron(tmp_path / "megatron")
+    opened = open_megatron(tmp_path / "megatron")
+    model, weights = opened.model, opened.weights
     assert model == read_checkpoint_model(tmp_path / "megatron")
     assert (model.config.vocab_size, model.padded_vocab_size) == (VOCAB, 128)
     assert model.source_sha256 == weights_fingerprint(source)
@@ -179,8 +181,22 @@ def test_links_of_a_hub_cache_are_followed(make_model: ModelMaker, tmp_path: Pat
     assert not (assets / "modeling_evil.py").exists()
 
 
-def test_model_card_states_facts_and_gaps() -> None:
-    card = model_card(
+def test_a_card_under_its_former_name_is_read(make_model: ModelMaker, tmp_path: Path) -> None:
+    megatron = tmp_path / "megatron"
+    convert_hf_to_megatron(make_model(), megatron)
+    card = json.loads((megatron / "model_card.json").read_text())
+    assert card == {"base_model": "hf"}
+    (megatron / "model_card.json").unlink()
+    (megatron / "card_facts.json").write_text(json.dumps({"base_model": "the one before"}))
+    convert_megatron_to_hf(megatron, tmp_path / "back")
+    assert 'base_model: "the one before"' in (tmp_path / "back" / "README.md").read_text()
+    (megatron / "card_facts.json").write_text(json.dumps({"colour": "red"}))
+    with pytest.raises(UserError, match=r"card_facts\.json: unknown sections colour"):
+        convert_megatron_to_hf(megatron, tmp_path / "back")
+
+
+def test_model_card_states_what_is_known_and_what_is_not() -> None:
+    card = render_card(
         {
             "base_model": "org/base",
             "objective": {"name": "gdpo", "alpha": 0.1},
@@ -192,4 +208,4 @@ def test_model_card_states_facts_and_gaps() -> None:
     assert "- alpha: 0.1" in card
     assert "## Training data\n\nnot recorded" in card
     with pytest.raises(ValueError, match="colour"):
-        model_card({"colour": "red"})
+        render_card({"colour": "red"})

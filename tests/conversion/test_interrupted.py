@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_gdpo.conversion import atomic, dist_writer
+from nemo_gdpo.conversion import atomic
 from nemo_gdpo.conversion.atomic import MARKER
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
+from nemo_gdpo.conversion.formats import dist_writer
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io import staged
 from nemo_gdpo.io.manifest import LOCK

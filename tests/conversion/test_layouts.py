@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nemo_gdpo.conversion.engine import Slot, megatron_tensor, slots_of, to_hf, to_megatron
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.engine import megatron_tensor, rank_tensor, to_hf
 from nemo_gdpo.conversion.families.llama import read_llama_config
-from nemo_gdpo.conversion.layouts import megatron_shape, merge, shard_for_rank, split
+from nemo_gdpo.conversion.layouts import (
+    GatedMLPMapping,
+    QKVMapping,
+    ReplicatedMapping,
+    RowParallelMapping,
+    Slice,
+    TensorMapping,
+    VocabMapping,
+)
 from nemo_gdpo.conversion.live import canonical_name
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
@@ -21,8 +30,8 @@ def config(**changes: object) -> MegatronModelConfig:
     return read_llama_config(SHAPE | {"model_type": "llama"} | changes, "config.json")
 
 
-def slot(ending: str, model: MegatronModelConfig) -> Slot:
-    return next(s for s in slots_of(model) if s.name.endswith(ending))
+def mapping(ending: str, model: MegatronModelConfig) -> TensorMapping:
+    return next(m for m in ModelBridge(model).mappings if m.name.endswith(ending))
 
 
 class DictSource:
@@ -42,14 +51,36 @@ class DictSource:
     def tensor(self, name: str) -> Tensor:
         return self._tensors[name]
 
+    def part(self, name: str, wanted: Slice) -> Tensor:
+        return self._tensors[name].narrow(wanted.dim, wanted.start, wanted.stop - wanted.start)
+
+
+def to_megatron(
+    model: MegatronModelConfig, source: DictSource, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """All of Megatron's tensors, the vocabulary padded to PADDED."""
+    bridge = ModelBridge(model)
+    return {
+        m.name: megatron_tensor(m, bridge, source, padded_vocab_size=PADDED, dtype=dtype)
+        for m in bridge.mappings
+    }
+
+
+def shard_of(
+    one: TensorMapping, model: MegatronModelConfig, source: DictSource, rank: int, size: int
+) -> Tensor:
+    """What a rank reads of a mapping, the vocabulary padded to PADDED."""
+    return rank_tensor(
+        one, ModelBridge(model), source, rows=PADDED // size, tp_rank=rank, tp_size=size
+    )
+
 
 def random_hf(model: MegatronModelConfig, dtype: torch.dtype = torch.float32) -> DictSource:
     generator = torch.Generator().manual_seed(3)
     return DictSource(
         {
-            name: torch.randn(part.shape(model), generator=generator).to(dtype)
-            for s in slots_of(model)
-            for name, part in zip(s.hf_names, s.entry.parts, strict=True)
+            name: torch.randn(shape, generator=generator).to(dtype)
+            for name, shape in ModelBridge(model).hf_shapes().items()
         }
     )
 
@@ -66,7 +97,7 @@ def test_qkv_is_interleaved_by_group() -> None:
         )
         for kind, n in rows.items()
     ]
-    merged = merge(slot("linear_qkv.weight", model).entry, parts, model, PADDED)
+    merged = mapping("linear_qkv.weight", model).merge(parts, model, PADDED)
     wanted_heads = [100, 101, 200, 300, 102, 103, 201, 301]
     wanted = torch.tensor([head + dim / 100 for head in wanted_heads for dim in range(12)])
     assert merged.shape == (96, 32)
@@ -76,34 +107,35 @@ def test_qkv_is_interleaved_by_group() -> None:
 def test_one_group_and_as_many_groups_as_heads() -> None:
     for groups in (1, 4):
         model = config(num_key_value_heads=groups)
-        entry = slot("linear_qkv.weight", model).entry
-        parts = [torch.randn(part.shape(model)) for part in entry.parts]
-        back = split(entry, merge(entry, parts, model, PADDED), model)
+        qkv = mapping("linear_qkv.weight", model)
+        parts = [torch.randn(tensor.shape(model)) for tensor in qkv.hf_tensors]
+        back = qkv.split(qkv.merge(parts, model, PADDED), model)
         assert all(torch.equal(a, b) for a, b in zip(parts, back, strict=True))
 
 
 def test_gate_is_above_up_and_each_rank_has_some_of_both() -> None:
     model = config()
-    entry = slot("linear_fc1.weight", model).entry
+    gate_up = mapping("linear_fc1.weight", model)
     gate, up = (
         torch.arange(48.0)[:, None].repeat(1, 32),
         1000 + torch.arange(48.0)[:, None].repeat(1, 32),
     )
-    whole = merge(entry, [gate, up], model, PADDED)
+    whole = gate_up.merge([gate, up], model, PADDED)
     assert whole[:, 0].tolist() == [*range(48), *range(1000, 1048)]
-    second = shard_for_rank(entry, whole, model, 1, 2)
+    source = DictSource(dict(zip(gate_up.hf_names, (gate, up), strict=True)))
+    second = shard_of(gate_up, model, source, 1, 2)
     assert second[:, 0].tolist() == [*range(24, 48), *range(1024, 1048)]
 
 
 def test_padding_rows_are_zero_and_do_not_come_back() -> None:
     model = config()
-    entry = slot("word_embeddings.weight", model).entry
+    vocabulary = mapping("word_embeddings.weight", model)
     embedding = torch.randn(VOCAB, 32)
-    padded = merge(entry, [embedding], model, PADDED)
+    padded = vocabulary.merge([embedding], model, PADDED)
     assert padded.shape == (PADDED, 32)
     assert torch.count_nonzero(padded[VOCAB:]) == 0
     padded[VOCAB:] = 9.0  # as training might leave it
-    assert torch.equal(split(entry, padded, model)[0], embedding)
+    assert torch.equal(vocabulary.split(padded, model)[0], embedding)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -111,9 +143,9 @@ def test_padding_rows_are_zero_and_do_not_come_back() -> None:
 def test_there_and_back_is_bit_equal(tied: bool, dtype: torch.dtype) -> None:
     model = config(tie_word_embeddings=tied)
     source = random_hf(model, dtype)
-    megatron = dict(to_megatron(model, source, padded_vocab_size=PADDED))
+    megatron = to_megatron(model, source)
     assert ("output_layer.weight" in megatron) is not tied
-    back = dict(to_hf(model, DictSource(megatron)))
+    back = dict(to_hf(ModelBridge(model), DictSource(megatron)))
     assert back.keys() == source.shapes().keys()
     for name, tensor in back.items():
         assert tensor.dtype == dtype
@@ -125,46 +157,62 @@ def test_shards_reassemble() -> None:
     model = config()
     source = random_hf(model)
     kinds = set()
-    for s in slots_of(model):
-        whole = megatron_tensor(s, model, source, padded_vocab_size=PADDED)
-        assert tuple(whole.shape) == megatron_shape(s.entry, model, PADDED)
-        shards = [shard_for_rank(s.entry, whole, model, rank, 2) for rank in range(2)]
-        kinds.add(s.entry.kind.value)
-        match s.entry.kind.value:
-            case "norm":
+    bridge = ModelBridge(model)
+    for one in bridge.mappings:
+        whole = megatron_tensor(one, bridge, source, padded_vocab_size=PADDED)
+        assert tuple(whole.shape) == one.megatron_shape(model, PADDED)
+        shards = [shard_of(one, model, source, rank, 2) for rank in range(2)]
+        kinds.add(type(one))
+        match one:
+            case ReplicatedMapping():
                 assert all(torch.equal(shard, whole) for shard in shards)
-            case "row":
+            case RowParallelMapping():
                 assert torch.equal(torch.cat(shards, dim=1), whole)
-            case "gate_up":
+            case GatedMLPMapping():
                 gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
                 assert torch.equal(torch.cat([*gates, *ups]), whole)
             case _:
                 assert torch.equal(torch.cat(shards), whole)
-    assert kinds == {"norm", "row", "gate_up", "qkv", "vocab"}
+    assert kinds == {
+        ReplicatedMapping, RowParallelMapping, GatedMLPMapping, QKVMapping, VocabMapping
+    }  # fmt: skip
 
 
 def test_a_rank_holds_whole_groups() -> None:
     model = config()
     source = random_hf(model)
-    s = slot("linear_qkv.weight", model)
-    whole = megatron_tensor(s, model, source, padded_vocab_size=PADDED)
-    shard = shard_for_rank(s.entry, whole, model, 1, 2)
-    q, k, v = (source.tensor(name) for name in s.hf_names)
+    qkv = mapping("linear_qkv.weight", model)
+    shard = shard_of(qkv, model, source, 1, 2)
+    q, k, v = (source.tensor(name) for name in qkv.hf_names)
     assert torch.equal(shard, torch.cat([q[24:], k[12:], v[12:]]))
 
 
 def test_too_many_ranks_for_the_groups() -> None:
     model = config()
-    s = slot("linear_qkv.weight", model)
     with pytest.raises(UserError, match="2 key-value groups do not divide over 4"):
-        shard_for_rank(s.entry, torch.zeros(96, 32), model, 0, 4)
+        shard_of(mapping("linear_qkv.weight", model), model, random_hf(model), 0, 4)
 
 
 def test_rows_that_do_not_divide() -> None:
     model = config()
-    s = slot("linear_proj.weight", model)
     with pytest.raises(UserError, match="48 does not divide over 5"):
-        shard_for_rank(s.entry, torch.zeros(32, 48), model, 0, 5)
+        shard_of(mapping("linear_proj.weight", model), model, random_hf(model), 0, 5)
+
+
+def test_a_rank_may_hold_padding_only() -> None:
+    """101 tokens in 256 rows: the second of two ranks has none of them."""
+    model = config()
+    source = random_hf(model)
+    vocabulary = mapping("word_embeddings.weight", model)
+    first, second = (
+        rank_tensor(vocabulary, ModelBridge(model), source, rows=128, tp_rank=rank, tp_size=2)
+        for rank in range(2)
+    )
+    assert torch.equal(first[:VOCAB], source.tensor("model.embed_tokens.weight"))
+    assert torch.count_nonzero(first[VOCAB:]) == 0
+    assert second.shape == (128, 32) and torch.count_nonzero(second) == 0
+    with pytest.raises(RuntimeError, match="100 rows cannot hold 101 tokens"):
+        rank_tensor(vocabulary, ModelBridge(model), source, rows=50, tp_rank=0, tp_size=2)
 
 
 def test_parts_of_two_types_are_refused_and_can_be_cast() -> None:
@@ -172,8 +220,8 @@ def test_parts_of_two_types_are_refused_and_can_be_cast() -> None:
     source = random_hf(model)
     source._tensors["model.layers.0.self_attn.k_proj.weight"] = torch.zeros(24, 32).bfloat16()
     with pytest.raises(UserError, match="different types"):
-        dict(to_megatron(model, source, padded_vocab_size=PADDED))
-    cast = dict(to_megatron(model, source, padded_vocab_size=PADDED, dtype=torch.bfloat16))
+        to_megatron(model, source)
+    cast = to_megatron(model, source, torch.bfloat16)
     assert {t.dtype for t in cast.values()} == {torch.bfloat16}
 
 
@@ -190,11 +238,11 @@ def test_parts_of_two_types_are_refused_and_can_be_cast() -> None:
     ],
 )  # fmt: skip
 def test_live_names(live: str, canonical: str) -> None:
-    assert canonical_name(live, config(), 4) == canonical
+    assert canonical_name(live, ModelBridge(config()), 4) == canonical
 
 
 def test_a_tied_output_layer_of_the_last_stage_is_the_embedding() -> None:
-    tied = config(tie_word_embeddings=True)
+    tied = ModelBridge(config(tie_word_embeddings=True))
     assert canonical_name("output_layer.weight", tied, 0) == "embedding.word_embeddings.weight"
 
 

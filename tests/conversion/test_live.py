@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo_gdpo.conversion.families import read_hf_config
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.formats.hf_source import open_hf
 from nemo_gdpo.conversion.live import load_hf_into_model
 from tests.conversion.conftest import ModelMaker
 from tests.conversion.test_layouts import named_module
@@ -36,8 +37,9 @@ def last_stage(layer: dict[str, tuple[int, ...]] = LAYER) -> torch.nn.Module:
 
 
 def load(model: torch.nn.Module, source: Path) -> None:
-    config = read_hf_config(source)
-    load_hf_into_model(model, source, config, layer_offset=1, tp_rank=1, tp_size=2)
+    bridge = ModelBridge.from_hf(source)
+    opened = open_hf(source, bridge)
+    load_hf_into_model(model, opened, bridge, layer_offset=1, tp_rank=1, tp_size=2)
 
 
 @pytest.mark.parametrize("tied", [True, False])

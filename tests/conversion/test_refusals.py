@@ -14,21 +14,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from nemo_gdpo.conversion import atomic, hf_export
+from nemo_gdpo.conversion import atomic
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron, convert_megatron_to_hf
-from nemo_gdpo.conversion.dist_metadata import read_metadata
-from nemo_gdpo.conversion.dist_reader import check_dist_checkpoint
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
+from nemo_gdpo.conversion.formats import hf_export
+from nemo_gdpo.conversion.formats.dist_metadata import read_metadata
+from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
+from nemo_gdpo.conversion.live import open_loadable
 from nemo_gdpo.errors import UserError
 from tests.conversion.conftest import ModelMaker
 
 
-def refused(source: Path, pattern: str) -> None:
+def conversion_refused(source: Path, pattern: str) -> str:
     destination = source.parent / "never"
     with pytest.raises(UserError, match=pattern) as caught:
         convert_hf_to_megatron(source, destination)
     assert "\n" not in str(caught.value)
     assert not destination.exists()
+    return str(caught.value)
+
+
+def refused(source: Path, pattern: str) -> None:
+    """Conversion and reading it directly say the same."""
+    said = conversion_refused(source, pattern)
+    with pytest.raises(UserError) as caught:
+        open_loadable(source)
+    assert str(caught.value) == said
 
 
 def change_tensors(source: Path, **changes: torch.Tensor | None) -> None:
@@ -81,6 +92,12 @@ def test_index_may_not_leave_its_directory(make_model: ModelMaker) -> None:
     index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(source, "outside of its directory")
+
+
+def test_parts_of_one_matrix_have_one_type(make_model: ModelMaker) -> None:
+    source = make_model()
+    change_tensors(source, model__layers__0__self_attn__k_proj__weight=torch.zeros(24, 32).half())
+    refused(source, r"k_proj\.weight.*have different types .*; convert with --dtype")
 
 
 def test_missing_and_unexpected_tensors_are_listed(make_model: ModelMaker) -> None:
@@ -162,7 +179,7 @@ def test_tokenizers_of_other_kinds(
 def test_a_damaged_tokenizer_is_named(make_model: ModelMaker) -> None:
     source = make_model()
     (source / "tokenizer.json").write_text('{"added_tokens": [{"content": "x"}]}')
-    refused(source, r"tokenizer\.json is no tokenizer's file")
+    refused(source, r"tokenizer\.json is not the file of a tokenizer")
     (source / "tokenizer.json").write_text("{")
     refused(source, r"tokenizer\.json cannot be read as JSON")
 
@@ -325,7 +342,7 @@ def test_full_disk_in_the_middle_of_an_import(make_model: ModelMaker, tmp_path: 
 
     source = make_model()
     monkeypatch.setattr(torch, "save", full)
-    refused(source, "could not be written .*PytorchStreamWriter")
+    conversion_refused(source, "could not be written .*PytorchStreamWriter")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from nemo_gdpo.conversion.convert import convert_hf_to_megatron
 from tests.support import models
 from tests.support.ranks import run_ranks
 
-DEADLINE = 300.0
+DEADLINE = 500.0
 
 
 def _launch(folder: Path, tensor: int, pipeline: int) -> None:
@@ -36,6 +37,13 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in models.KINDS:
         models.save(kind, root / kind / "hf")
         convert_hf_to_megatron(root / kind / "hf", root / kind / "megatron")
+    cut = root / "llama_untied" / "cut"
+    shutil.copytree(root / "llama_untied" / "hf", cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    stored = root / models.STORED_IN_BF16
+    models.build("llama_untied").bfloat16().save_pretrained(stored / "hf")
+    convert_hf_to_megatron(stored / "hf", stored / "megatron")
     return root
 
 

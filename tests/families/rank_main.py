@@ -1,12 +1,14 @@
 """One rank: every model of the zoo on one mesh; logits, and a checkpoint written by megatron.
 
 `python -m tests.families.rank_main FOLDER TP PP` under RANK and WORLD_SIZE. For every kind, FOLDER
-holds `<kind>/megatron`; rank 0 writes `<kind>/tp<TP>pp<PP>/` with the weights as this mesh saved
-them, and `logits.safetensors`.
+holds `<kind>/hf` and `<kind>/megatron`; rank 0 writes `<kind>/tp<TP>pp<PP>/` with the weights as
+this mesh saved them, and `logits.safetensors`. Then both are loaded and compared, on all meshes of
+`models.MESHES` that this many ranks make: `FOLDER/direct<ranks>.json`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from dataclasses import replace
@@ -17,8 +19,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from nemo_gdpo.conversion.assets import ASSETS
-from nemo_gdpo.conversion.megatron_io import (
+from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
     write_checkpoint_assets,
@@ -26,7 +28,8 @@ from nemo_gdpo.conversion.megatron_io import (
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logits
 from nemo_gdpo.platform import current_platform
-from nemo_gdpo.training.mesh import build_mesh, join_world, leave_world
+from nemo_gdpo.training.mesh import build_mesh, join_world, leave_mesh, leave_world
+from tests.families.direct import compare, refusals
 from tests.support import models
 
 SHARDING = {"non_homogeneous_layers": True}
@@ -106,6 +109,21 @@ def check(root: Path, layout: ParallelLayout) -> None:
     )
 
 
+def compare_on_meshes(folder: Path) -> None:
+    """Weights read directly against those of a conversion, for every model, mesh and precision."""
+    results: dict[str, Any] = {}
+    for name, (fields, kinds, precisions) in models.MESHES[dist.get_world_size()].items():
+        mesh = build_mesh(ParallelLayout(**fields), current_platform(), seed=1)
+        for kind in kinds:
+            found = compare(folder / kind, mesh, precisions)
+            results[f"{name} {kind}"] = dict(zip(precisions, found, strict=True))
+        if name == "TP2 PP2":
+            results["refusals"] = refusals(folder / "llama_untied", mesh)
+        leave_mesh()
+    if dist.get_rank() == 0:
+        (folder / f"direct{dist.get_world_size()}.json").write_text(json.dumps(results))
+
+
 def main(folder: Path, tensor: int, pipeline: int) -> None:
     torch.set_num_threads(1)
     join_world(current_platform(), timeout_minutes=2)
@@ -120,6 +138,8 @@ def main(folder: Path, tensor: int, pipeline: int) -> None:
             (folder / kind / f"tp{tensor}pp{pipeline}.error").write_text(traceback.format_exc())
             if tensor * pipeline > 1:
                 raise
+    leave_mesh()
+    compare_on_meshes(folder)
     leave_world()
 
 

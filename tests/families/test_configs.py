@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.families import FAMILIES, read_hf_config
 from nemo_gdpo.conversion.families.fields import IRRELEVANT, NEUTRAL
+from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
-from nemo_gdpo.conversion.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.errors import UserError
 from tests.support import models
 
@@ -334,10 +335,10 @@ def test_gemma_3_comes_with_a_token_of_the_multimodal_models(tmp_path: Path) -> 
     file = tmp_path / "tokenizer.json"
     image = {"id": config.vocab_size, "content": "<image_soft_token>"}
     file.write_text(json.dumps({**tokens, "added_tokens": [image]}))
-    check_tokenizer_fits(tmp_path, config)
+    check_tokenizer_fits(tmp_path, ModelBridge(config))
     with pytest.raises(UserError, match="<image_soft_token>"):
-        check_tokenizer_fits(tmp_path, read("gemma2", values_of("gemma2")))
+        check_tokenizer_fits(tmp_path, ModelBridge(read("gemma2", values_of("gemma2"))))
     other = {"id": config.vocab_size, "content": "<other>"}
     file.write_text(json.dumps({**tokens, "added_tokens": [image, other]}))
     with pytest.raises(UserError, match="the last is '<other>'"):
-        check_tokenizer_fits(tmp_path, config)
+        check_tokenizer_fits(tmp_path, ModelBridge(config))

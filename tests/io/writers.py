@@ -9,7 +9,6 @@ Prints one JSON value. A version is a letter; what is written of it is that lett
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -17,11 +16,13 @@ import signal
 import sqlite3
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -96,8 +97,8 @@ def _replace_directory(place: Path, version: str) -> None:
 
 
 def _replace_in_two_renames(place: Path, version: str) -> None:
-    staged._exchange = lambda first, second: False
-    _replace_directory(place, version)
+    with mock.patch.object(staged, "_exchange", lambda first, second: False):
+        _replace_directory(place, version)
 
 
 def _make_directory(place: Path, version: str) -> None:
@@ -238,10 +239,12 @@ def _die_at(step: int) -> None:
 def _in_child(action: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
-        with contextlib.suppress(BaseException):
+        try:
             action()
-            os._exit(0)
-        os._exit(1)
+        except BaseException:  # noqa: BLE001 - the status says it, and stderr what
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     return child
 
 

@@ -40,6 +40,7 @@ GDPO_FORMS: dict[str, GDPO] = {
 OBJECTIVES: dict[str, Objective] = {
     "dpo": DPO(),
     "cdpo": DPO(label_smoothing=0.1),
+    "dpo-averaged": DPO(beta=5.0, average_log_probs=True),
     "ipo": IPO(),
     "ipo-averaged": IPO(average_log_probs=True),
     "odpo-log": ODPO(),

@@ -52,6 +52,14 @@ def test_cdpo_loss() -> None:
     close(DPO(beta=0.1, label_smoothing=0.1)(policy, reference, NO_TARGETS).loss_N, 0.635957)
 
 
+def test_dpo_averaged() -> None:
+    """Lengths 5 and 4: h = 1 / 5 - (-0.5) / 4 = 0.325 nats a token; -log sigma(5 * 0.325)."""
+    policy = PairLogps(spread(-10.0, 5), spread(-12.0, 4))
+    reference = PairLogps(spread(-11.0, 5), spread(-11.5, 4))
+    output = DPO(beta=5.0, average_log_probs=True)(policy, reference, NO_TARGETS)
+    close(output.loss_N, 0.179745)
+
+
 def test_ipo_summed() -> None:
     """(1.5 - 1 / 0.2)^2 = (-3.5)^2 = 12.25."""
     policy, reference = worked_pair()

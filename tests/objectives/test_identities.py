@@ -241,6 +241,16 @@ def test_ipo_averaged_at_equal_lengths_scales_h() -> None:
     torch.testing.assert_close(averaged, summed / 16)
 
 
+def test_dpo_averaged_at_equal_lengths_scales_beta() -> None:
+    """Both of length 4: beta h / 4; the other lengths make another loss."""
+    policy, reference, _ = random_batch((4, 4), (4, 4))
+    averaged = DPO(beta=0.8, average_log_probs=True)(policy, reference, NO_TARGETS).loss_N
+    torch.testing.assert_close(averaged, DPO(beta=0.2)(policy, reference, NO_TARGETS).loss_N)
+    policy, reference, _ = random_batch((2, 4), (4, 3))
+    averaged = DPO(beta=0.8, average_log_probs=True)(policy, reference, NO_TARGETS).loss_N
+    assert not torch.allclose(averaged, DPO(beta=0.2)(policy, reference, NO_TARGETS).loss_N)
+
+
 def test_common_metrics() -> None:
     """rewards = beta (log pi - log pi_ref), by hand."""
     policy, reference = pair_with_margin(1.5, -0.5)

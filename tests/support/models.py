@@ -121,6 +121,26 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
+STORED_IN_BF16 = "stored_in_bf16"
+"""Name of a further model, `llama_untied` with its weights in bfloat16."""
+_ALL = (*KINDS, STORED_IN_BF16)
+_BOTH = ("fp32", "bf16")
+MESHES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]]] = {
+    1: {"alone": ({"vocab_divisible_by": 16}, _ALL, _BOTH)},
+    4: {
+        "TP2 PP2": ({"tensor": 2, "pipeline": 2, "vocab_divisible_by": 16}, _ALL, _BOTH),
+        # 101 tokens in 256 rows: the second rank holds padding only.
+        "TP2": ({"tensor": 2, "vocab_divisible_by": 128}, _ALL, ("fp32",)),
+        "PP2": ({"pipeline": 2, "vocab_divisible_by": 16}, _ALL, ("fp32",)),
+        "PP2 VPP2": (
+            {"pipeline": 2, "virtual_pipeline": 2, "vocab_divisible_by": 96},
+            ("llama_tied", "gemma3_untied"),
+            _BOTH,
+        ),
+    },
+}
+"""Ranks -> meshes on which weights are compared: fields of `ParallelLayout`, models, precisions."""
+
 NO_WINDOWS: dict[str, Any] = {"layer_windows": None}
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "llama_linear": {"rope scaling": {"rotary_scaling": None}},

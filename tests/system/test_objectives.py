@@ -38,12 +38,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
-    """One process; the first run converts the model, the others find it in the cache."""
+    """One process; `dpo` converts the model, `from_ready` finds that, others read it directly."""
     held_out = write_jsonl(root / "validation.jsonl", pairs(6, seed=9))
     cases = {
         "dpo": ["train", *common(model, data, root / "dpo", "objective=dpo", *steps(4)),
                 "export_hf=true", f"data.validation_path={held_out}",
-                "trainer.val_check_interval=2", "logger.tensorboard=true"],
+                "trainer.val_check_interval=2", "logger.tensorboard=true",
+                "model.cache_converted=true"],
     }  # fmt: skip
     for name, chosen in {
         "ipo": ["objective=ipo"],
@@ -70,7 +71,7 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
         *common(model, data, ahead / "run", "objective=gdpo", *ready),
     ]
     cases["from_ready"] = ["train", *common(model, data, ahead / "run", "objective=gdpo", *ready,
-                                            *steps(4))]  # fmt: skip
+                                            "model.cache_converted=true", *steps(4))]  # fmt: skip
     done = several(root / "output", cases)
     for name, result in done.items():
         assert result.status == 0, f"{name}: {result.out[-500:]}\n{result.err[-3000:]}"
@@ -165,10 +166,12 @@ def test_cached_and_resident_reference_train_alike(runs: dict[str, Result], root
 def test_prepared_data_and_a_ready_reference_train_as_the_file_does(
     runs: dict[str, Result], root: Path
 ) -> None:
+    """To the bit, although `gdpo` and the reference read the model directly."""
     run = runs["from_ready"]
     assert "reference train: reused" in run.out
     assert "reference validation: reused" in run.out
     assert "converted model: reused" in run.out
+    assert "converted model" not in runs["gdpo"].out
     for ready, plain in zip(metrics(root / "ahead" / "run"), log(runs, root, "gdpo"), strict=True):
         both = [name for name in plain if not name.startswith("perf/")]
         assert {n: ready[n] for n in both} == {n: plain[n] for n in both}
@@ -186,7 +189,7 @@ def test_validation_adds_its_means_at_the_configured_steps(
 
 def _megatron_logits(checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
     """A plain forward pass on a checkpoint's tensors: what the weights say, without HF names."""
-    from nemo_gdpo.conversion.dist_reader import DistTensorSource
+    from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
 
     source = DistTensorSource(checkpoint / "dist")
     shapes = source.shapes()

@@ -33,6 +33,8 @@ pytestmark = pytest.mark.parallel
 STEPS = 30
 PP2 = ["parallel=pp2"]
 TP2_PP2 = ["parallel=tp2_pp2"]
+CONVERTED = "model.cache_converted=true"
+"""The other way to load the same weights than that of the run before."""
 DISTRIBUTED = ["optim.use_distributed_optimizer=true"]
 SAVES = ["trainer.save_interval=10", "trainer.keep_checkpoints=9"]
 ADPO = ["objective=adpo", "objective.gamma=0.05"]
@@ -141,7 +143,7 @@ def one_rank(
     done = several(root / "logs", {
         "damaged": ["train", *run(model, data, outputs["damaged"], "export_hf=true")],
         "distributed_resumed":
-            ["train", *run(model, data, outputs["distributed_resumed"], *DISTRIBUTED)],
+            ["train", *run(model, data, outputs["distributed_resumed"], *DISTRIBUTED, CONVERTED)],
         "other_data": ["train", *run(model, other_data, outputs["other_data"],
                                      fresh["other_data"])],
         "other_objective": ["train", *run(model, data, outputs["other_objective"],
@@ -179,6 +181,8 @@ def test_distributed_optimizer_resumes_to_the_bit(
     result, output = one_rank[0]["distributed_resumed"], one_rank[1]["distributed_resumed"]
     assert result.status == 0, result.err
     assert "resumed step_00000020" in result.out
+    # Begun from the Hugging Face directory itself, resumed from its conversion.
+    assert "converted model: made" in result.out
     assert_same_run(output, whole["distributed"])
 
 

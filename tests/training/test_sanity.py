@@ -32,6 +32,7 @@ IDS = [f"p{n}" for n in range(5)]
 OBJECTIVES: list[Objective] = [
     DPO(beta=0.3),
     DPO(label_smoothing=0.2),
+    DPO(beta=5.0, average_log_probs=True),
     IPO(beta=0.2),
     IPO(beta=0.05, average_log_probs=True),
     *(ODPO(offset=offset, alpha=0.7) for offset in ("log", "identity", "log1p", "ratio")),  # type: ignore[arg-type]

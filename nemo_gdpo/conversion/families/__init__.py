@@ -10,11 +10,11 @@ from nemo_gdpo.conversion.families.gemma import GEMMA, GEMMA2, GEMMA3_TEXT
 from nemo_gdpo.conversion.families.llama import LLAMA
 from nemo_gdpo.conversion.families.mistral import MISTRAL
 from nemo_gdpo.conversion.families.qwen import QWEN2, QWEN3
-from nemo_gdpo.conversion.families.table import Entry, Family, Kind, Part
+from nemo_gdpo.conversion.families.table import Family
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
 from nemo_gdpo.errors import UserError
 
-__all__ = ["FAMILIES", "Entry", "Family", "Kind", "Part", "family_of", "read_hf_config"]
+__all__ = ["FAMILIES", "Family", "family_of", "read_hf_config"]
 
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3_TEXT)

@@ -4,75 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_gdpo.conversion.families.table import Entry, Kind, Part, untied
+from nemo_gdpo.conversion.layouts import (
+    GatedMLPMapping,
+    HFTensor,
+    QKVMapping,
+    ReplicatedMapping,
+    RowParallelMapping,
+    TensorMapping,
+    VocabMapping,
+    untied,
+)
 
 MEGATRON = "decoder.layers.{layer}."
 HF = "model.layers.{layer}."
 
-EMBEDDING = Entry(
+EMBEDDING = VocabMapping(
     "embedding.word_embeddings.weight",
-    Kind.VOCAB,
-    (Part("model.embed_tokens.weight", lambda c: (c.vocab_size, c.hidden_size)),),
+    (HFTensor("model.embed_tokens.weight", lambda c: (c.vocab_size, c.hidden_size)),),
 )
-QKV = Entry(
+QKV = QKVMapping(
     MEGATRON + "self_attention.linear_qkv.weight",
-    Kind.QKV,
     (
-        Part(HF + "self_attn.q_proj.weight", lambda c: (c.query_size, c.hidden_size)),
-        Part(HF + "self_attn.k_proj.weight", lambda c: (c.key_value_size, c.hidden_size)),
-        Part(HF + "self_attn.v_proj.weight", lambda c: (c.key_value_size, c.hidden_size)),
+        HFTensor(HF + "self_attn.q_proj.weight", lambda c: (c.query_size, c.hidden_size)),
+        HFTensor(HF + "self_attn.k_proj.weight", lambda c: (c.key_value_size, c.hidden_size)),
+        HFTensor(HF + "self_attn.v_proj.weight", lambda c: (c.key_value_size, c.hidden_size)),
     ),
 )
-QKV_BIAS = Entry(
+QKV_BIAS = QKVMapping(
     MEGATRON + "self_attention.linear_qkv.bias",
-    Kind.QKV,
     (
-        Part(HF + "self_attn.q_proj.bias", lambda c: (c.query_size,)),
-        Part(HF + "self_attn.k_proj.bias", lambda c: (c.key_value_size,)),
-        Part(HF + "self_attn.v_proj.bias", lambda c: (c.key_value_size,)),
+        HFTensor(HF + "self_attn.q_proj.bias", lambda c: (c.query_size,)),
+        HFTensor(HF + "self_attn.k_proj.bias", lambda c: (c.key_value_size,)),
+        HFTensor(HF + "self_attn.v_proj.bias", lambda c: (c.key_value_size,)),
     ),
 )
-PROJECTION = Entry(
+PROJECTION = RowParallelMapping(
     MEGATRON + "self_attention.linear_proj.weight",
-    Kind.ROW,
-    (Part(HF + "self_attn.o_proj.weight", lambda c: (c.hidden_size, c.query_size)),),
+    (HFTensor(HF + "self_attn.o_proj.weight", lambda c: (c.hidden_size, c.query_size)),),
 )
-GATE_UP = Entry(
+GATE_UP = GatedMLPMapping(
     MEGATRON + "mlp.linear_fc1.weight",
-    Kind.GATE_UP,
     (
-        Part(HF + "mlp.gate_proj.weight", lambda c: (c.ffn_hidden_size, c.hidden_size)),
-        Part(HF + "mlp.up_proj.weight", lambda c: (c.ffn_hidden_size, c.hidden_size)),
+        HFTensor(HF + "mlp.gate_proj.weight", lambda c: (c.ffn_hidden_size, c.hidden_size)),
+        HFTensor(HF + "mlp.up_proj.weight", lambda c: (c.ffn_hidden_size, c.hidden_size)),
     ),
 )
-DOWN = Entry(
+DOWN = RowParallelMapping(
     MEGATRON + "mlp.linear_fc2.weight",
-    Kind.ROW,
-    (Part(HF + "mlp.down_proj.weight", lambda c: (c.hidden_size, c.ffn_hidden_size)),),
+    (HFTensor(HF + "mlp.down_proj.weight", lambda c: (c.hidden_size, c.ffn_hidden_size)),),
 )
-FINAL_NORM = Entry(
+FINAL_NORM = ReplicatedMapping(
     "decoder.final_layernorm.weight",
-    Kind.NORM,
-    (Part("model.norm.weight", lambda c: (c.hidden_size,)),),
+    (HFTensor("model.norm.weight", lambda c: (c.hidden_size,)),),
 )
-OUTPUT = Entry(
+OUTPUT = VocabMapping(
     "output_layer.weight",
-    Kind.VOCAB,
-    (Part("lm_head.weight", lambda c: (c.vocab_size, c.hidden_size)),),
+    (HFTensor("lm_head.weight", lambda c: (c.vocab_size, c.hidden_size)),),
     condition=untied,
 )
 
 
-def layer_norm(megatron: str, hf: str) -> Entry:
+def layer_norm(megatron: str, hf: str) -> TensorMapping:
     """A norm of the hidden size in every layer, by the two names of its module."""
-    part = Part(f"{HF}{hf}.weight", lambda c: (c.hidden_size,))
-    return Entry(f"{MEGATRON}{megatron}", Kind.NORM, (part,))
+    tensor = HFTensor(f"{HF}{hf}.weight", lambda c: (c.hidden_size,))
+    return ReplicatedMapping(f"{MEGATRON}{megatron}", (tensor,))
 
 
-def head_norm(megatron: str, hf: str) -> Entry:
+def head_norm(megatron: str, hf: str) -> TensorMapping:
     """A norm of the size of one head in every layer."""
-    part = Part(f"{HF}{hf}.weight", lambda c: (c.kv_channels,))
-    return Entry(f"{MEGATRON}{megatron}.weight", Kind.NORM, (part,))
+    tensor = HFTensor(f"{HF}{hf}.weight", lambda c: (c.kv_channels,))
+    return ReplicatedMapping(f"{MEGATRON}{megatron}.weight", (tensor,))
 
 
 ATTENTION_NORM = "self_attention.linear_qkv.layer_norm_weight"
@@ -107,12 +108,12 @@ LOCAL_NAMES = {
 """Megatron's local layers keep norms apart; Transformer Engine's fuse them with the next linear."""
 
 
-def decoder(norms: Sequence[Entry], *further: Entry) -> tuple[Entry, ...]:
+def decoder(norms: Sequence[TensorMapping], *further: TensorMapping) -> tuple[TensorMapping, ...]:
     """The table of a decoder.
 
     Args:
-        norms: of each layer.
-        further: other entries of each layer, besides the five matrices.
+        norms: norms of each layer.
+        further: other mappings of each layer, besides the five matrices.
     """
     layer = (*norms, QKV, *further, PROJECTION, GATE_UP, DOWN)
     return (EMBEDDING, *layer, FINAL_NORM, OUTPUT)

@@ -32,13 +32,13 @@ def read_sizes(
     groups = fields.size("num_key_value_heads", default_groups or heads)
     if heads % groups:
         raise fields.refuse(
-            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}; restore "
-            "the file"
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; "
+            "restore the file"
         )
     if fields.optional("head_dim") is None and default_head_dim is None and hidden % heads:
         raise fields.refuse(
-            f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and head_dim is "
-            "missing; restore the file"
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim "
+            "is missing; restore the file"
         )
     return {
         "num_layers": fields.size("num_hidden_layers"),

@@ -1,0 +1,1 @@
+"""Import of `.nemo` archives that NeMo 1 or NeMo-Aligner wrote."""
