@@ -18,8 +18,9 @@ from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.objective import ADPOSettings, DPOSettings, ODPOSettings
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.evaluation.results import read_results
-from tests.evaluation.material import ordinary
-from tests.system.tiny import pairs, save_model, write_jsonl
+from tests.evaluation.written_runs import ordinary
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[1]
 

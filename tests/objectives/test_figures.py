@@ -20,7 +20,7 @@ from nemo_gdpo.objectives import (
     TokenLogps,
 )
 
-from .builders import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
+from .synthetic import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
 
 
 def close(found: Tensor | float, expected: float) -> None:

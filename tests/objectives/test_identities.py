@@ -20,7 +20,7 @@ from nemo_gdpo.objectives import (
     TokenLogps,
 )
 
-from .builders import (
+from .synthetic import (
     NO_TARGETS,
     gradients,
     pair_with_margin,

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from .tiny import Result, common, metrics, pairs, several, steps, without_timing, write_jsonl
+from tests.support.commands import Result, common, metrics, several, steps, without_timing
+from tests.support.data import pairs, write_jsonl
 
 NAMES = {
     "step", "loss", "grad_norm", "learning_rate", "consumed_pairs", "epoch", "num_tokens",
