@@ -105,6 +105,7 @@ def test_a_configuration_loads_no_torch() -> None:
 # -- runs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_train_in_this_process(config: RunConfig, tmp_path: Path) -> None:
     result = nemo_gdpo.train(config)
     assert result.finished
@@ -123,6 +124,7 @@ def test_train_in_this_process(config: RunConfig, tmp_path: Path) -> None:
     assert resumed.hf is None
 
 
+@pytest.mark.slow
 def test_train_on_a_mesh_is_the_same_run(config: RunConfig, tmp_path: Path) -> None:
     mesh = recipes.change(
         config,
@@ -146,6 +148,7 @@ def test_mistakes_are_raised_as_one_line(config: RunConfig) -> None:
         nemo_gdpo.train(wrong)
 
 
+@pytest.mark.slow
 def test_convert_there_and_back(model: Path, tmp_path: Path) -> None:
     megatron = nemo_gdpo.convert(model, tmp_path / "megatron")
     back = nemo_gdpo.convert(megatron, tmp_path / "hf")
@@ -154,6 +157,7 @@ def test_convert_there_and_back(model: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_evaluate_returns_what_it_writes(tmp_path: Path) -> None:
     directory = ordinary(tmp_path / "samples")
     config = nemo_gdpo.EvaluateConfig.model_validate(
@@ -170,11 +174,13 @@ def test_evaluate_returns_what_it_writes(tmp_path: Path) -> None:
 # -- the examples ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_example_train(model: Path, data: Path, tmp_path: Path) -> None:
     margins = train.main(str(model), str(data), str(tmp_path), steps=1)
     assert margins.keys() == {"dpo", "gdpo"}
 
 
+@pytest.mark.slow
 def test_example_own_loop(model: Path) -> None:
     losses = own_loop.main(str(model), steps=3, rate=1e-3)
     assert losses[0] == pytest.approx(64.0, rel=1e-4)
