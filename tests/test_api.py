@@ -186,3 +186,28 @@ def test_example_own_loop(model: Path) -> None:
     assert losses[0] == pytest.approx(64.0, rel=1e-4)
     assert losses[2] < losses[1] < losses[0]
     assert GDPO().alpha * GDPO().rejected_log_reward == -8.0
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("```python\n")
+    block, fence, _ = rest.partition("```\n")
+    assert fence
+    assert "import nemo_gdpo" in block
+    (tmp_path / "MODEL").symlink_to(model)
+    (tmp_path / "pairs.jsonl").symlink_to(data)
+    (tmp_path / "quick_start.py").write_text(block)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NEMO_GDPO_")}
+    done = subprocess.run(
+        [sys.executable, "quick_start.py"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("runs/mine/hf")

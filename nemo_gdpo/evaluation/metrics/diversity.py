@@ -97,8 +97,8 @@ def distinct_n(responses: Sequence[str], n: int) -> float:
 def distinct_openings(responses: Sequence[str], words: int = 3) -> float:
     """Different openings over responses: 1 when no two begin alike, 1 / K when all do.
 
-    A sampler whose prefixes have collapsed repeats its openings while its endings still differ, which
-    n-grams of whole responses hardly show (RapTB, arXiv 2603.00454, on prefix collapse).
+    A sampler whose prefixes have collapsed repeats its openings while its endings still differ,
+    which n-grams of whole responses hardly show (RapTB, arXiv 2603.00454, on prefix collapse).
 
     Args:
         responses: K texts; words are split at white space, and upper and lower case are alike.
