@@ -24,9 +24,8 @@ from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.config.generation import GenerateConfig
 from nemo_gdpo.config.schema import RunConfig
-from nemo_gdpo.config.world import configured_world_size
-from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError
-from nemo_gdpo.verbs.start import Task, check, start_ranks
+from nemo_gdpo.errors import EXIT_DONE, RunError
+from nemo_gdpo.verbs.start import Task, check, run_ranks
 
 if TYPE_CHECKING:
     from nemo_gdpo.evaluation.results import Results
@@ -51,8 +50,9 @@ class TrainResult:
 def train(config: RunConfig) -> TrainResult:
     """Train as configured, resuming what is in `output_dir`.
 
-    Under torchrun or srun this process is one rank of theirs, and every rank calls this. Alone, one
-    rank runs in this process, and a mesh of several is started as processes of this machine.
+    Under torchrun or srun this process is one rank of theirs, and every rank calls this. Otherwise
+    the ranks of the mesh, be it one, are separate processes: megatron, and the shim that lets it
+    run without a GPU, stay out of this one.
 
     Raises:
         UserError: the configuration or the input is wrong.
@@ -82,14 +82,11 @@ def compute_reference(config: RunConfig) -> bool:
 
 def _run(task: Task, config: RunConfig) -> bool:
     checked, joined = check(plain_data(config))
-    if joined or configured_world_size(checked) == 1:
+    if joined:
         from nemo_gdpo.verbs.rank import TASKS
 
         return TASKS[task](checked) == EXIT_DONE
-    status = start_ranks(checked, task)
-    if status not in (EXIT_DONE, EXIT_REQUEUE):
-        raise RunError(f"{task}: the ranks ended with status {status}; they say why above")
-    return status == EXIT_DONE
+    return run_ranks(checked, task)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def test_a_configuration_loads_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_train_in_this_process(config: RunConfig, tmp_path: Path) -> None:
+def test_train_on_one_rank(config: RunConfig, tmp_path: Path) -> None:
     result = nemo_gdpo.train(config)
     assert result.finished
     assert [entry["step"] for entry in result.metrics] == [0, 1]
@@ -115,7 +115,7 @@ def test_train_in_this_process(config: RunConfig, tmp_path: Path) -> None:
     assert result.hf is not None
     AutoModelForCausalLM.from_pretrained(result.hf)
     assert read_config(tmp_path / "run" / "config.yaml", TRAIN) == config
-    # Nothing is left of the world of one rank: the next call may start another mesh.
+    # Nothing of the rank is left here: the next call may start another mesh.
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"} & set(os.environ)
     # Called again it finds the run finished; with more steps it resumes.
     longer = recipes.change(config, {"trainer.max_steps": 3, "export_hf": False})
@@ -146,6 +146,13 @@ def test_mistakes_are_raised_as_one_line(config: RunConfig) -> None:
     wrong = recipes.change(config, {"data.train_path": "/no/such.jsonl", "trainer.max_steps": None})
     with pytest.raises(UserError, match=r"data.train_path: /no/such.jsonl does not exist"):
         nemo_gdpo.train(wrong)
+
+
+@pytest.mark.slow
+def test_what_a_rank_refuses_is_raised_here(config: RunConfig, tmp_path: Path) -> None:
+    bad = write_jsonl(tmp_path / "bad.jsonl", ["{}"])
+    with pytest.raises(UserError, match=r"bad.jsonl.*line 1"):
+        nemo_gdpo.train(recipes.change(config, {"data.train_path": str(bad)}))
 
 
 @pytest.mark.slow

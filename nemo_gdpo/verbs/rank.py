@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.schema import TRAIN, RunConfig
-from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE
+from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
 from nemo_gdpo.launch.failures import guarded
+from nemo_gdpo.verbs.start import FAILURE
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 def run_task(task: str, config: RunConfig) -> int:
     """Carry out `task` on this rank; returns the exit status."""
+    return _guarded(lambda: TASKS[task](config))
+
+
+def _guarded(task: Callable[[], int]) -> int:
     return guarded(
-        lambda: TASKS[task](config),
+        task,
         rank=int(os.environ.get("RANK", "0")),
         # A full disk under metrics.jsonl, say.
-        disk_remedy="the newest checkpoint is whole: fix this and start again",
+        disk_remedy="the newest checkpoint is complete: fix this and start again",
     )
 
 
@@ -65,5 +70,23 @@ TASKS: dict[str, Callable[[RunConfig], int]] = {
 """Task -> what this rank does; returns the exit status, or raises."""
 
 
+def main(task: str, file: Path) -> int:
+    """Carry out `task` with the configuration in `file`; returns the exit status.
+
+    Why it failed stands beside the file as well, for a caller in Python.
+    """
+    config = read_config(file, TRAIN)
+
+    def noted() -> int:
+        try:
+            return TASKS[task](config)
+        except (UserError, RunError) as error:
+            if os.environ.get("RANK", "0") == "0":
+                (file.parent / FAILURE).write_text(str(error), encoding="utf-8")
+            raise
+
+    return _guarded(noted)
+
+
 if __name__ == "__main__":
-    sys.exit(run_task(sys.argv[1], read_config(Path(sys.argv[2]), TRAIN)))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

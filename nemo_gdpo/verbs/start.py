@@ -13,13 +13,15 @@ from nemo_gdpo.config.problem import refuse
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, RunError, UserError
 from nemo_gdpo.launch.ranks import launch_ranks
 from nemo_gdpo.launch.slurm import adopt_slurm_world
 
 Task = Literal["train", "train_plain", "reference"]
 """What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
 RANK_MODULE = "nemo_gdpo.verbs.rank"
+FAILURE = "failure.txt"
+"""File beside the ranks' configuration in which rank 0 leaves the reason why they ended."""
 
 
 def detect_hardware(precision: str, *, joined: bool) -> Hardware:
@@ -97,17 +99,39 @@ def start_ranks(config: RunConfig, task: Task) -> int:
     Raises:
         UserError: the mesh spans several nodes.
     """
+    with tempfile.TemporaryDirectory(prefix="nemo_gdpo-") as folder:
+        return _launch(config, task, Path(folder))
+
+
+def run_ranks(config: RunConfig, task: Task) -> bool:
+    """The same for a caller in Python; False when a signal stopped the ranks.
+
+    Raises:
+        UserError: what the ranks refused, or the mesh spans several nodes.
+        RunError: what else ended them.
+    """
+    with tempfile.TemporaryDirectory(prefix="nemo_gdpo-") as folder:
+        status = _launch(config, task, Path(folder))
+        failure = Path(folder) / FAILURE
+        reason = failure.read_text(encoding="utf-8") if failure.is_file() else None
+    if status in (EXIT_DONE, EXIT_REQUEUE):
+        return status == EXIT_DONE
+    if status == EXIT_USER_ERROR and reason is not None:
+        raise UserError(reason)
+    raise RunError(reason or f"{task}: the ranks ended with status {status}; they say why above")
+
+
+def _launch(config: RunConfig, task: Task, folder: Path) -> int:
     if config.trainer.num_nodes > 1:
         raise UserError(
             f"trainer.num_nodes={config.trainer.num_nodes}: nothing here starts ranks on other "
             "nodes; start this command with srun (one task a rank) or torchrun on every node"
         )
-    with tempfile.TemporaryDirectory(prefix="nemo_gdpo-") as folder:
-        # Not output_dir/config.yaml: the ranks may still refuse the run, and that file may be the
-        # record of another one.
-        file = Path(folder) / "config.yaml"
-        file.write_text(config_yaml(config), encoding="utf-8")
-        return launch_ranks(
-            configured_world_size(config),
-            [sys.executable, "-m", RANK_MODULE, task, str(file)],
-        )
+    # Not output_dir/config.yaml: the ranks may still refuse the run, and that file may be the
+    # record of another one.
+    file = folder / "config.yaml"
+    file.write_text(config_yaml(config), encoding="utf-8")
+    return launch_ranks(
+        configured_world_size(config),
+        [sys.executable, "-m", RANK_MODULE, task, str(file)],
+    )
