@@ -45,6 +45,12 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
         "objective.gamma=0.5",
         "objective.pseudo_labels=true",
     ),
+    "adpo_no_pseudo": (
+        "objective=adpo",
+        "objective.beta=0.3",
+        "objective.gamma=0.8",
+        "objective.pseudo_labels=false",
+    ),
     **{
         name: (
             "objective=gdpo",
