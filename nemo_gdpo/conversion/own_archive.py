@@ -16,7 +16,6 @@ from torch import Tensor
 
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.model_files import MODEL_CONFIG, megatron_checkpoint_root
-from nemo_gdpo.config.objective import plain_settings
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.stop_tokens import end_token_candidates
 from nemo_gdpo.conversion.atomic import check_space
@@ -185,7 +184,8 @@ def _run_of(
     known: dict[str, Any] = {"objective": identity["objective"]} if "objective" in identity else {}
     if is_in_run:
         config = read_config(file, TRAIN)
-        if known not in ({}, {"objective": plain_settings(config.objective)}):
+        # Parsed: a setting that is newer than the checkpoint was at its default then.
+        if known and TRAIN.parse(known).objective != config.objective:
             raise UserError(
                 f"{file}: its objective is not that of {checkpoint} ({known['objective']}); "
                 "restore the run's own config.yaml"

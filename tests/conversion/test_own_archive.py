@@ -44,7 +44,7 @@ def as_run(checkpoint: Path, output: Path, **identity: object) -> Path:
     place = output / "checkpoints" / "step_00000003"
     place.parent.mkdir(parents=True)
     shutil.copytree(checkpoint, place)
-    objective = {"name": "dpo", "beta": 0.3, "label_smoothing": 0.0}
+    objective = {"name": "dpo", "beta": 0.3}  # as before there was label_smoothing
     state = {"identity": {"objective": objective, "end_token_id": 5} | identity}
     (place / "trainer_state.json").write_text(json.dumps(state))
     (output / "config.yaml").write_text(config_yaml(config))
