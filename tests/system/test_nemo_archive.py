@@ -19,7 +19,7 @@ from nemo_gdpo.conversion.formats.dist_reader import DistTensorSource
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.errors import UserError
 
-from .tiny import QUIET, ROOT, Result, cli, environment, free_port, several
+from .tiny import QUIET, ROOT, Result, _free_port, cli, environment, several
 
 STEP = "step_00000002"
 SMALL = [
@@ -32,7 +32,7 @@ def _round_trip(workdir: Path, *arguments: str, ranks: int) -> list[dict[str, An
     """What each rank found of an archive of the model that config.yaml describes."""
     command = [sys.executable, "-m", "tests.system.nemo_roundtrip", str(workdir / "config.yaml"),
                str(workdir / "model.nemo"), str(workdir / "result.json"), *arguments]  # fmt: skip
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     processes = [
         subprocess.Popen(
             command, cwd=ROOT, stderr=subprocess.PIPE, text=True,

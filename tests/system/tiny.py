@@ -177,7 +177,7 @@ def without_timing(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if not k.startswith("perf/")} for e in entries]
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -194,7 +194,7 @@ def several(directory: Path, cases: dict[str, list[str]], *, ranks: int = 1) -> 
             "argv": argv,
             "out": str(directory / f"{n}.out"),
             "err": str(directory / f"{n}.err"),
-            "port": free_port(),
+            "port": _free_port(),
         }
         for n, argv in enumerate(cases.values())
     ]
