@@ -192,27 +192,33 @@ def _foreign_setting(
     return None
 
 
-def read_config_file(path: Path, root: Root[Any]) -> dict[str, Any]:
-    """The mapping of a YAML file that --config names: a run's own config.yaml, or anyone's.
+def read_config_file(path: Path, root: Root[Any], *, option: str = "") -> dict[str, Any]:
+    """The mapping of a YAML file: a run's own config.yaml, or anyone's that --config names.
 
     It may leave keys out. Values are checked with the whole configuration; names are checked here.
+
+    Args:
+        path: of the file.
+        root: whose keys it may have.
+        option: what named the file on the command line, for messages.
 
     Raises:
         UserError: there is no such file, it is not a YAML mapping, or it has unknown keys.
     """
+    where = f"{option} {path}".lstrip()
     try:
         # Not PyYAML's own rules, by which 1e-6 is text.
         loaded = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--config {path}: cannot be read ({reason}); give a YAML file") from None
+        raise UserError(f"{where}: cannot be read ({reason}); give a YAML file") from None
     if not isinstance(loaded, dict):
-        raise UserError(f"--config {path}: holds no mapping of keys; write key: value lines")
+        raise UserError(f"{where}: holds no mapping of keys; write key: value lines")
     keys = root.keys()
     leaves = list(_leaves_of(loaded, keys))
     refuse_secrets(f"{key}={value}" for key, value in leaves)
     unknown = [key for key, _ in leaves if key not in keys]
-    refuse([f"--config {path}: {root.unknown_key(key)}" for key in unknown])
+    refuse([f"{where}: {root.unknown_key(key)}" for key in unknown])
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -283,7 +289,7 @@ def compose(
     groups = group_options(directory, root)
     found = [_override_problem(override, groups, root) for override in parsed]
     refuse([problem for problem in found if problem is not None])
-    base = {} if file is None else read_config_file(file, root)
+    base = {} if file is None else read_config_file(file, root, option="--config")
     chosen = _chosen_presets(root, parsed, file, base)
 
     def composed_with(lines: list[str]) -> DictConfig:

@@ -87,7 +87,12 @@ def check_replaceable(destination: Path) -> None:
         )
 
 
-def _check_space(parent: Path, expected_bytes: int, destination: Path) -> None:
+def check_space(parent: Path, expected_bytes: int, destination: Path) -> None:
+    """Refuse a disk that has less room than is needed.
+
+    Raises:
+        UserError: with both numbers.
+    """
     free = shutil.disk_usage(parent).free
     if free < expected_bytes:
         raise UserError(
@@ -160,7 +165,7 @@ def staged_directory(
         check_replaceable(destination)  # again: what a stopped writer had moved away is back
         staging = Staging(staged.path, _open_progress(staged.path, digest_of(key), destination))
         missing = expected_bytes - staging.journal.bytes_finished()
-        _check_space(destination.parent, missing, destination)
+        check_space(destination.parent, missing, destination)
         yield staging
         _write_marker(staged.path, kind)
         staged.publish(replace=True)

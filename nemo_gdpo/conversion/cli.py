@@ -1,4 +1,4 @@
-"""`nemo-gdpo convert`: hf-to-megatron, nemo-to-megatron, megatron-to-hf, verify, cache."""
+"""`nemo-gdpo convert`: between Hugging Face, Megatron and `.nemo`; verify; the cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from nemo_gdpo.config.model_files import is_megatron_checkpoint
+from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS
 from nemo_gdpo.conversion import cache
 from nemo_gdpo.conversion.compare.compare import TOLERANCE, compare
 from nemo_gdpo.conversion.compare.logits import MegatronLogits
@@ -19,8 +20,9 @@ from nemo_gdpo.conversion.convert import (
     convert_megatron_to_hf,
 )
 from nemo_gdpo.conversion.formats.megatron_io import CheckpointModel
+from nemo_gdpo.conversion.formats.nemo_archive import target_of
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
-from nemo_gdpo.conversion.resolve import SUFFIX
+from nemo_gdpo.conversion.own_archive import SUFFIX, convert_megatron_to_nemo
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, UserError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,7 +54,8 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     to_megatron = verbs.add_parser("hf-to-megatron", help="Hugging Face -> Megatron checkpoint")
     from_nemo = verbs.add_parser(
-        "nemo-to-megatron", help=".nemo of NeMo 1 or NeMo-Aligner (Llama, Gemma) -> Megatron"
+        "nemo-to-megatron",
+        help=".nemo of this program, or of NeMo 1 or NeMo-Aligner (Llama, Gemma) -> Megatron",
     )
     to_hf = verbs.add_parser("megatron-to-hf", help="Megatron checkpoint -> Hugging Face")
     for verb in (to_megatron, from_nemo, to_hf):
@@ -68,14 +71,18 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     _add_comparison(to_megatron)
     from_nemo.add_argument(
-        "--tokenizer", type=Path, help="Hugging Face directory with the model's tokenizer"
+        "--tokenizer", type=Path,
+        help="Hugging Face directory with the model's tokenizer; for NeMo's own archives",
+    )  # fmt: skip
+    from_nemo.add_argument(
+        "--vocab-size", type=_positive_int, help="without padding; for NeMo's own archives"
     )
-    from_nemo.add_argument("--vocab-size", type=_positive_int, help="without padding")
     from_nemo.add_argument(
         "--ignore-field", action="append", default=[], metavar="NAME",
         help="a field of model_config.yaml that is not known and changes nothing",
     )  # fmt: skip
     to_hf.add_argument("--max-shard-gb", type=_positive, default=5.0, help="10^9 bytes a shard")
+    _add_megatron_to_nemo(verbs)
     check = verbs.add_parser("verify", help="compare tensors and logits of two checkpoints")
     check.add_argument("first", type=Path)
     check.add_argument("second", type=Path)
@@ -83,6 +90,22 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _add_comparison(check)
     cached = verbs.add_parser("cache", help="list or empty the cache of converted models")
     cached.add_argument("--remove", metavar="NAME", help="an entry of the list, or all")
+
+
+def _add_megatron_to_nemo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    to_nemo = verbs.add_parser("megatron-to-nemo", help="Megatron checkpoint -> .nemo archive")
+    to_nemo.add_argument("source", type=Path, help="a conversion, or checkpoints/step_N of a run")
+    to_nemo.add_argument("destination", type=Path, metavar="FILE.nemo")
+    to_nemo.add_argument(
+        "--objective", choices=sorted(OBJECTIVE_SECTIONS),
+        help="what the archive's class trains, where the checkpoint is not a run's",
+    )  # fmt: skip
+    to_nemo.add_argument(
+        "--end-token-id", type=int, metavar="N",
+        help="the token that responses end in, where the checkpoint is not a run's and the model "
+        "stops on several",
+    )  # fmt: skip
+    to_nemo.add_argument("--force", action="store_true", help="replace an archive that is there")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,6 +205,22 @@ def _nemo_to_megatron(args: argparse.Namespace, dtype: torch.dtype | None) -> in
     return EXIT_DONE
 
 
+def _megatron_to_nemo(args: argparse.Namespace) -> int:
+    run = convert_megatron_to_nemo(
+        args.source,
+        args.destination,
+        objective=args.objective,
+        end_token_id=args.end_token_id,
+        force=args.force,
+        progress=sys.stderr.isatty(),
+    )
+    if run.note is not None:
+        print(run.note)
+    name = target_of(run.config.objective.name).rpartition(".")[2]
+    print(f"wrote {args.destination}: {name}, end token {run.end_token_id}")
+    return EXIT_DONE
+
+
 def _cache(remove: str | None) -> int:
     root = cache.cache_root()
     if remove is not None:
@@ -203,6 +242,8 @@ def _run(args: argparse.Namespace, megatron_logits: MegatronLogits | None) -> in
         )
     if args.verb == "cache":
         return _cache(args.remove)
+    if args.verb == "megatron-to-nemo":
+        return _megatron_to_nemo(args)
     dtype = None if args.dtype is None else _DTYPES[args.dtype]
     if args.verb == "hf-to-megatron":
         return _hf_to_megatron(args, dtype, megatron_logits)

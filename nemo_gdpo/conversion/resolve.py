@@ -24,9 +24,8 @@ from nemo_gdpo.conversion.formats.assets import CONFIG
 from nemo_gdpo.conversion.formats.megatron_io import read_checkpoint_model
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
+from nemo_gdpo.conversion.own_archive import SUFFIX
 from nemo_gdpo.errors import UserError
-
-SUFFIX = ".nemo"
 
 
 def is_own_archive(archive: Path) -> bool:

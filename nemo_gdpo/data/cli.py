@@ -22,9 +22,9 @@ def run(request: Request) -> int:
 def _tokenise(config: RunConfig) -> int:
     from transformers import AutoTokenizer
 
+    from nemo_gdpo.config.stop_tokens import assets_of
     from nemo_gdpo.data.from_config import SPLITS, build_split
     from nemo_gdpo.data.prepared import save_prepared
-    from nemo_gdpo.data.stop_tokens import assets_of
 
     assets = assets_of(Path(str(config.model.restore_from_path)))
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_gdpo.config.data import DataConfig
+from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
-from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
 
 SplitName = Literal["train", "validation"]

@@ -15,8 +15,8 @@ from nemo_gdpo.config.model_files import (
     read_model_config,
 )
 from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data import PairEncoder
-from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import file_sha256
 

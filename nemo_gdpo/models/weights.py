@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 
@@ -69,9 +70,17 @@ def load_weights(model: HasChunks, checkpoint: Path) -> None:
 
 
 def save_weights(model: HasChunks, checkpoint: Path) -> None:
-    """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective."""
-    dist_checkpointing.save(
-        {"model": sharded_weights(model)},
-        str(checkpoint / DIST),
-        content_metadata=dict(SHARDING_METADATA),
-    )
+    """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective.
+
+    Raises:
+        OSError: the disk is full or read-only; or RuntimeError, which is how torch reports that.
+    """
+    try:
+        dist_checkpointing.save(
+            {"model": sharded_weights(model)},
+            str(checkpoint / DIST),
+            content_metadata=dict(SHARDING_METADATA),
+        )
+    except CheckpointException as error:  # torch's collective writer; it is not an Exception
+        causes = [str(cause).splitlines() for cause, _ in error.failures.values()]
+        raise RuntimeError(next((lines[0] for lines in causes if lines), "no reason")) from error

@@ -1,15 +1,16 @@
 """`.nemo` archives: NeMo's container, with the weights in megatron's distributed format.
 
-An archive is an uncompressed tar of a checkpoint directory (`dist/`, `model_config.json`,
-`hf_assets/`) and NeMo's `model_config.yaml`. It is written from any mesh and read into any other.
+An archive is written from any mesh and read into any other; what is in it, see
+`nemo_gdpo.conversion.formats.nemo_archive`.
 """
 
 from __future__ import annotations
 
-import tarfile
+import errno
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -18,15 +19,18 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.conversion.formats.card import write_card
 from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     read_checkpoint_model,
     write_checkpoint_assets,
 )
+from nemo_gdpo.conversion.formats.nemo_archive import CONFIG_YAML, pack
 from nemo_gdpo.conversion.model_config import padded_vocab_size
 from nemo_gdpo.conversion.nemo1.archive import extract
-from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.files import replacing
+from nemo_gdpo.errors import RunError, UserError
+from nemo_gdpo.io.staged import StagedDirectory, stage
+from nemo_gdpo.models.agree import on_every_rank
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import DIST, load_weights, save_weights
@@ -35,8 +39,12 @@ from nemo_gdpo.objectives import build_objective
 if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
-CONFIG_YAML = "model_config.yaml"
+T = TypeVar("T")
 OUR_TARGETS = "nemo_gdpo."
+
+
+class ArchiveError(RunError):
+    """An archive could not be written; what was there before is untouched."""
 
 
 def allow_our_targets() -> None:
@@ -53,44 +61,25 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
 
         Raises:
             UserError: the model has no tokenizer files to put into it.
+            ArchiveError: on every rank, when any rank could not write.
         """
-        core = model.core
-        if core.hf_assets is None:
+        if model.core.hf_assets is None:
             raise UserError(
                 "the model was not loaded from a checkpoint with hf_assets; load it first"
             )
-        main = dist.get_rank() == 0
-        target = Path(save_path)
-        shared: list[str] = [""]
-        if main:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shared = [tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)]
-        dist.broadcast_object_list(shared, src=0)
-        directory = Path(shared[0])
-        if main:
-            (directory / DIST).mkdir()
-        dist.barrier()
-        save_weights(core, directory)
-        if main:
-            self._pack(model, directory, target)
-        dist.barrier()
-
-    @staticmethod
-    def _pack(model: MegatronGPTPreferenceModel, directory: Path, target: Path) -> None:
-        import shutil
-
-        core = model.core
-        config = core.model_config
-        padded = padded_vocab_size(
-            config.vocab_size, core.layout.vocab_divisible_by, core.layout.tensor
-        )
-        assert core.hf_assets is not None
-        write_checkpoint_assets(directory, CheckpointModel(config, padded, None), core.hf_assets)
-        (directory / CONFIG_YAML).write_text(OmegaConf.to_yaml(model.cfg, resolve=True))
-        with replacing(target) as file, tarfile.open(fileobj=file, mode="w") as tar:
-            for path in sorted(directory.iterdir()):
-                tar.add(path, arcname=path.name)
-        shutil.rmtree(directory)
+        main, target = dist.get_rank() == 0, Path(save_path).absolute()
+        staged: StagedDirectory | None = None
+        try:
+            staged = _together(lambda: _stage(target) if main else None, target)
+            shared = [None if staged is None else staged.path]
+            dist.broadcast_object_list(shared, src=0)
+            directory = shared[0]
+            assert directory is not None
+            _together(lambda: save_weights(model.core, directory), target)
+            _together(lambda: _pack(model, directory, target) if main else None, target)
+        finally:
+            if staged is not None:
+                staged.discard()
 
     def restore_from(
         self,
@@ -138,6 +127,45 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
         return model
 
 
+def _together(action: Callable[[], T], target: Path) -> T:
+    """Run a stage of writing on every rank; raise everywhere if it failed anywhere."""
+    try:
+        return on_every_rank(action)
+    except (UserError, RuntimeError) as error:
+        raise ArchiveError(
+            f"{target} could not be written ({error}); what was there before is untouched: free "
+            "space or fix the permissions, then start again"
+        ) from error
+
+
+def _stage(target: Path) -> StagedDirectory:
+    """A directory beside the archive for all ranks to write to."""
+    staged = stage(target)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory", str(target))
+        (staged.path / DIST).mkdir()
+    except OSError:
+        staged.discard()
+        raise
+    return staged
+
+
+def _pack(model: MegatronGPTPreferenceModel, directory: Path, target: Path) -> None:
+    """Put the other files beside the weights, and all of them into the archive."""
+    core = model.core
+    config = core.model_config
+    padded = padded_vocab_size(
+        config.vocab_size, core.layout.vocab_divisible_by, core.layout.tensor
+    )
+    assert core.hf_assets is not None
+    write_checkpoint_assets(directory, CheckpointModel(config, padded, None), core.hf_assets)
+    if model.model_card:
+        write_card(directory, model.model_card)
+    (directory / CONFIG_YAML).write_text(OmegaConf.to_yaml(model.cfg, resolve=True))
+    pack(directory, target)
+
+
 def _run_config(directory: Path, archive: Path, override: DictConfig | str | None) -> DictConfig:
     if override is not None:
         loaded = OmegaConf.load(override) if isinstance(override, str) else override
@@ -145,7 +173,7 @@ def _run_config(directory: Path, archive: Path, override: DictConfig | str | Non
         return loaded
     path = directory / CONFIG_YAML
     if not path.is_file():
-        raise UserError(f"{archive}: has no {CONFIG_YAML}; it is no archive of this project")
+        raise UserError(f"{archive}: has no {CONFIG_YAML}; it is not an archive of this project")
     config: DictConfig = OmegaConf.load(path).run
     return config
 

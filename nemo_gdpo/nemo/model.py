@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from nemo.core.classes import ModelPT
-from nemo.utils import AppState
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -41,11 +41,11 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
             raise ValueError(f"{type(self).__name__} does not train objective {name}")
         archived = {"run": {**plain_data(config), "end_token_id": core.end_token_id}}
         super().__init__(OmegaConf.create(archived), trainer=trainer)
-        # NeMo asks before it saves: with a size, every rank takes part.
-        AppState().model_parallel_size = core.layout.model_parallel_size
         self._save_restore_connector = PreferenceSaveRestoreConnector()
         allow_our_targets()
         self.core = core
+        self.model_card: dict[str, Any] = {}
+        """What the model card of an archive's export says; see `conversion.formats.card`."""
 
     # NeMo's abstract methods: data loading belongs to the trainer's own resumable sampler.
     def setup_training_data(self, train_data_config: Any) -> None:
@@ -55,6 +55,12 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
     def setup_validation_data(self, val_data_config: Any) -> None:
         """Not used: pairs come from the run's `PreferenceDataset`."""
         raise NotImplementedError("pairs come from nemo_gdpo.data, not from a NeMo data loader")
+
+    def save_to(self, save_path: str) -> None:
+        """Write a `.nemo` archive. Collective on any mesh; see the connector."""
+        # NeMo's own asks its global state whether all ranks take part, and lets rank 0 make the
+        # directory while the others wait.
+        self._save_restore_connector.save_to(self, str(Path(save_path).expanduser().resolve()))
 
     @classmethod
     def restore_from(cls, restore_path: str, **options: Any) -> Any:

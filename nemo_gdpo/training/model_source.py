@@ -27,6 +27,7 @@ from nemo_gdpo.conversion.live import load_hf_into_model, open_loadable
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
 from nemo_gdpo.conversion.resolve import fingerprint_of, is_hf_directory, resolve_checkpoint
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.models.agree import on_every_rank
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.training.mesh import Mesh
@@ -113,32 +114,6 @@ class ModelSource:
         """Put what an export needs beside a training checkpoint."""
         model = CheckpointModel(self.model_config, self.padded_vocab_size, self.fingerprint)
         write_checkpoint_assets(checkpoint, model, self.assets)
-
-
-def on_every_rank(action: Callable[[], T]) -> T:
-    """Run `action` here; raise on every rank if it failed on any. Collective.
-
-    Raises:
-        UserError: the input is wrong on a rank, which is named unless all say the same.
-        RuntimeError: it failed in another way.
-    """
-    result: list[T] = []
-    failure: tuple[bool, str] | None = None
-    cause: Exception | None = None
-    try:
-        result.append(action())
-    except (UserError, OSError) as error:
-        failure, cause = (True, str(error)), error
-    except Exception as error:  # noqa: BLE001 - the others wait for this rank
-        failure, cause = (False, f"{type(error).__name__}: {error}"), error
-    failures: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    failed = [(rank, found) for rank, found in enumerate(failures) if found is not None]
-    if not failed:
-        return result[0]
-    rank, (is_input, reason) = failed[0]
-    where = "" if len(set(failures)) == 1 else f"rank {rank}: "
-    raise (UserError if is_input else RuntimeError)(f"{where}{reason}") from cause
 
 
 @dataclass(frozen=True)

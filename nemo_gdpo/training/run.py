@@ -31,7 +31,7 @@ from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.datasets import load_split
-from nemo_gdpo.training.export import export_run, write_assets
+from nemo_gdpo.training.export import export_run, run_facts, write_assets
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
@@ -135,7 +135,10 @@ class Run:
         )
         source.load_into(model)
         nemo = None if nemo_class is None else nemo_class(config, model)
-        identity |= {"total_steps": total_steps(config, len(train))}
+        identity |= {
+            "total_steps": total_steps(config, len(train)),
+            "end_token_id": train.end_token_id,
+        }
         return cls(config, output_dir, mesh, source, data, model, nemo, identity)
 
     def say(self, text: str) -> None:
@@ -298,6 +301,7 @@ class Run:
         if outcome is Outcome.DONE and self.config.export_nemo:
             assert self.nemo is not None
             archive = self.output_dir / "model.nemo"
+            self.nemo.model_card = run_facts(self)
             self.nemo.save_to(str(archive))
             self.say(f"exported {archive}")
         leave_world()

@@ -265,7 +265,7 @@ def test_disk_that_fills_up_during_an_export(
     convert_megatron_to_hf(tmp_path / "megatron", destination)
     before = contents(destination)
     # There was room when it began, and somebody else took it.
-    monkeypatch.setattr(atomic, "_check_space", lambda *arguments: None)
+    monkeypatch.setattr(atomic, "check_space", lambda *arguments: None)
     with pytest.raises(UserError, match=r"No space left on device.*untouched"):
         for number in range(9):
             convert_megatron_to_hf(tmp_path / "megatron", small_disk / f"more{number}")

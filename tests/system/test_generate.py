@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.data import (
     PairEncoder,
@@ -21,7 +22,6 @@ from nemo_gdpo.data import (
     build_dataset,
     save_prepared,
 )
-from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.types import SamplingPoint

@@ -19,7 +19,7 @@ from nemo_gdpo.conversion.formats.megatron_io import open_megatron, read_checkpo
 from nemo_gdpo.conversion.layouts import TensorMapping
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
-from nemo_gdpo.conversion.resolve import SUFFIX
+from nemo_gdpo.conversion.own_archive import SUFFIX
 from nemo_gdpo.errors import UserError
 
 Reader = Callable[[TensorMapping], list[Tensor]]

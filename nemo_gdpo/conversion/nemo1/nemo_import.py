@@ -43,6 +43,7 @@ from nemo_gdpo.conversion.model_config import padded_vocab_size, read_json_objec
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_config import NemoModel, read_nemo_config
 from nemo_gdpo.conversion.nemo1.nemo_weights import NemoTensorSource, find_weights
+from nemo_gdpo.conversion.own_archive import convert_unpacked_archive
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.progress import progress_bar
 
@@ -186,14 +187,16 @@ def convert_nemo_to_megatron(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> CheckpointModel:
-    """Convert an archive of NeMo 1 or NeMo-Aligner to a Megatron checkpoint of this program.
+    """Convert a `.nemo` archive to a Megatron checkpoint of this program.
+
+    The archive is one of NeMo 1 or NeMo-Aligner, or of this program.
 
     Args:
         source: a `.nemo` file, or the directory that it unpacks to.
         destination: absent, empty, or an earlier conversion.
-        tokenizer: Hugging Face directory with the tokenizer, where the archive has none.
+        tokenizer: Hugging Face directory with the tokenizer, where NeMo's archive has none.
         vocab_size: tokens without padding; None asks the configuration, then the tokenizer.
-        ignored_fields: unknown fields of the configuration that change nothing.
+        ignored_fields: unknown fields of NeMo's configuration that change nothing.
         vocab_divisible_by: as in `convert_hf_to_megatron`.
         dtype: cast the weights; None keeps them as they are.
         progress: show bars.
@@ -207,10 +210,15 @@ def convert_nemo_to_megatron(
     destination = destination.absolute()
     with _unpacked(source, destination.parent) as archive:
         if is_megatron_checkpoint(archive):
-            raise UserError(
-                f"{source} was written by this program: unpack it (tar -xf), it holds a Megatron "
-                "checkpoint; train starts from it as it is"
-            )
+            if tokenizer is not None or vocab_size is not None or ignored_fields:
+                raise UserError(
+                    f"{source} was written by this program and says all of it itself; leave out "
+                    "--tokenizer, --vocab-size and --ignore-field"
+                )
+            return convert_unpacked_archive(
+                archive, destination, vocab_divisible_by=vocab_divisible_by, dtype=dtype,
+                progress=progress,
+            )  # fmt: skip
         nemo = read_nemo_config(archive / CONFIG_YAML, ignored_fields)
         found = find_weights(archive, source, nemo.family)
         weights = NemoTensorSource(found, nemo.hf_config, nemo.family)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from nemo_gdpo.config.model_files import read_model_config
+from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.data import PairEncoder
-from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.metrics.divergence import (
     CausalModel,

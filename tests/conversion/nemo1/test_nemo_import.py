@@ -341,10 +341,10 @@ def repacked(made: Path, tmp_path: Path, change: Any) -> Path:
     return archive
 
 
-def refused(archive: Path, message: str) -> None:
+def refused(archive: Path, message: str, **options: Any) -> None:
     destination = archive.parent / "never" / "out"
     with pytest.raises(UserError, match=message) as caught:
-        convert_nemo_to_megatron(archive, destination)
+        convert_nemo_to_megatron(archive, destination, **options)
     assert "\n" not in str(caught.value)
     assert list(destination.parent.iterdir()) == []
 
@@ -394,8 +394,10 @@ def test_our_own_archive_is_told_apart(made: Path, tmp_path: Path) -> None:
     with tarfile.open(archive, "w") as tar:
         tar.add(megatron, arcname=".")
     (tmp_path / "never").mkdir()
-    refused(archive, "was written by this program")
     assert verify(resolve_checkpoint(archive), megatron).same
+    convert_nemo_to_megatron(archive, tmp_path / "megatron")
+    assert verify(tmp_path / "megatron", megatron).same
+    refused(archive, "was written by this program and says all", vocab_size=101)
 
 
 def escaping(kind: str) -> tarfile.TarInfo:
