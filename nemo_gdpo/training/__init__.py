@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from nemo_gdpo.launch.logging import quiet_libraries
 from nemo_gdpo.platform import current_platform
-from nemo_gdpo.training.logging import quiet_libraries
 
 quiet_libraries()
 # Before any module of this package, or NeMo, can import megatron.

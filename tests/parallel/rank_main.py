@@ -23,10 +23,10 @@ import torch.distributed as dist
 
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.launch.logging import quiet_libraries
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights, save_weights
 from nemo_gdpo.platform import current_platform
-from nemo_gdpo.training.logging import quiet_libraries
 from nemo_gdpo.training.mesh import join_world, leave_mesh, leave_world
 from nemo_gdpo.training.model_source import ModelSource
 from nemo_gdpo.training.run import Run
