@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_gdpo.config.base import Section, defaults_of, plain_data
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.secrets import refuse_secrets
 from nemo_gdpo.config.suggest import alias, closest, hint
@@ -212,7 +212,7 @@ def read_config_file(path: Path, root: Root[Any]) -> dict[str, Any]:
     leaves = list(_leaves_of(loaded, keys))
     refuse_secrets(f"{key}={value}" for key, value in leaves)
     unknown = [key for key, _ in leaves if key not in keys]
-    refuse([f"--config {path}: {root.unknown_key(key)}" for key in unknown])
+    raise_problems([f"--config {path}: {root.unknown_key(key)}" for key in unknown])
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -282,7 +282,7 @@ def compose(
     parsed = _parse(overrides)
     groups = group_options(directory, root)
     found = [_override_problem(override, groups, root) for override in parsed]
-    refuse([problem for problem in found if problem is not None])
+    raise_problems([problem for problem in found if problem is not None])
     base = {} if file is None else read_config_file(file, root)
     chosen = _chosen_presets(root, parsed, file, base)
 

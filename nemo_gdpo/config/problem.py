@@ -28,7 +28,7 @@ class ConflictError(ValueError):
         self.problem = problem
 
 
-def refuse(found: Sequence[Problem | str]) -> None:
+def raise_problems(found: Sequence[Problem | str]) -> None:
     """Raise all of `found` as one error: one problem on the line itself, several below it.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from nemo_gdpo.config.base import Section, fields_of, section_of
-from nemo_gdpo.config.problem import ConflictError, Problem, refuse
+from nemo_gdpo.config.problem import ConflictError, Problem, raise_problems
 from nemo_gdpo.config.suggest import alias, closest, hint
 
 S = TypeVar("S", bound=Section)
@@ -84,7 +84,7 @@ class Root(Generic[S]):
             UserError: unknown keys, wrong types, values out of range; all of them at once.
         """
         parsed, found = self.parse_leniently(config)
-        refuse(found)
+        raise_problems(found)
         return parsed
 
     def _as_problem(self, error: Mapping[str, Any], config: Mapping[str, Any]) -> Problem:
@@ -94,7 +94,7 @@ class Root(Generic[S]):
         if isinstance(error_of_ours, ConflictError):
             return error_of_ours.problem
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-            return self.unknown_key(key, self._chosen(config))
+            return self.unknown_key(key, self._choice_of(config))
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             given = str(context.get("tag", "nothing"))
             article = "an" if str(self.choice)[0] in "aeiou" else "a"
@@ -124,7 +124,7 @@ class Root(Generic[S]):
             del parts[1]
         return ".".join(parts)
 
-    def _chosen(self, config: Mapping[str, Any]) -> str | None:
+    def _choice_of(self, config: Mapping[str, Any]) -> str | None:
         section = None if self.choice is None else config.get(self.choice)
         name = section.get("name") if isinstance(section, Mapping) else None
         return name if isinstance(name, str) and name in self.sections else None

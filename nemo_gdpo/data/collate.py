@@ -44,7 +44,7 @@ class PaddedBatch(BatchRows):
     position_ids_NS: Tensor
 
     def to(self, device: torch.device | str) -> PaddedBatch:
-        return PaddedBatch(**_moved(self, device))
+        return PaddedBatch(**_fields_on_device(self, device))
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class PackedBatch(BatchRows):
     max_seqlen: int
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        return PackedBatch(**_moved(self, device))
+        return PackedBatch(**_fields_on_device(self, device))
 
 
-def _moved(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
+def _fields_on_device(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for key, value in vars(batch).items()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, UserError
 from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> int:
 def _run(config: EvaluateConfig) -> int:
     from nemo_gdpo.evaluation.checks import problems
 
-    refuse(problems(config))
+    raise_problems(problems(config))
     from nemo_gdpo.evaluation.evaluate import evaluate as measure
     from nemo_gdpo.evaluation.report.console import render_table
     from nemo_gdpo.evaluation.results import write_results

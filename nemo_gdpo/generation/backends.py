@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
 from nemo_gdpo.config.problem import Problem
-from nemo_gdpo.generation.model import ModelFacts, engine_dtype
+from nemo_gdpo.generation.model import ModelInfo, engine_dtype
 from nemo_gdpo.generation.types import Engine, EngineSettings
 
 
@@ -15,7 +15,7 @@ from nemo_gdpo.generation.types import Engine, EngineSettings
 class Backend:
     """An engine that is known and not started: a run with nothing to do never starts it."""
 
-    facts: dict[str, str]
+    info: dict[str, str]
     """As `Engine.describe` will say; the manifest compares them."""
     settings: dict[str, str]
     """What else decides the samples: the type that is computed in."""
@@ -74,7 +74,7 @@ def _leaves(section: GenerationConfig) -> dict[str, object]:
     return found
 
 
-def open_backend(config: GenerateConfig, model: ModelFacts) -> Backend:
+def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
     """The configured backend.
 
     Raises:
@@ -100,32 +100,32 @@ def open_backend(config: GenerateConfig, model: ModelFacts) -> Backend:
         )
 
     if config.generation.backend == "ray":
-        from nemo_gdpo.generation.ray_engine import RayEngine, ray_facts
+        from nemo_gdpo.generation.ray_engine import RayEngine, ray_info
 
         return Backend(
-            facts=ray_facts(config.generation.ray, config.generation.tensor_parallel_size),
+            info=ray_info(config.generation.ray, config.generation.tensor_parallel_size),
             settings={"dtype": dtype},
             context=model.context,
             start=lambda length: RayEngine(settings(length), config.generation.ray),
         )
-    from nemo_gdpo.generation.vllm_engine import VLLMEngine, check_devices, engine_facts
+    from nemo_gdpo.generation.vllm_engine import VLLMEngine, check_devices, engine_info
 
     check_devices(config.generation)
     return Backend(
-        facts=engine_facts(),
+        info=engine_info(),
         settings={"dtype": dtype},
         context=model.context,
         start=lambda length: VLLMEngine(settings(length)),
     )
 
 
-def _server(config: GenerateConfig, model: ModelFacts) -> Backend:
+def _server(config: GenerateConfig, model: ModelInfo) -> Backend:
     from nemo_gdpo.generation.server_engine import ServerEngine
 
     engine = ServerEngine(config, model)
     limit = engine.max_model_len
     return Backend(
-        facts=engine.describe(),
+        info=engine.describe(),
         settings={"dtype": "of the server"},
         context=model.context if limit is None else min(model.context, limit),
         start=lambda _: engine,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
-from nemo_gdpo.config.problem import Problem, refuse
+from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.generation.environment import find_python, run_in_environment
 
@@ -46,7 +46,7 @@ def generate(config: GenerateConfig) -> int:
     Raises:
         UserError: see `run`.
     """
-    refuse(problems(config))
+    raise_problems(problems(config))
     # A server needs no engine here.
     serving = config.generation.backend == "server"
     python = None if serving else find_python(config.generation.python)

@@ -61,13 +61,13 @@ def find_python(configured: str | None) -> Path | None:
             )
         if python == Path(sys.executable).absolute() and has_vllm():
             return None
-        return _checked(python, origin)
+        return _check_python(python, origin)
     if has_vllm():
         return None
     for environment in _own_environments() if _is_clone() else ():
         python = ROOT / ".venv" / environment / "bin" / "python"
         if python.exists():
-            return _checked(python, str(python))
+            return _check_python(python, str(python))
     raise UserError(
         "there is no generation environment (vLLM is not installed here); run `make "
         f"python-{_own_environments()[0]}` in the clone, or name the python of one with vLLM: "
@@ -80,7 +80,7 @@ def _own_environments() -> tuple[str, ...]:
     return ("generation-gpu", "generation") if GPU_DEVICE.exists() else ("generation",)
 
 
-def _checked(python: Path, origin: str) -> Path:
+def _check_python(python: Path, origin: str) -> Path:
     done = subprocess.run(
         [str(python), "-c", _PROBE],
         env=child_environment(),
@@ -110,7 +110,7 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
-def _ended(child: subprocess.Popen[bytes]) -> int:
+def _wait_for_exit(child: subprocess.Popen[bytes]) -> int:
     """Wait for it, waking now and then.
 
     A signal that comes between Python's last look and the system call of a wait without end is
@@ -160,7 +160,7 @@ def _run_child(command: list[str]) -> int:
         child = subprocess.Popen(command, env=child_environment(), process_group=0)
         for early in sorted(forwarded):  # came before there was a child
             child.send_signal(early)
-        status = _ended(child)
+        status = _wait_for_exit(child)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -36,7 +36,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """What the rows and the manifest say about the model."""
 
     path: Path
@@ -169,7 +169,7 @@ def _encoding_hash(path: Path, template: str | None) -> str:
     return whole.hexdigest()
 
 
-def model_facts(config: GenerateConfig) -> ModelFacts:
+def model_info(config: GenerateConfig) -> ModelInfo:
     """Hash the weights (with a progress bar) and the tokenizer's files.
 
     Raises:
@@ -188,7 +188,7 @@ def model_facts(config: GenerateConfig) -> ModelFacts:
         model_hash = f"server:{name}"
     else:
         model_hash = weights_fingerprint(path, progress=True)
-    return ModelFacts(
+    return ModelInfo(
         path=path,
         model_hash=model_hash,
         encoding_hash=_encoding_hash(path, chat_template(config)),

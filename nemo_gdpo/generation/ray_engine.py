@@ -28,7 +28,7 @@ from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.ray_cluster import (
     Cluster,
     check_version,
-    cluster_facts,
+    cluster_info,
     connect,
     disconnect,
     last_line,
@@ -36,9 +36,9 @@ from nemo_gdpo.generation.ray_cluster import (
 from nemo_gdpo.generation.ray_worker import Failed, Replica, Started, model_files
 from nemo_gdpo.generation.types import Completed, EngineSettings, Request, SamplingPoint
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """How long a signal may wait to be noticed."""
-MOST_ROWS = 4096
+MAX_BATCH_ROWS = 4096
 """In one batch, which travels as a whole."""
 Key = tuple[str, SamplingPoint]
 
@@ -48,18 +48,18 @@ def key_of(request: Request) -> Key:
     return request.id, request.sampling
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     """To stderr, without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
-def ray_facts(config: RayConfig, tensor_parallel_size: int) -> dict[str, str]:
+def ray_info(config: RayConfig, tensor_parallel_size: int) -> dict[str, str]:
     """What `VLLMEngine.describe` says on the cluster, which is joined or started for it.
 
     Raises:
         UserError: there is no such cluster, or it does not fit.
     """
-    return cluster_facts(connect(config, tensor_parallel_size))
+    return cluster_info(connect(config, tensor_parallel_size))
 
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ class RayEngine:
         self._settings = settings
         self._config = config
         self._cluster: Cluster = connect(config, settings.tensor_parallel_size)
-        self._facts = cluster_facts(self._cluster)
+        self._info = cluster_info(self._cluster)
         self._files = model_files(settings.model)
         self._stopping = False
         self._false_starts: Counter[int] = Counter()
@@ -96,7 +96,7 @@ class RayEngine:
         self._workers = [self._start(number) for number in range(config.replicas)]
 
     def describe(self) -> dict[str, str]:
-        return self._facts
+        return self._info
 
     def stop(self) -> None:
         self._stopping = True
@@ -162,16 +162,16 @@ class RayEngine:
 
         waited = {worker.reply: worker for worker in self._workers if worker.reply is not None}
         if not waited:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             return
-        ray.wait(list(waited), timeout=LOOK_SECONDS)
+        ray.wait(list(waited), timeout=POLL_SECONDS)
         # All that is there: or a quick engine would keep the others waiting.
         ready, _ = ray.wait(list(waited), num_returns=len(waited), timeout=0)
         for reply in ready:
             worker = waited[reply]
             try:
                 if worker.node is None:
-                    self._started(worker, ray.get(reply))
+                    self._accept_started(worker, ray.get(reply))
                     continue
                 row = ray.get(next(reply))
             except StopIteration:
@@ -182,7 +182,7 @@ class RayEngine:
                     ) from None
                 worker.batch = {}
             except ray.exceptions.RayError as error:
-                self._lost(worker, work, last_line(error))
+                self._replace_lost(worker, work, last_line(error))
             else:
                 if isinstance(row, Failed):
                     raise GenerationError(row.problem)
@@ -191,30 +191,30 @@ class RayEngine:
                 if work.finish(completed):
                     yield completed
 
-    def _started(self, worker: _Worker, started: Started) -> None:
+    def _accept_started(self, worker: _Worker, started: Started) -> None:
         if started.problem is not None:
             raise UserError(started.problem)
-        check_version(started.facts, started.node)
-        facts = {name: value for name, value in started.facts.items() if name != "nemo_gdpo"}
-        if facts != self._facts:
+        check_version(started.info, started.node)
+        info = {name: value for name, value in started.info.items() if name != "nemo_gdpo"}
+        if info != self._info:
             raise UserError(
-                f"generation.ray: the engine on {started.node} is {facts}, and the run began with "
-                f"{self._facts}; samples would depend on where they are made: use equal nodes"
+                f"generation.ray: the engine on {started.node} is {info}, and the run began with "
+                f"{self._info}; samples would depend on where they are made: use equal nodes"
             )
         worker.node, worker.reply = started.node, None
-        _say(
+        _log(
             f"engine {worker.number} of {self._config.replicas} is up on {started.node}, process "
             f"{started.pid}"
         )
 
-    def _lost(self, worker: _Worker, work: Work, reason: str) -> None:
+    def _replace_lost(self, worker: _Worker, work: Work, reason: str) -> None:
         """Take back what it had, and start another engine in its place."""
         import ray
 
         if worker.node is None:
-            _say(f"nemo-gdpo: engine {worker.number} was lost before it was up ({reason})")
+            _log(f"nemo-gdpo: engine {worker.number} was lost before it was up ({reason})")
         else:
-            _say(
+            _log(
                 f"nemo-gdpo: engine {worker.number} on {worker.node} was lost ({reason}); "
                 f"{len(worker.batch)} rows are handed out again"
             )
@@ -255,7 +255,7 @@ class Work:
         if self._again:
             return [self._again.popleft() for _ in range(min(least, len(self._again)))]
         share = math.ceil(len(self._waiting) / (2 * engines))
-        size = max(least, min(share, MOST_ROWS))
+        size = max(least, min(share, MAX_BATCH_ROWS))
         return [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
 
     def take_back(self, requests: Sequence[Request], reason: str) -> None:

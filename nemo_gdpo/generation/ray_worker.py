@@ -24,7 +24,7 @@ class Started:
 
     node: str
     pid: int
-    facts: dict[str, str]
+    info: dict[str, str]
     """Of the engine, and the package's own version."""
     problem: str | None = None
     """Why it did not; for the user."""
@@ -54,11 +54,11 @@ def model_files(path: str) -> tuple[tuple[str, int], ...]:
     )
 
 
-def facts_here() -> dict[str, str]:
-    """`engine_facts` of the process that this runs in, with the package's version."""
-    from nemo_gdpo.generation.vllm_engine import engine_facts
+def worker_info() -> dict[str, str]:
+    """`engine_info` of the process that this runs in, with the package's version."""
+    from nemo_gdpo.generation.vllm_engine import engine_info
 
-    return {**engine_facts(), "nemo_gdpo": __version__}
+    return {**engine_info(), "nemo_gdpo": __version__}
 
 
 class Replica:
@@ -89,7 +89,7 @@ class Replica:
             self._engine = VLLMEngine(settings)
         except UserError as error:
             return Started(node, pid, {}, str(error))
-        return Started(node, pid, facts_here())
+        return Started(node, pid, worker_info())
 
     def sample(self, requests: list[dict[str, Any]]) -> Iterator[dict[str, Any] | Failed]:
         """Rows as they finish; after `stop` only those that were begun."""

@@ -18,7 +18,7 @@ from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.backends import Backend, open_backend
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.manifest import FORMAT
-from nemo_gdpo.generation.model import ModelFacts, encoder, model_facts
+from nemo_gdpo.generation.model import ModelInfo, encoder, model_info
 from nemo_gdpo.generation.prompts import EncodedPrompt, encode_prompts, read_prompts
 from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.store import Store
@@ -64,7 +64,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
     prompts_path = Path(config.data.prompts_path)
     encoding = encoder(config)
     prompts = encode_prompts(read_prompts(prompts_path), encoding)
-    model = model_facts(config)
+    model = model_info(config)
     backend = open_backend(config, model)
     fitting, skipped = split_by_length(prompts, config.generation.max_tokens, backend.context)
     if not fitting:
@@ -172,7 +172,7 @@ def build_requests(config: GenerateConfig, prompts: Sequence[EncodedPrompt]) -> 
 
 def build_manifest(
     config: GenerateConfig,
-    model: ModelFacts,
+    model: ModelInfo,
     backend: Backend,
     prompts_path: Path,
     count: int,
@@ -196,7 +196,7 @@ def build_manifest(
             "logprobs": generation.logprobs,
             **backend.settings,
         },
-        "engine": backend.facts,
+        "engine": backend.info,
         "points": [point.to_dict() for point in sampling_points(generation)],
         "prompt_files": [
             {
@@ -212,7 +212,7 @@ def build_manifest(
 def _sample(
     missing: Sequence[Request],
     backend: Backend,
-    model: ModelFacts,
+    model: ModelInfo,
     store: Store,
     stop: StopRequest,
 ) -> None:

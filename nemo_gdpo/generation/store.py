@@ -123,7 +123,7 @@ class Store:
         try:
             self._check(manifest)
             self.done = self._read()
-            self._guarded(lambda: write_manifest(directory, manifest))
+            self._explain_write_errors(lambda: write_manifest(directory, manifest))
         except BaseException:
             self._unlock()
             raise
@@ -188,7 +188,7 @@ class Store:
         if key in self.done:
             raise GenerationError(f"the engine gave the row of prompt {key[0]!r} twice")
         line = encode_row(row)
-        self._guarded(lambda: self._write(line))
+        self._explain_write_errors(lambda: self._write(line))
         self.done.add(key)
 
     def _write(self, line: bytes) -> None:
@@ -207,7 +207,7 @@ class Store:
         file, self._file = self._file, None
         file.close()
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _explain_write_errors(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:
@@ -225,7 +225,7 @@ class Store:
         """
         try:
             if self._file is not None:
-                self._guarded(self._close_shard)
+                self._explain_write_errors(self._close_shard)
         finally:
             self._unlock()
 

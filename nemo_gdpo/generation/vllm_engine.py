@@ -31,7 +31,7 @@ def _platform() -> Any:
     return current_platform
 
 
-def engine_facts() -> dict[str, str]:
+def engine_info() -> dict[str, str]:
     """What decides the samples beside model and request, without starting an engine."""
     platform = _platform()
     import vllm
@@ -130,7 +130,7 @@ class VLLMEngine:
         self._engine = llm.llm_engine
 
     def describe(self) -> dict[str, str]:
-        return engine_facts()
+        return engine_info()
 
     def stop(self) -> None:
         self._stopping = True

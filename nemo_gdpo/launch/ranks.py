@@ -72,13 +72,13 @@ class _Ranks:
             done = (None, EXIT_DONE, EXIT_REQUEUE)
             failed = {rank: s for rank, s in enumerate(statuses) if s not in done}
             if failed:
-                return self._fail(failed)
+                return self._stop_after_failure(failed)
             if None not in statuses:
                 return EXIT_REQUEUE if EXIT_REQUEUE in statuses else EXIT_DONE
             time.sleep(0.1)
 
-    def _fail(self, failed: Mapping[int, int | None]) -> int:
-        _stop(self.processes, grace=GRACE_SECONDS)
+    def _stop_after_failure(self, failed: Mapping[int, int | None]) -> int:
+        _stop_ranks(self.processes, grace=GRACE_SECONDS)
         # A rank that found a mistake in the input takes others down with it; its word counts.
         if EXIT_USER_ERROR in [process.returncode for process in self.processes]:
             return EXIT_USER_ERROR
@@ -108,13 +108,13 @@ def launch_ranks(size: int, command: list[str]) -> int:
         signal.signal(signal.SIGINT, ranks.forward)
         return ranks.wait()
     finally:
-        _stop(ranks.processes, grace=0.0)
-        _sweep(ranks.processes)
+        _stop_ranks(ranks.processes, grace=0.0)
+        _kill_process_groups(ranks.processes)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _stop(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
+def _stop_ranks(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
     """Let ranks end by themselves for `grace` seconds, then ask them to, then kill them."""
     for request in (None, signal.SIGTERM, signal.SIGKILL):
         alive = [rank for rank in ranks if rank.poll() is None]
@@ -126,7 +126,7 @@ def _stop(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
             time.sleep(0.05)
 
 
-def _sweep(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _kill_process_groups(ranks: list[subprocess.Popen[bytes]]) -> None:
     """Kill helper processes that a rank which was killed could not end itself."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):

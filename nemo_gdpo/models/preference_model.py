@@ -202,7 +202,7 @@ class PreferenceModel:
             # Padding is not looked at: only what the objective reads has to be finite.
             flag = flag.maximum(finite_or_flag(half.label_NT.detach().where(half.mask_NT, 0.0)))
         per_pair = {LOSS: result.loss_N.detach().clone(), **result.metrics, NOT_FINITE: flag}
-        return total, count, {"slot_B": batch.slot_B, "per_pair": per_pair}
+        return total, count, {"batch_index_B": batch.batch_index_B, "per_pair": per_pair}
 
     def _run_schedule(
         self,
@@ -242,8 +242,8 @@ class PreferenceModel:
             forward_only: validation.
 
         Returns:
-            On the last stage one dict a micro-batch: `slot_B`, and `per_pair` values [B] by name.
-            Elsewhere an empty list.
+            On the last stage one dict a micro-batch: `batch_index_B`, and `per_pair` values [B] by
+            name. Elsewhere an empty list.
         """
         self._set_training(not forward_only)
         with torch.set_grad_enabled(not forward_only):

@@ -30,7 +30,7 @@ def _last_metrics(output_dir: Path) -> dict[str, float]:
     return {name: value for name, value in entry.items() if not name.startswith("perf/")}
 
 
-def run_facts(run: Run) -> dict[str, Any]:
+def model_card_of(run: Run) -> dict[str, Any]:
     """What the model card of this run's export says, up to the last step that was logged."""
     config, layout, data = run.config, run.mesh.layout, run.data["train"]
     objective = OBJECTIVES[config.objective.name]
@@ -63,11 +63,11 @@ def _installed(*packages: str) -> dict[str, str]:
 def write_assets(run: Run, checkpoint: Path) -> None:
     """Put what an export needs, and what its card says, beside a training checkpoint."""
     run.source.write_assets(checkpoint)
-    write_card(checkpoint, run_facts(run))
+    write_card(checkpoint, model_card_of(run))
 
 
 def export_run(run: Run, checkpoint: Path) -> Path:
     """Write `output_dir/hf` from a checkpoint, on one rank, streaming."""
     target = run.output_dir / "hf"
-    convert_megatron_to_hf(checkpoint, target, card=run_facts(run), progress=True)
+    convert_megatron_to_hf(checkpoint, target, card=model_card_of(run), progress=True)
     return target

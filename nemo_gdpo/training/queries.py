@@ -21,8 +21,8 @@ class QueryCount:
         """Note the pairs of a global batch whose label was asked for.
 
         Args:
-            indices: data-set index of each slot.
-            queried: 1 or 0 for each slot.
+            indices: data-set index of each pair of the global batch.
+            queried: 1 or 0 for each of them.
         """
         asked = queried.numpy() > 0
         self._asked[np.asarray(indices)[asked]] = True

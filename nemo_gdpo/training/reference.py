@@ -71,7 +71,7 @@ def compute_cache(
         nonlocal staged
         staged = start_cache(directory)
 
-    _agree(_reason_of(start) if mesh.is_main else "", mesh, directory)
+    _raise_on_all_ranks(_reason_of(start) if mesh.is_main else "", mesh, directory)
     try:
         shared = [None if staged is None else staged.path]
         dist.broadcast_object_list(shared, src=0)
@@ -83,7 +83,7 @@ def compute_cache(
         )  # fmt: skip
         lengths = response_lengths(builder.pairs)
         finish = None if staged is None else partial(finish_cache, staged, key, lengths)
-        _agree("" if finish is None else _reason_of(finish), mesh, directory)
+        _raise_on_all_ranks("" if finish is None else _reason_of(finish), mesh, directory)
     finally:
         if staged is not None:  # nothing of it, once it is in its place
             staged.discard()
@@ -112,9 +112,9 @@ def _compute_rows(
             reason = ""
             if model.holds_loss:
                 reason = _reason_of(partial(_write_all, writer, micro_batches, outputs, indices))
-            _agree(reason, mesh, directory)
+            _raise_on_all_ranks(reason, mesh, directory)
             bar.update(sum(index != SENTINEL for index in indices))
-    _agree(_reason_of(writer.flush), mesh, directory)
+    _raise_on_all_ranks(_reason_of(writer.flush), mesh, directory)
 
 
 def _reason_of(action: Callable[[], object]) -> str:
@@ -126,7 +126,7 @@ def _reason_of(action: Callable[[], object]) -> str:
     return ""
 
 
-def _agree(reason: str, mesh: Mesh, directory: Path) -> None:
+def _raise_on_all_ranks(reason: str, mesh: Mesh, directory: Path) -> None:
     """Raise on every rank when any could not write; nobody waits for a rank that has left.
 
     Raises:
@@ -163,10 +163,12 @@ def _refuse_not_finite(
             flags = [
                 not bool(torch.isfinite(row).all()) for row in _split_rows(values, micro_batch)
             ]
-            slots = micro_batch.slot_B.tolist()
-            for position, slot in enumerate(slots):
-                if slot != SENTINEL:
-                    bad[slot] = float(flags[position] or flags[position + len(slots)])
+            batch_indices = micro_batch.batch_index_B.tolist()
+            for position, batch_index in enumerate(batch_indices):
+                if batch_index != SENTINEL:
+                    bad[batch_index] = float(
+                        flags[position] or flags[position + len(batch_indices)]
+                    )
     dist.all_reduce(bad)
     if bool(bad.any()):
         named = [builder.pairs[indices[i]].id for i in bad.nonzero().flatten().tolist()]
@@ -194,13 +196,13 @@ def _write_rows(
 ) -> None:
     """Queue a micro-batch's rows; sentinels are passed over."""
     rows = _split_rows(values_TC, micro_batch)
-    slots = micro_batch.slot_B.tolist()
-    for position, slot in enumerate(slots):
-        if slot == SENTINEL:
+    batch_indices = micro_batch.batch_index_B.tolist()
+    for position, batch_index in enumerate(batch_indices):
+        if batch_index == SENTINEL:
             continue
-        index = indices[slot]
+        index = indices[batch_index]
         writer.add(2 * index, rows[position])
-        writer.add(2 * index + 1, rows[position + len(slots)])
+        writer.add(2 * index + 1, rows[position + len(batch_indices)])
 
 
 def cached_reference(

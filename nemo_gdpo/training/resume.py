@@ -113,11 +113,11 @@ def resume(root: Path, trainer: PreferenceTrainer, mesh: Mesh) -> list[str]:
     found = [find_newest_valid(root) if mesh.is_main else None]
     dist.broadcast_object_list(found, src=0)
     assert found[0] is not None
-    said = list(found[0].skipped)
+    lines = list(found[0].skipped)
     if found[0].path is not None:
         saved = json.loads((found[0].path / "trainer_state.json").read_text())
         _check_identity(saved["identity"], trainer.identity, found[0].path)
         trainer.restore(trainer.checkpointer.load(found[0].path))
         step, last = trainer.progress.step, trainer.total_steps
-        said.append(f"resumed {found[0].path.name}: {step} of {last} steps")
-    return said
+        lines.append(f"resumed {found[0].path.name}: {step} of {last} steps")
+    return lines

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_gdpo.config.composition import config_yaml
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
@@ -65,7 +65,7 @@ def start(plain: dict[str, Any], task: Task) -> int:
     joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
     hardware = detect_hardware(str(plain.get("precision")), joined=joined)
     config, found = problems_of_mapping(plain, hardware)
-    refuse(found)
+    raise_problems(found)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if joined or configured_world_size(config) == 1:
         from nemo_gdpo.verbs.rank import run_task

@@ -12,14 +12,14 @@ from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.errors import GenerationError
-from nemo_gdpo.generation.model import ModelFacts
+from nemo_gdpo.generation.model import ModelInfo
 from nemo_gdpo.generation.server_engine import ServerEngine
 from nemo_gdpo.io import http
 
 from .fake_server import FakeServer, serving
 from .material import request
 
-MODEL = ModelFacts(Path("/m"), "h", "e", 64)
+MODEL = ModelInfo(Path("/m"), "h", "e", 64)
 
 
 @pytest.fixture(autouse=True)

@@ -75,7 +75,7 @@ def publish(
         "settings": settings.plain(),
         "notes": list(notes),
         "arms": {name: {**BY_NAME[name].objective, "seeds": sorted(found[name])} for name in found},
-        "jobs": {job.name: _job_facts(facts) for job, facts in noted.items()},
+        "jobs": {job.name: _job_record(facts) for job, facts in noted.items()},
         "verdicts": [dataclasses.asdict(verdict) for verdict in judged],
         "pooled": json.loads(pooled.to_json()) | {"samples": []},
         "frontiers": json.loads((run_dir / "frontier.json").read_text())["frontiers"],
@@ -99,7 +99,7 @@ def _relative(value: Any, run_dir: Path) -> Any:
     return value.replace(f"{run_dir}/", "") if isinstance(value, str) else value
 
 
-def _job_facts(noted: Mapping[str, Any]) -> dict[str, Any]:
+def _job_record(noted: Mapping[str, Any]) -> dict[str, Any]:
     last = noted.get("last_step", {})
     kept = ("loss", "grad_norm", "rewards/margins", "adpo/queries_total", "adpo/query_rate")
     return {
@@ -282,7 +282,7 @@ def _jobs(noted: Mapping[Job, Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for job, facts in noted.items():
-        short = _job_facts(facts)
+        short = _job_record(facts)
         asked = short.get("adpo/queries_total")
         cells = [
             job.name,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.config.downstream import LmEvalConfig
-from nemo_gdpo.config.problem import Problem, refuse
+from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import write_output
 
@@ -64,7 +64,7 @@ def run_lm_eval(config: LmEvalConfig) -> Path:
         UserError: the settings are wrong, a task is unknown, its data are not here, or the output
             cannot be written.
     """
-    refuse(problems(config))
+    raise_problems(problems(config))
     assert config.model.restore_from_path is not None
     # Set before `datasets` and `huggingface_hub` are imported, which read them once.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -74,10 +74,10 @@ class Transcript:
         """
         line = encode_row({"key": key, **entry, "answer": answer})
         with self._lock:
-            self._guarded(lambda: self._file.append(line))
+            self._explain_write_errors(lambda: self._file.append(line))
             self._answers[key] = answer
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _explain_write_errors(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:
@@ -92,7 +92,7 @@ class Transcript:
         Raises:
             EvaluationError: the disk failed.
         """
-        self._guarded(self._file.close)
+        self._explain_write_errors(self._file.close)
 
     def __enter__(self) -> Transcript:
         return self

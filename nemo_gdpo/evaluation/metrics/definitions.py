@@ -39,7 +39,7 @@ from nemo_gdpo.evaluation.metrics.novelty import utility_score
 T = TypeVar("T")
 
 
-def _of(value: T | None, function: Callable[[T], float]) -> float | None:
+def _map_optional(value: T | None, function: Callable[[T], float]) -> float | None:
     return None if value is None else function(value)
 
 
@@ -162,7 +162,7 @@ DIVERSITY_ROWS = (
             "Gibberish scores high, since unrelated noise has nothing in common either. Values "
             "from different encoders cannot be compared.",
         ),
-        lambda prompt: _of(prompt.embeddings_KD, semantic_diversity),
+        lambda prompt: _map_optional(prompt.embeddings_KD, semantic_diversity),
         needs="encoder",
     ),
     Metric(
@@ -218,7 +218,7 @@ DIVERSITY_ROWS = (
             "The effective number of different responses, from 1 to the number of samples.",
             "It inherits the encoder's idea of similarity and grows with the number of samples.",
         ),
-        lambda prompt: _of(prompt.cosine_KK, vendi_score),
+        lambda prompt: _map_optional(prompt.cosine_KK, vendi_score),
         needs="encoder",
         columns=("vendi",),
     ),
@@ -232,7 +232,7 @@ DIVERSITY_ROWS = (
             "Into how many groups of equivalent responses the samples of one prompt fall.",
             "It depends on the equivalence test, and it grows with the number of samples.",
         ),
-        lambda prompt: _of(prompt.classes, distinct_k),
+        lambda prompt: _map_optional(prompt.classes, distinct_k),
         needs="classes",
         columns=("distinct_k",),
         over=_classes,

@@ -79,10 +79,10 @@ class Frontier:
     def front(self) -> tuple[FrontierPoint, ...]:
         """The undominated points, from the worst to the best on x."""
         chosen = [point for point in self.points if point.on_front]
-        return tuple(sorted(chosen, key=lambda p: _gain(p.x.mean, self.x.better)))
+        return tuple(sorted(chosen, key=lambda p: _signed_gain(p.x.mean, self.x.better)))
 
 
-def _gain(value: float, better: Better) -> float:
+def _signed_gain(value: float, better: Better) -> float:
     return value if better == "higher" else -value
 
 
@@ -93,11 +93,14 @@ def dominates(
 
     Equal points do not dominate each other.
     """
-    gains = [_gain(a, b) - _gain(c, b) for a, c, b in zip(first, second, better, strict=True)]
+    gains = [
+        _signed_gain(a, b) - _signed_gain(c, b)
+        for a, c, b in zip(first, second, better, strict=True)
+    ]
     return min(gains) >= 0 and max(gains) > 0
 
 
-def _beyond(first: Interval, second: Interval, better: Better) -> bool:
+def _clearly_better(first: Interval, second: Interval, better: Better) -> bool:
     """Whether the whole of one interval is at least as good as the best of the other."""
     return first.low >= second.high if better == "higher" else first.high <= second.low
 
@@ -196,7 +199,8 @@ def _compared(
         clearly = [
             other
             for other in above
-            if _beyond(other.x, point.x, better[0]) and _beyond(other.y, point.y, better[1])
+            if _clearly_better(other.x, point.x, better[0])
+            and _clearly_better(other.y, point.y, better[1])
         ]
         matched = (
             None
