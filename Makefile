@@ -47,7 +47,7 @@ lint: ## what pre-commit and CI check besides the tests
 	@py="$(TRAINING)"; "$$py" -m ruff check . && "$$py" -m ruff format --check . \
 	  && "$$py" -m mypy nemo_gdpo examples && "$$py" -c "$(LINT_IMPORTS)" --no-logo
 
-format: ## rewrite the code in the house's format
+format: ## rewrite the code in the project's format
 	@py="$(TRAINING)"; "$$py" -m ruff check --fix . ; "$$py" -m ruff format .
 
 check: lint test ## everything that guards main

@@ -85,7 +85,7 @@ def _find(name: str, verbs: Sequence[Verb], shown: str) -> Verb:
     from nemo_gdpo.config.suggest import hint
 
     known = [verb.name for verb in verbs]
-    raise UserError(f"{shown}: there is no such verb{hint(name, known)}; see nemo-gdpo --help")
+    raise UserError(f"{shown} is not a verb{hint(name, known)}; see nemo-gdpo --help")
 
 
 def _run(verb: Verb, arguments: list[str], command: str = "") -> int:

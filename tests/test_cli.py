@@ -65,7 +65,7 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
     assert done.returncode == EXIT_USER_ERROR
     assert done.stdout == ""
     assert done.stderr == (
-        "nemo-gdpo: error: objective=gdpoo: there is no such choice (did you mean gdpo?); "
+        "nemo-gdpo: error: objective=gdpoo: unknown choice (did you mean gdpo?); "
         "the choices are adpo, dpo, gdpo, gdpo_released, ipo, odpo\n"
     )
 
@@ -177,10 +177,10 @@ def test_verbs_to_come_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> 
         (["trian"], "did you mean train?"),
         (["train", "--resolve"], "add --cfg job"),
         (["train", "--cfg", "hydra"], "only `--cfg job` exists"),
-        (["train", "--cgf", "job"], "there is no such flag"),
+        (["train", "--cgf", "job"], "unknown flag"),
         (["validate", "--cgf", "job"], "it takes --config FILE, --cfg job, --resolve, --elsewhere"),
         (["train", "--config"], "names no file"),
-        (["train", "--config", "/no/such.yaml"], "there is no such file"),
+        (["train", "--config", "/no/such.yaml"], "file not found"),
         (["doctor", "x=1"], "takes no arguments"),
         (["train", "logger.wandb_api_key=x"], "WANDB_API_KEY"),
     ],

@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, how long files are, what never occurs in them."""
+"""The rules of the project: who imports whom, how long files are, what never occurs in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole path on real input, on two cores.
+"""The complete path on real input, on two cores.
 
 SmolLM2-135M-Instruct and human-rated film snippets: pairs, conversion to Megatron, GDPO on a 2-rank
 mesh, export, sampling of the base and of the trained model with vLLM, and a report of quality and

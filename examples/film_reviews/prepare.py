@@ -17,7 +17,7 @@ from examples.film_reviews.pairs import Pairing, write_atomically, write_pairs
 from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 DATA_DIR = ROOT / "runs" / "demo" / "data"
-"""Where `experiment=demo` looks for the pairs."""
+"""Directory in which `experiment=demo` looks for the pairs."""
 
 
 def prepare(source: Path, directory: Path, pairing: Pairing) -> None:

@@ -1,4 +1,4 @@
-"""From presets, a file and overrides to the resolved configuration, with suggestions for mistakes.
+"""Composition: presets, a file and overrides to the resolved configuration, with suggestions.
 
 Defaults come from the sections (`nemo_gdpo.config.schema` and its siblings), so a file under
 `conf/` says only what differs from them. Hydra merges, in this order: the defaults, a configuration
@@ -114,7 +114,7 @@ def _override_problem(
         chosen = value if isinstance(value, str) else None
         if chosen is not None and chosen not in groups[key]:
             return (
-                f"{key}={chosen}: there is no such choice{hint(chosen, groups[key])}; the choices "
+                f"{key}={chosen}: unknown choice{hint(chosen, groups[key])}; the choices "
                 f"are {', '.join(groups[key])}"
             )
         if chosen is not None or value is None:
@@ -195,10 +195,10 @@ def _foreign_setting(
 def read_config_file(path: Path, root: Root[Any]) -> dict[str, Any]:
     """The mapping of a YAML file that --config names: a run's own config.yaml, or anyone's.
 
-    It may leave keys out. Values are checked with the whole configuration; names are checked here.
+    It may leave keys out. Names are checked here, values with the complete configuration.
 
     Raises:
-        UserError: there is no such file, it is not a YAML mapping, or it has unknown keys.
+        UserError: the file does not exist, it is not a YAML mapping, or it has unknown keys.
     """
     try:
         # Not PyYAML's own rules, by which 1e-6 is text.
@@ -236,14 +236,14 @@ def _chosen_presets(
     Where the command line chooses another section than the file's, the file's goes from `base`.
 
     Raises:
-        UserError: --config beside an experiment: each describes a whole run.
+        UserError: --config beside an experiment: each describes a complete run.
     """
     if file is None:
         return dict(root.groups)
     given = {o.key_or_group for o in parsed}
     if "experiment" in given:
         raise UserError(
-            f"--config {file} and experiment: each describes a whole run; give one of them, and "
+            f"--config {file} and experiment: each describes a complete run; give one of them, and "
             "single keys beside it"
         )
     chosen: dict[str, str | None] = dict.fromkeys(root.groups)

@@ -32,7 +32,7 @@ def raise_problems(found: Sequence[Problem | str]) -> None:
     """Raise all of `found` as one error: one problem on the line itself, several below it.
 
     Raises:
-        UserError: unless there is none.
+        UserError: unless `found` is empty.
     """
     if len(found) == 1:
         raise UserError(str(found[0]))

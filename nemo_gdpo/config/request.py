@@ -81,7 +81,7 @@ def read_request(verb: str, arguments: Sequence[str], flags: Sequence[str]) -> R
             request.flags.add(argument)
         else:
             takes = ", ".join([*flags, "--help"])
-            raise UserError(f"{verb} {argument}: there is no such flag; it takes {takes}")
+            raise UserError(f"{verb} {argument}: unknown flag; it takes {takes}")
     if "--resolve" in request.flags and "--cfg" not in request.flags:
         raise UserError("--resolve: only `--cfg job --resolve` means something; add --cfg job")
     return request
@@ -93,5 +93,5 @@ def _config_file(rest: Iterator[str]) -> Path:
         raise UserError("--config: names no file; write --config FILE")
     path = Path(named)
     if not path.is_file():
-        raise UserError(f"--config {path}: there is no such file; give a run's config.yaml")
+        raise UserError(f"--config {path}: file not found; give a run's config.yaml")
     return path

@@ -46,7 +46,7 @@ class Root(Generic[S]):
             owners = [name for name in self.sections if key in self.keys(name)]
             return Problem(
                 key,
-                f"{self.choice}={chosen} has no such setting, only {', '.join(owners)}",
+                f"{self.choice}={chosen} does not have this setting, only {', '.join(owners)}",
                 f"remove it, or choose {self.choice}={owners[0]}",
             )
         remedy = alias(key, self.aliases, self.keys())
@@ -145,7 +145,7 @@ def _drop(config: dict[str, Any], key: str) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
         if not isinstance(node, dict) or not isinstance(node.get(parent), dict):
-            # A list element, or a section that is no mapping: the whole of it goes.
+            # A list element, or a section that is not a mapping: it is removed completely.
             node.pop(parent, None)
             return
         node = node[parent]

@@ -1,4 +1,4 @@
-"""Credentials do not belong into a configuration: it is printed, logged and kept beside runs."""
+"""Refusal of credentials in a configuration: it is printed, logged and kept beside runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Did you mean ...?
+"""Suggestions for mistyped names: did you mean ...?
 
 Keys of other trainers are looked up first: somebody who types TRL's or NeMo's name for a thing is
 told the name that it has here.

@@ -1,4 +1,4 @@
-"""Directories that a conversion makes: whole or not at all; an interrupted one is continued."""
+"""Directories that a conversion writes: complete or absent; an interrupted one is continued."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Staging:
 
     path: Path
     journal: ProgressFile
-    """The files in it that need not be made again."""
+    """Files in it that are complete and need not be converted again."""
 
 
 def _files(directory: Path) -> dict[str, int]:
@@ -69,7 +69,7 @@ def check_replaceable(destination: Path) -> None:
     if not destination.exists() and not destination.is_symlink():
         return
     if not destination.is_dir() or destination.is_symlink():
-        raise UserError(f"{destination} exists and is no directory; choose another one")
+        raise UserError(f"{destination} exists and is not a directory; choose another one")
     present = _files(destination)
     if not present and not (destination / MARKER).exists():
         return

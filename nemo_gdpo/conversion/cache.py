@@ -149,13 +149,14 @@ def remove(name: str) -> list[str]:
     """Remove an entry, or `all`; leftovers of interrupted conversions go with `all`.
 
     Raises:
-        UserError: there is no such entry.
+        UserError: the cache has no entry of that name.
     """
     present = entries()
     chosen = [entry for entry in present if name in ("all", entry.name)]
     if not chosen and name != "all":
         raise UserError(
-            f"{name}: the cache {_models_directory()} has no such entry; list them without it"
+            f"{name}: the cache {_models_directory()} has no entry of that name; list its entries "
+            "with `nemo-gdpo convert cache`"
         )
     for entry in chosen:
         shutil.rmtree(entry.path)

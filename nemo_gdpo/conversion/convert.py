@@ -1,4 +1,4 @@
-"""The two conversions, start to end."""
+"""Both conversions between Hugging Face and Megatron, from source to published directory."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class PackedBatch(BatchRows):
     """N sequences one after the other in one row.
 
     `cu_seqlens` (int32) holds the N + 1 boundaries of the sequences, and one more at S when the row
-    is filled up: the filling is a sequence of its own, so that every position attends to something.
+    is filled up: the filling is a separate sequence, so that every position attends to something.
     """
 
     tokens_1S: Tensor

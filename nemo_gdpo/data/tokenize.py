@@ -47,7 +47,7 @@ class TokenizeStats:
 
 @dataclass(frozen=True)
 class Limits:
-    """Lengths in tokens; None is no limit. `mode`: which end of a long prompt stays, or "error"."""
+    """Lengths in tokens; None is any. `mode`: the end of a long prompt that stays, or "error"."""
 
     max_prompt_length: int | None = None
     max_length: int | None = None

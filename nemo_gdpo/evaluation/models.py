@@ -32,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
     """`auto`, or a device's name.
 
     Raises:
-        UserError: this machine has no such device.
+        UserError: this machine lacks the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,13 +16,13 @@ class Backend:
     """An engine that is known and not started: a run with nothing to do never starts it."""
 
     info: dict[str, str]
-    """As `Engine.describe` will say; the manifest compares them."""
+    """Versions and devices, as `Engine.describe` will say; the manifest compares them."""
     settings: dict[str, str]
-    """What else decides the samples: the type that is computed in."""
+    """Other settings that decide the samples: the type that is computed in."""
     context: int
     """Greatest length of prompt and answer together."""
     start: Callable[[int], Engine]
-    """Start it for prompts and answers of so many tokens together at most."""
+    """Starts it; the argument is the greatest length of prompt and answer together, in tokens."""
 
 
 _ENGINE = (
@@ -45,7 +45,7 @@ def backend_problems(config: GenerateConfig) -> list[Problem]:
             remedy = "set it to the server's address: http://host:8000/v1"
             found.append(Problem("generation.server.url", "is not set", remedy))
         elif not generation.server.url.startswith(("http://", "https://")):
-            given = f"{generation.server.url} is no http or https address"
+            given = f"{generation.server.url} is not an http or https address"
             found.append(Problem("generation.server.url", given, "write http://host:port/v1"))
         elif (wrong := url_problem(generation.server.url)) is not None:
             found.append(Problem("generation.server.url", *wrong))

@@ -21,7 +21,7 @@ def problems(config: GenerateConfig) -> list[Problem]:
     if config.data.prompts_path is None:
         found.append(Problem("data.prompts_path", "is not set", "give a JSONL file of prompts"))
     elif not Path(config.data.prompts_path).is_file():
-        reason = f"{config.data.prompts_path} is no file"
+        reason = f"{config.data.prompts_path} is not a file"
         found.append(Problem("data.prompts_path", reason, "correct the path"))
     output = Path(config.output_dir)
     if output.exists() and not output.is_dir():
@@ -33,7 +33,7 @@ def run(request: Request) -> int:
     """Sample as configured; returns the exit status.
 
     Raises:
-        UserError: the configuration or the input is wrong, or there is no environment to sample in.
+        UserError: the configuration or the input is wrong, or no environment to sample in exists.
         GenerationError: disk, engine or server failed; what was written is intact.
         Stopped: a signal came before there was anything to finish.
     """

@@ -1,6 +1,6 @@
 """The generation environment: where it is, and this command run again inside it.
 
-vLLM pins another torch than training, so it has an environment of its own. `nemo-gdpo generate`
+vLLM pins another torch than training, so it has a separate environment. `nemo-gdpo generate`
 works from any other, which needs neither vLLM nor a GPU.
 """
 
@@ -23,9 +23,9 @@ VARIABLE = "NEMO_GDPO_GENERATION_PYTHON"
 MODULE = "nemo_gdpo.generation.run"
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parents[2]
-"""Of a clone."""
+"""Repository root of a source checkout."""
 GPU_DEVICE = Path("/dev/nvidiactl")
-"""There when NVIDIA's driver is, whatever build of torch this interpreter has."""
+"""Device file of NVIDIA's driver, which is there whatever build of torch this interpreter has."""
 _PROBE = (
     "import importlib.util as u, sys; "
     "sys.exit(3 if u.find_spec('vllm') is None else 4 if u.find_spec('nemo_gdpo') is None else 0)"
@@ -48,7 +48,7 @@ def find_python(configured: str | None) -> Path | None:
         configured: `generation.python`.
 
     Raises:
-        UserError: there is none, or it lacks vLLM or this package.
+        UserError: no environment was found, or it lacks vLLM or this package.
     """
     named = configured or os.environ.get(VARIABLE)
     origin = "generation.python" if configured else VARIABLE
@@ -56,7 +56,7 @@ def find_python(configured: str | None) -> Path | None:
         python = Path(named).absolute()
         if not os.access(python, os.X_OK) or python.is_dir():
             raise UserError(
-                f"{origin}: {named} is no program; give the python of an environment with vLLM, "
+                f"{origin}: {named} is not a program; give the python of an environment with vLLM, "
                 "or leave it out and run `make python-generation`"
             )
         if python == Path(sys.executable).absolute() and has_vllm():
@@ -69,7 +69,7 @@ def find_python(configured: str | None) -> Path | None:
         if python.exists():
             return _check_python(python, str(python))
     raise UserError(
-        "there is no generation environment (vLLM is not installed here); run `make "
+        "no generation environment was found (vLLM is not installed here); run `make "
         f"python-{_own_environments()[0]}` in the clone, or name the python of one with vLLM: "
         f"export {VARIABLE}=PYTHON"
     )
@@ -156,7 +156,7 @@ def _run_child(command: list[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored means nohup
             previous[number] = signal.signal(number, forward)
     try:
-        # A group of its own: a terminal's Ctrl-C reaches it only through this process.
+        # A separate group: a terminal's Ctrl-C reaches it only through this process.
         child = subprocess.Popen(command, env=child_environment(), process_group=0)
         for early in sorted(forwarded):  # came before there was a child
             child.send_signal(early)

@@ -140,7 +140,7 @@ def encoder(config: GenerateConfig) -> PairEncoder:
     """The encoder that training uses, with this model's tokenizer and end tokens.
 
     Raises:
-        UserError: there is no tokenizer, or it needs code of its own.
+        UserError: the tokenizer is missing, or needs custom code.
     """
     from transformers import AutoTokenizer
 

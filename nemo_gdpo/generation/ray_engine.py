@@ -37,9 +37,9 @@ from nemo_gdpo.generation.ray_worker import Failed, Replica, Started, model_file
 from nemo_gdpo.generation.types import Completed, EngineSettings, Request, SamplingPoint
 
 POLL_SECONDS = 0.5
-"""How long a signal may wait to be noticed."""
+"""Greatest delay before a signal is noticed."""
 MAX_BATCH_ROWS = 4096
-"""In one batch, which travels as a whole."""
+"""Rows of one batch, which is sent in one piece."""
 Key = tuple[str, SamplingPoint]
 
 
@@ -49,7 +49,7 @@ def key_of(request: Request) -> Key:
 
 
 def _log(text: str) -> None:
-    """To stderr, without breaking a progress bar."""
+    """Write a line to stderr without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -57,7 +57,7 @@ def ray_info(config: RayConfig, tensor_parallel_size: int) -> dict[str, str]:
     """What `VLLMEngine.describe` says on the cluster, which is joined or started for it.
 
     Raises:
-        UserError: there is no such cluster, or it does not fit.
+        UserError: the cluster does not answer, or the engines do not fit on it.
     """
     return cluster_info(connect(config, tensor_parallel_size))
 
@@ -71,19 +71,19 @@ class _Worker:
     reply: Any
     """What is waited for: the reference of `start`, then the stream of a batch; None is idle."""
     batch: dict[Key, Request] = field(default_factory=dict)
-    """Handed out and not given back."""
+    """Rows handed out and not given back."""
     node: str | None = None
     """None until it has started."""
 
 
 class RayEngine:
-    """An `Engine` that is several."""
+    """An `Engine` of several, which run on a Ray cluster."""
 
     def __init__(self, settings: EngineSettings, config: RayConfig) -> None:
         """Start the engines. They load the model while `generate` already waits for the first.
 
         Raises:
-            UserError: there is no such cluster, or it does not fit.
+            UserError: the cluster does not answer, or the engines do not fit on it.
         """
         self._settings = settings
         self._config = config
@@ -92,7 +92,7 @@ class RayEngine:
         self._files = model_files(settings.model)
         self._stopping = False
         self._false_starts: Counter[int] = Counter()
-        """By engine: how often it was lost before it was up."""
+        """Engine's number -> how often it was lost before it was up."""
         self._workers = [self._start(number) for number in range(config.replicas)]
 
     def describe(self) -> dict[str, str]:
@@ -237,7 +237,7 @@ class Work:
     def __init__(self, requests: Sequence[Request], config: RayConfig) -> None:
         self._waiting = deque(requests)
         self._again: deque[Request] = deque()
-        """Were with an engine that was lost: in small batches, should one of them be the cause."""
+        """Rows of engines that were lost: handed out in small batches, in case one is the cause."""
         self._open = {key_of(request) for request in requests}
         self._lost: Counter[Key] = Counter()
         self._config = config
@@ -275,7 +275,7 @@ class Work:
             self._again.append(request)
 
     def finish(self, completed: Completed) -> bool:
-        """Was it still open?"""
+        """Take a row off the open ones; False if it was done already."""
         key = key_of(completed.request)
         if key not in self._open:
             return False

@@ -1,6 +1,6 @@
-"""What runs on the cluster: one vLLM engine in a Ray actor, and what is asked of it.
+"""The part that runs on the cluster: one vLLM engine in a Ray actor, and what is asked of it.
 
-Errors that a user can mend come back as values, so that the driver can tell them from a worker that
+Errors that a user can fix come back as values, so that the driver can tell them from a worker that
 was lost.
 """
 
@@ -25,7 +25,7 @@ class Started:
     node: str
     pid: int
     info: dict[str, str]
-    """Of the engine, and the package's own version."""
+    """Versions and devices of the engine, with the version of this package."""
     problem: str | None = None
     """Why it did not; for the user."""
 
@@ -41,13 +41,13 @@ def model_files(path: str) -> tuple[tuple[str, int], ...]:
     """(name, size in bytes) of a model's files: the same directory on every node, or not.
 
     Raises:
-        UserError: there is no such directory here.
+        UserError: the directory does not exist on this node.
     """
     directory = Path(path)
     if not directory.is_dir():
         raise UserError(
-            f"model.restore_from_path: {path} is no directory on {socket.gethostname()}; put the "
-            "model where every node sees it"
+            f"model.restore_from_path: {path} is not a directory on {socket.gethostname()}; put "
+            "the model where every node sees it"
         )
     return tuple(
         sorted((file.name, file.stat().st_size) for file in directory.iterdir() if file.is_file())

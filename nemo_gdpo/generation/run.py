@@ -255,7 +255,7 @@ def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict
         "seeds": list(request.seeds),
         "token_counts": [sample.token_count for sample in samples],
         "prompt_token_ids": list(request.prompt_token_ids),
-        # A server may not tell its tokens; then there are none for the whole row.
+        # A server may not tell its tokens; then the row has none at all.
         "token_ids": None if None in ids else ids,
         "model_hash": model_hash,
         "versions": versions,

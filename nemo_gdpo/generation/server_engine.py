@@ -157,7 +157,7 @@ class ServerEngine:
             return _sample_of(answer, request.logprobs)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise GenerationError(
-                f"the server at {self._url} gave an answer that is no completion ({error!r})"
+                f"the server at {self._url} gave an answer that is not a completion ({error!r})"
             ) from None
 
 

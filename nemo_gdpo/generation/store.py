@@ -2,7 +2,7 @@
 
 `generations-00000.jsonl`, `generations-00001.jsonl`, ... hold one JSON object a line. There is one
 writer at a time. A line counts once it ends in a new line; what a crash left of the last one is cut
-away and made again.
+away and sampled again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_generations(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row with its place (file and line). A torn last line is left out.
 
     Raises:
-        UserError: a line is no JSON object.
+        UserError: a line is not a JSON object.
     """
     for shard in shards(directory):
         for number, line in complete_lines(shard):
@@ -58,10 +58,10 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         found = json.loads(line)
     except ValueError as error:
         raise UserError(
-            f"{where}: damaged ({error}); remove the line, and it is made again"
+            f"{where}: damaged ({error}); remove the line, and it is sampled again"
         ) from None
     if not isinstance(found, dict):
-        raise UserError(f"{where}: no JSON object; remove the line, and it is made again")
+        raise UserError(f"{where}: not a JSON object; remove the line, and it is sampled again")
     return found
 
 

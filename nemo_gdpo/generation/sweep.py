@@ -1,4 +1,4 @@
-"""The points of a sweep."""
+"""The sampling points of a sweep, and the checks of their values."""
 
 from __future__ import annotations
 

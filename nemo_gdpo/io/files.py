@@ -1,4 +1,4 @@
-"""Single files: on the disk, hashed, written whole or not at all.
+"""Single files: on disk, hashed, written completely or not at all.
 
 A file in the making has a name of its writer's own, `.NAME.HOST-PID-RANDOM.tmp`, and is locked by
 its writer. What a killed writer left is removed by the next writer of the same file, once the lock

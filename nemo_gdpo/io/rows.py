@@ -18,7 +18,7 @@ from typing import Any
 from nemo_gdpo.io.locks import hold_open_file
 
 SYNC_SECONDS = 5.0
-"""A machine that loses power loses at most the rows of so many seconds."""
+"""Seconds of rows that a machine may lose at most when it loses power."""
 _BLOCK = 1 << 16
 
 

@@ -1,4 +1,4 @@
-"""Local ranks: started as children, told of signals, ended together."""
+"""Local ranks: started as child processes, signals passed on, ended together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
 
 GRACE_SECONDS = 15.0
-"""How long the other ranks may take to notice that one failed, and then to obey SIGTERM."""
+"""Time for the other ranks to notice that one failed, and then to obey SIGTERM."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -53,7 +53,7 @@ class _Ranks:
         port = free_port()
         for rank in range(size):
             environment = _rank_environment(rank, size, port)
-            # A group of its own: what the rank started can be stopped after the rank is gone.
+            # A separate group: what the rank started can be stopped after the rank is gone.
             self.processes.append(subprocess.Popen(command, env=environment, process_group=0))
 
     def forward(self, number: int, frame: FrameType | None = None) -> None:
@@ -96,7 +96,7 @@ class _Ranks:
 
 
 def launch_ranks(size: int, command: list[str]) -> int:
-    """Start `size` local ranks, pass signals on to them, and return the status of the whole."""
+    """Start `size` local ranks, pass signals on to them, and return the exit status of all."""
     ranks = _Ranks()
     previous = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored means nohup

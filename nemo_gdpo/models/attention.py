@@ -59,7 +59,7 @@ def window_mask(query_S: Tensor, key_S: Tensor, window: int | None) -> Tensor:
     Args:
         query_S: positions of the queries.
         key_S: positions of the keys.
-        window: how many positions back a query sees besides itself; None is no limit.
+        window: how many positions back a query sees besides itself; None does not limit.
     """
     distance = query_S[:, None] - key_S[None, :]
     seen = distance >= 0

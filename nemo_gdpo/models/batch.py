@@ -1,4 +1,4 @@
-"""What one micro-batch carries, and how its log-probs become objective inputs.
+"""Contents of one micro-batch, and the way from its log-probs to objective inputs.
 
 Shapes: B pairs, N = 2B rows (all chosen, then all rejected), T response tokens of all rows in
 order, C columns (label; EOS; tempered EOS).

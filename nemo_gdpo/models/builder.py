@@ -1,4 +1,4 @@
-"""From a model description and a mesh to megatron-core's GPTModel on this machine."""
+"""Builds megatron-core's GPTModel on this machine from a model description and a mesh."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def transformer_config(
         activation_func=_ACTIVATIONS[model.activation],
         layernorm_zero_centered_gamma=model.zero_centered_norms,
         qk_layernorm=model.qk_norms,
-        # YaRN scales rotated queries and keys alike; fused kernels of rope know no such factor.
+        # YaRN scales rotated queries and keys alike; fused kernels of rope do not have that factor.
         softmax_scale=scale * attention_factor(model) ** 2,
         **_windows(model),
         add_bias_linear=False,

@@ -41,7 +41,7 @@ class _GatherTokens(torch.autograd.Function):
     """All-gather tokens [T_r, C] of unequal counts along dim 0; each rank's backward keeps its own.
 
     Every context-parallel rank computes the same loss from the gathered values, so the gradient of
-    a rank's own part is already whole: summing over ranks would count it once per rank.
+    a rank's own part is already complete: summing over ranks would count it once per rank.
     """
 
     @staticmethod
@@ -122,7 +122,7 @@ def _whole_logits(
 
 @torch.no_grad()
 def forward_logits(model: Any, tokens_NS: Tensor, options: HeadOptions) -> Tensor:
-    """Logits of whole rows, to compare models by; training never makes them.
+    """Logits of complete rows, to compare models by; training never makes them.
 
     Args:
         model: a chunk. Under pipeline parallelism megatron's schedule has to call this stage by
@@ -154,7 +154,7 @@ def _context_slice(x_NS: Tensor) -> Tensor:
 
 
 def _gather_context(values_TC: Tensor, labels_NS: Tensor) -> Tensor:
-    """Put the context-parallel ranks' tokens back into the order of the whole rows."""
+    """Put the context-parallel ranks' tokens back into the order of the complete rows."""
     group = parallel_state.get_context_parallel_group()
     if group.size() == 1:
         return values_TC
@@ -176,7 +176,7 @@ def forward_logprobs(
     """Run `model` (a chunk, as megatron's schedule hands it over) on one micro-batch.
 
     Returns:
-        On the last stage float32 [T, C]: T response tokens of the whole micro-batch in row order,
+        On the last stage float32 [T, C]: T response tokens of the micro-batch in row order,
         C = label, EOS, tempered EOS. On other stages the hidden states for the next stage.
     """
     packed: PackedSeqParams | None = None

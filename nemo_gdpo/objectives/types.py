@@ -1,4 +1,4 @@
-"""What goes into an objective and what comes out.
+"""Inputs and outputs of an objective.
 
 Shapes: N responses or pairs, T response positions.
 """

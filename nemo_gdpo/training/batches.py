@@ -1,4 +1,4 @@
-"""From indices of a global batch to this rank's micro-batches."""
+"""This rank's micro-batches, built from the indices of a global batch."""
 
 from __future__ import annotations
 

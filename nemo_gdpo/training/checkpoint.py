@@ -48,11 +48,11 @@ class Found:
 
     path: Path | None
     skipped: tuple[str, ...]
-    """One line for every newer checkpoint that is not whole: which, and why."""
+    """One line for every newer checkpoint that is incomplete: which, and why."""
 
 
 def step_directory(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lives."""
+    """Path of the checkpoint of a step."""
     return root / f"step_{step:08d}"
 
 
@@ -66,7 +66,7 @@ def _candidates(root: Path) -> list[Path]:
 
 
 def find_newest_valid(root: Path) -> Found:
-    """The newest whole checkpoint below `root`."""
+    """The newest complete checkpoint below `root`."""
     skipped: list[str] = []
     for path in _candidates(root):
         reason = why_invalid(path)
@@ -134,7 +134,7 @@ def _split_step_tensors(optimizer: Any) -> None:
 
 
 def _what_failed(error: BaseException, root: Path) -> str:
-    """One line. Writers in processes of their own tell no more than that an OSError came."""
+    """One line. Writers in separate processes report only that an OSError came."""
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"
     causes = (
@@ -212,7 +212,7 @@ class Checkpointer:
             action()
         except (Exception, CheckpointException) as error:  # noqa: BLE001 - writers raise anything
             # torch.save on a full disk raises RuntimeError, safetensors its own subclass, and
-            # torch's collective writer something that is no Exception at all.
+            # torch's collective writer something that is not an Exception.
             reason = f"rank {self._mesh.rank}: {_what_failed(error, self.root)}"
         reasons: list[str] = [""] * self._mesh.world_size
         dist.all_gather_object(reasons, reason)
@@ -234,7 +234,7 @@ class Checkpointer:
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
 
     def _shared_path(self) -> Path:
-        """Where all ranks write: the main rank's staged directory."""
+        """Directory that all ranks write into: the main rank's staged one."""
         path = [None if self._staged is None else self._staged.path]
         dist.broadcast_object_list(path, src=0)
         assert path[0] is not None
@@ -277,11 +277,11 @@ class Checkpointer:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self, step: int) -> Path:
-        """Where the checkpoint of `step` is."""
+        """Path of the checkpoint of `step`."""
         return step_directory(self.root, step)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Restore weights, optimizer and generators from a whole checkpoint; return trainer state.
+        """Restore weights, optimizer, generators from a complete checkpoint; return trainer state.
 
         Generator states are restored when the world has the same size; a resharded run draws from
         its seed again (training itself draws nothing: there is no dropout).

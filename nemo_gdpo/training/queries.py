@@ -1,4 +1,4 @@
-"""ADPO's label queries: which pairs have been asked about, once each, over all ranks and epochs."""
+"""ADPO's label queries: which pairs were asked about, counted once over all ranks and epochs."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def cached_reference(
     stop: StopRequest,
     label: str,
 ) -> tuple[ReferenceStore, bool]:
-    """The cache at `directory`, made first when there is none; and whether it was there already.
+    """The cache at `directory`, made first where it is missing; and whether it was there already.
 
     Raises:
         UserError: what is there is incomplete, damaged or foreign.

@@ -1,4 +1,4 @@
-"""Is this the run that left these checkpoints? And if it is, take up where they end."""
+"""Resuming: checks that the checkpoints are of this run, then restores the newest."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Outcome(Enum):
 
     DONE = "done"
     STOPPED = "stopped"
-    """By a signal, after a checkpoint: to be requeued."""
+    """Stopped by a signal, after a checkpoint: to be requeued."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Split:
 
 @dataclass
 class Progress:
-    """Where the run is; everything in it is the same on every rank."""
+    """Progress of the run; everything in it is the same on every rank."""
 
     step: int = 0
     tokens: int = 0
@@ -72,7 +72,7 @@ def metric_names(objective: Objective) -> list[str]:
 
 
 def total_steps(config: RunConfig, num_pairs: int) -> int:
-    """Updates of the whole run, from max_steps and max_epochs, whichever ends first."""
+    """Updates of the run, from max_steps and max_epochs, whichever ends first."""
     limits = []
     if config.trainer.max_steps is not None:
         limits.append(config.trainer.max_steps)

@@ -1,4 +1,4 @@
-"""What one rank does: `python -m nemo_gdpo.verbs.rank train|reference CONFIG`.
+"""The program of one rank: `python -m nemo_gdpo.verbs.rank train|reference CONFIG`.
 
 The configuration was composed and checked by the process that started the ranks. Only training
 builds NeMo's classes, so a rank that computes a reference never imports nemo.
@@ -22,12 +22,12 @@ def run_task(task: str, config: RunConfig) -> int:
         lambda: _TASKS[task](config),
         rank=int(os.environ.get("RANK", "0")),
         # A full disk under metrics.jsonl, say.
-        disk_remedy="the newest checkpoint is whole: fix this and start again",
+        disk_remedy="the newest checkpoint is complete: fix this and start again",
     )
 
 
 def _train(config: RunConfig) -> int:
-    # After the training room, which readies the platform before megatron can be imported.
+    # After the training package, which readies the platform before megatron can be imported.
     from nemo_gdpo.nemo.classes import model_class
     from nemo_gdpo.training.run import Run
     from nemo_gdpo.training.trainer import Outcome

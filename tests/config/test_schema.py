@@ -100,7 +100,7 @@ def test_infinite_gamma_is_plain_dpo_and_allowed() -> None:
         ({"precision": "fp9"}, "precision: 'fp9' is not one of fp32, bf16, fp8_delayed"),
         ({"objective": {"name": "gpdo"}}, "objective.name: gpdo is not an objective"),
         ({"trainer": {"max_epoch": 1}}, r"did you mean trainer.max_epochs\?"),
-        ({"objective": {"name": "dpo", "alpha": 1.0}}, "objective=dpo has no such setting"),
+        ({"objective": {"name": "dpo", "alpha": 1.0}}, "objective=dpo does not have this setting"),
         ({"extra": 1}, "extra: is not a key of the configuration"),
     ],
 )

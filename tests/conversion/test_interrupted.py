@@ -1,4 +1,4 @@
-"""A conversion that was killed goes on where it stopped; a failed one leaves what was there."""
+"""A conversion that was killed resumes where it stopped; a failed one leaves what was there."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_another_source_or_setting_starts_afresh(
 def test_finished_files_are_checked(
     killed: Callable[[str], Any], tmp_path: Path, direction: str
 ) -> None:
-    """One has another bit, one is shorter: both are made again, the others are kept."""
+    """One has another bit, one is shorter: both are converted again, the others are kept."""
     source, destination, staging, finished = killed(direction)
     first, second = (staging / name for name in finished[:2])
     data = bytearray(first.read_bytes())

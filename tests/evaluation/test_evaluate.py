@@ -1,4 +1,4 @@
-"""Whole evaluations in this process: figures, flags, edge cases, what is cached."""
+"""Complete evaluations in this process: figures, flags, edge cases, what is cached."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_leftovers_of_other_settings_are_removed(tmp_path: Path) -> None:
 
 def test_a_failed_command_says_its_last_word(tmp_path: Path) -> None:
     code = "import sys; print('nemo-gdpo: error: no'); print('more'); sys.exit(3)"
-    with pytest.raises(StageError, match=r"status 3: nemo-gdpo: error: no \(whole output: "):
+    with pytest.raises(StageError, match=r"status 3: nemo-gdpo: error: no \(complete output: "):
         Children().run([sys.executable, "-c", code], tmp_path / "log", dict(os.environ))
     assert (tmp_path / "log").read_text().startswith("$ ")
 

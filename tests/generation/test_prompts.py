@@ -73,9 +73,9 @@ def test_mistakes_name_file_and_line(tmp_path: Path, text: str, message: str) ->
 
 
 def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.prompts_path: .*is no file"):
+    with pytest.raises(UserError, match=r"data\.prompts_path: .*is not a file"):
         read_prompts(tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match=r"p\.csv is no .*\.jsonl"):
+    with pytest.raises(UserError, match=r"p\.csv is not a .*\.jsonl"):
         read_prompts(_write(tmp_path / "p.csv", "id,prompt"))
 
 

@@ -117,7 +117,7 @@ def test_workers_of_another_version_are_refused() -> None:
 
 
 def test_a_model_that_a_node_does_not_see_is_refused() -> None:
-    with pytest.raises(UserError, match="/none is no directory on"):
+    with pytest.raises(UserError, match="/none is not a directory on"):
         model_files("/none")
 
 

@@ -151,7 +151,7 @@ def test_mistakes_are_not_tried_again(server: FakeServer, status: int, message: 
 )
 def test_answers_that_are_none(server: FakeServer, answer: Any) -> None:
     server.answer = lambda _: answer
-    with pytest.raises(GenerationError, match="an answer that is no completion"):
+    with pytest.raises(GenerationError, match="an answer that is not a completion"):
         list(_engine(server).generate([request("a", seeds=(1,))]))
 
 

@@ -195,7 +195,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
-    """With a real limit: the kernel writes what fits, then refuses."""
+    """Under a real limit the kernel writes what fits, then refuses."""
     code = f"""
 import resource, signal, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The cache: batches are whole or absent, an interrupted computation goes on."""
+"""The cache: batches are complete or absent, an interrupted computation resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every writer of the room under the same faults: what was there stays, or the new is whole."""
+"""Every writer of the package under the same faults: the old stays, or the new is complete."""
 
 from __future__ import annotations
 

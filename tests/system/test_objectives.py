@@ -165,7 +165,7 @@ def test_cached_and_resident_reference_train_alike(runs: dict[str, Result], root
 def test_prepared_data_and_a_ready_reference_train_as_the_file_does(
     runs: dict[str, Result], root: Path
 ) -> None:
-    """To the bit, although `gdpo` and the reference read the model directly."""
+    """Equal to the bit, although `gdpo` and the reference read the model directly."""
     run = runs["from_ready"]
     assert "reference train: reused" in run.out
     assert "reference validation: reused" in run.out

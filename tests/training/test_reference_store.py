@@ -1,4 +1,4 @@
-"""A reference cache is used whole and by its own run, or not at all."""
+"""A reference cache is used complete and by its own run, or not at all."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Outcome:
 
     done: dict[Job, dict[str, Any]]
     left_out: list[Job]
-    """For want of time."""
+    """Jobs left out for want of time."""
     failed: dict[Job, str]
 
 

@@ -40,7 +40,7 @@ COLUMNS = (
     ("metric", "kl_token"),
     ("metric", "valid"),
 )
-"""Of the first table; the second has the rest."""
+"""Columns of the first table; the second has the rest."""
 
 
 def publish(
@@ -91,7 +91,7 @@ def publish(
 
 
 def _relative(value: Any, run_dir: Path) -> Any:
-    """Paths as seen from `run_dir`: where that is on one machine is nobody's business."""
+    """Paths as seen from `run_dir`: where they lie on one machine does not matter."""
     if isinstance(value, dict):
         return {key: _relative(inner, run_dir) for key, inner in value.items()}
     if isinstance(value, list):

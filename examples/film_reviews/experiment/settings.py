@@ -38,7 +38,7 @@ class Settings:
     resamples: int = 2000
 
     def plain(self) -> dict[str, Any]:
-        """For manifests and the report."""
+        """Plain values for manifests and the report."""
         return asdict(self)
 
 
@@ -47,4 +47,4 @@ QUICK = Settings(
     updates=2, pairs=8, batch=4, warmup=0, temperatures=(0.7, 1.3), samples=3, max_tokens=8,
     prompts=3, resamples=200,
 )  # fmt: skip
-"""To try the program, not the methods."""
+"""Settings to try the program, not the methods."""

@@ -75,7 +75,7 @@ class Children:
         if self.stopped:
             raise StoppedError
         if status:
-            raise StageError(f"status {status}: {_last_words(log)} (whole output: {log})")
+            raise StageError(f"status {status}: {_last_words(log)} (complete output: {log})")
 
 
 def _last_words(log: Path) -> str:
@@ -96,7 +96,7 @@ class World:
     """The same, converted."""
     prompts: Path
     train_overrides: tuple[str, ...] = ()
-    """Of the machine: mesh, precision, logger."""
+    """Settings of the machine: mesh, precision, logger."""
     generate_overrides: tuple[str, ...] = ()
     keep_models: bool = False
     children: Children = field(default_factory=Children)

@@ -1,4 +1,4 @@
-"""What all supported decoders say alike in config.json: sizes, heads, vocabulary."""
+"""Fields of config.json that all supported decoders share: sizes, heads, vocabulary."""
 
 from __future__ import annotations
 

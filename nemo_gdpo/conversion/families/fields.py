@@ -96,7 +96,7 @@ class ConfigFields:
         return float(value)
 
     def number_or_none(self, name: str, default: float | None) -> float | None:
-        """A positive number; null is none at all, and not the default."""
+        """A positive number; null means no number, not the default."""
         if name in self._values and self.optional(name) is None:
             return None
         return default if self.optional(name) is None else self.number(name, 1.0)

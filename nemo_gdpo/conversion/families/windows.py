@@ -1,4 +1,4 @@
-"""Which layers of a model see a window only, from the several ways that config.json says it."""
+"""Sliding windows by layer, from the several ways in which config.json states them."""
 
 from __future__ import annotations
 

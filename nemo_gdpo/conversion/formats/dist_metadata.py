@@ -96,7 +96,7 @@ def read_metadata(dist_directory: Path) -> Metadata:
     """What a distributed checkpoint holds and where. Runs nothing that the file asks for.
 
     Raises:
-        UserError: no such file, a damaged one, or one that names anything but the classes of a
+        UserError: a missing or damaged file, or one that names anything but the classes of a
             checkpoint's metadata: such a file could run code, and the checkpoint must not be
             loaded.
     """

@@ -80,7 +80,7 @@ def _in_files(plan: SavePlan) -> list[SavePlan]:
 
 
 def _to_json(results: Sequence[WriteResult]) -> list[dict[str, Any]]:
-    """Where a file holds what: all that the metadata of the whole needs of it."""
+    """Positions of the tensors in one file: what the checkpoint's metadata needs of it."""
     return [
         {
             "name": result.index.fqn,
@@ -114,7 +114,7 @@ def _from_json(values: Sequence[dict[str, Any]], part: SavePlan) -> list[WriteRe
 
 
 class _Parts:
-    """Writes part by part, each to a file of its own, and notes each in the journal."""
+    """Writes part by part, each to its own file, and notes each in the progress file."""
 
     def __init__(self, directory: Path, writer: _Writer, planner: _StreamingPlanner) -> None:
         self._directory = directory
@@ -122,7 +122,7 @@ class _Parts:
         self._planner = planner
 
     def write(self, part: SavePlan) -> list[WriteResult]:
-        """Write a part as if by a rank of its own.
+        """Write a part as if it came from a separate rank.
 
         Raises:
             OSError: the disk is full or read-only.
@@ -153,7 +153,7 @@ def write_dist_checkpoint(
 
     Args:
         directory: new or empty, or with what `journal` says is finished.
-        specs: all tensors, whole.
+        specs: all tensors, complete.
         fetch: reads one of them by name; called once for each that is not finished, in order.
         extra_states: modules that get an empty extra state.
         journal: of the directory above `directory`.

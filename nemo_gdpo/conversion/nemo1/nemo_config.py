@@ -56,7 +56,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Fields -> the values whose arithmetic is built; any other value is refused."""
 REQUIRED = ("bias", "mcore_gpt", "position_embedding_type")
-"""Where an absent field means another value than the one that is built."""
+"""Fields whose absence means another value than the one that is built."""
 
 NEUTRAL = frozenset(
     {
@@ -114,7 +114,7 @@ class NemoModel:
     hf_config: dict[str, Any]
     """config.json without `vocab_size` and type."""
     norm_offset: float
-    """To add to norm weights: NeMo stores Gemma's with 1 added, Hugging Face without."""
+    """Number to add to norm weights: NeMo stores Gemma's with 1 added, Hugging Face without."""
     override_vocab_size: int | None
     tokenizer: dict[str, Any]
     """`library`, `type`, `model`: where the tokenizer came from."""

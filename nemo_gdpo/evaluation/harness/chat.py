@@ -32,7 +32,7 @@ def chosen_rows(generations: Generations, wanted: PointConfig, sample: int) -> d
         sample: every row must have so many responses and one more.
 
     Raises:
-        UserError: no such point, or several of them; too few responses.
+        UserError: no such point in the sweep, or several of them; too few responses.
     """
     given = {name: value for name, value in wanted.model_dump().items() if value is not None}
     fitting = [

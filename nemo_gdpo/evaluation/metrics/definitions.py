@@ -143,7 +143,7 @@ _VADER = Reading(
     "please it by piling up praise.",
 )
 _KL = Reading(
-    "How far the model has moved from its reference; 0 is no difference.",
+    "How far the model has moved from its reference; 0 means no difference.",
     "Sums over a response grow with its length, so compare a value a token as well. An estimate "
     "from samples is noisy and may even be negative.",
 )
@@ -290,7 +290,7 @@ QUALITY_ROWS = (
         "quality",
         "higher",
         "1-10",
-        "Value to a reader who goes on, repeated classes worth nothing (NoveltyBench)",
+        "Value to a reader who may read on, repeated classes worth nothing (NoveltyBench)",
         Reading(
             "What a reader with limited patience gains from reading the responses in turn, when "
             "only new ones count.",

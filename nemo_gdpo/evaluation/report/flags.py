@@ -1,4 +1,4 @@
-"""Why a point's diversity is not to be taken at face value.
+"""Flags: reasons why a point's diversity is not to be taken at face value.
 
 Noise and endless repetition look diverse, each to some metric. A flagged point stays in every table
 and plot, marked, and the report gives it no place on a frontier.

@@ -1,4 +1,4 @@
-"""Which runs give the most of one thing for what they cost in another.
+"""Pareto frontiers: which runs give the most of one metric for what they cost in another.
 
 Two frontiers are drawn: quality against diversity (Kwon et al. 2024) and reward against the
 divergence from the reference (Amini et al. 2024). A point is one run at one sampling setting. It is
@@ -74,7 +74,7 @@ class Frontier:
     left_out: tuple[str, ...]
     """Labels of points without a value on one of the axes."""
     caveats: tuple[str, ...]
-    """What a reader must know before reading the plot, in whole sentences."""
+    """Warnings that a reader needs before reading the plot, in complete sentences."""
 
     def front(self) -> tuple[FrontierPoint, ...]:
         """The undominated points, from the worst to the best on x."""
@@ -101,7 +101,7 @@ def dominates(
 
 
 def _clearly_better(first: Interval, second: Interval, better: Better) -> bool:
-    """Whether the whole of one interval is at least as good as the best of the other."""
+    """Whether all of one interval is at least as good as the best of the other."""
     return first.low >= second.high if better == "higher" else first.high <= second.low
 
 
@@ -170,7 +170,7 @@ def frontier(results: Results, name: str, title: str, x: str, y: str) -> Frontie
 def _axis(results: Results, metric: str) -> Axis:
     info = results.metrics.get(metric)
     if info is None:
-        raise ValueError(f"{metric}: no such metric in these results")
+        raise ValueError(f"{metric}: these results do not have that metric")
     if info.direction == "none":
         raise ValueError(f"{metric}: neither direction is better, so it has no frontier")
     return Axis(metric, info.direction, info.unit)
@@ -258,7 +258,7 @@ def frontiers_to_json(found: Sequence[Frontier]) -> str:
 
 
 def write_frontiers(found: Sequence[Frontier], output_dir: Path) -> Path:
-    """Write `output_dir/frontier.json`, whole or not at all; returns its path.
+    """Write `output_dir/frontier.json`, completely or not at all; returns its path.
 
     Raises:
         UserError: the directory cannot be written.

@@ -150,7 +150,7 @@ def write_report(
         results: of an evaluation.
         output_dir: made if needed. Files of an earlier report are replaced.
         title: of the page.
-        sections: of the caller's own, above or below the numbers.
+        sections: the caller's own sections, above or below the numbers.
         intervals: what the brackets are; None for a bootstrap over prompts.
 
     Returns:
@@ -326,7 +326,7 @@ def _sweep_metrics(results: Results) -> list[str]:
 
 
 def _sweep_name(results: Results, metric: str) -> str:
-    """By its kind, of which the headline has one each: a metric's name may be anything."""
+    """The plot's name, by the metric's kind (one each in the headline): metric names are free."""
     return f"sweep_{results.metrics[metric].kind}"
 
 

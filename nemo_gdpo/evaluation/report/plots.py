@@ -26,8 +26,8 @@ LABEL_LIMIT = 12
 WIDE = (5.6, 4.1)
 NARROW = (3.7, 3.9)
 SWEEP = (2.9, 2.5)
-"""Inches. On the page a plot is shown at about 1.3 times its size, so that 8 points are readable:
-a plot for a column, one for a phone, and one of several in a row."""
+"""Size in inches. On the page a plot is shown at about 1.3 times its size, so that 8 points are
+readable: a plot for a column, one for a phone, and one of several in a row."""
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": ""}
 
@@ -52,7 +52,7 @@ def frontier_figure(
         runs: all runs of the report in their order, which decides how each looks.
         palette: colours.
         narrow: for a phone.
-        legend: inside the figure, for a file of its own.
+        legend: draw it inside the figure, for a separate file.
     """
     figure, axes = _plane(palette, NARROW if narrow else WIDE)
     drawn = [

@@ -17,7 +17,7 @@ Dash = Literal["solid"] | tuple[float, tuple[float, ...]]
 LIGHT_RUNS = (
     "#0b63b0", "#b93a06", "#0d6e66", "#9b1ba8", "#7d5800", "#4b5563", "#b8103a", "#44700c",
 )  # fmt: skip
-"""At least 4.5 to 1 against white."""
+"""Colours of the runs, at least 4.5 to 1 against white."""
 DARK_RUNS = (
     "#6cb6ff", "#ff9b5e", "#4fd1c5", "#e58df2", "#e3b341", "#aab4c2", "#ff8fa3", "#a3d65c",
 )  # fmt: skip

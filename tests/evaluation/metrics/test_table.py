@@ -134,7 +134,7 @@ def test_columns_of_the_console_are_metrics() -> None:
 
 
 def test_the_docs_have_the_same_table() -> None:
-    """To renew it: print(as_markdown()) between the markers."""
+    """Renew it by print(as_markdown()) between the markers."""
     text = DOCS.read_text(encoding="utf-8")
     _, _, rest = text.partition("<!-- metrics: begin -->\n")
     shown, end, _ = rest.partition("<!-- metrics: end -->\n")

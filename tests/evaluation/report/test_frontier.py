@@ -139,7 +139,7 @@ def test_no_quality_no_frontier_and_undirected_metric_is_refused() -> None:
     assert frontiers(without) == ()
     with pytest.raises(ValueError, match="neither direction is better"):
         frontier(plain, "n", "t", "mean_words", "sentiment")
-    with pytest.raises(ValueError, match="no such metric"):
+    with pytest.raises(ValueError, match="do not have that metric"):
         frontier(plain, "n", "t", "elegance", "sentiment")
 
 
