@@ -29,7 +29,7 @@ class Staging:
     """A directory in the making."""
 
     path: Path
-    journal: ProgressFile
+    progress_file: ProgressFile
     """Files in it that are complete and need not be converted again."""
 
 
@@ -159,7 +159,7 @@ def staged_directory(
         staged = _stage(destination)
         check_replaceable(destination)  # again: what a stopped writer had moved away is back
         staging = Staging(staged.path, _open_progress(staged.path, digest_of(key), destination))
-        missing = expected_bytes - staging.journal.bytes_finished()
+        missing = expected_bytes - staging.progress_file.bytes_finished()
         _check_space(destination.parent, missing, destination)
         yield staging
         _write_marker(staged.path, kind)

@@ -147,16 +147,16 @@ def write_dist_checkpoint(
     specs: Sequence[TensorSpec],
     fetch: Callable[[str], Tensor],
     extra_states: Sequence[str] = (),
-    journal: ProgressFile | None = None,
+    progress_file: ProgressFile | None = None,
 ) -> None:
     """Write a distributed checkpoint that megatron-core loads under any mesh.
 
     Args:
-        directory: new or empty, or with what `journal` says is finished.
+        directory: new or empty, or with what `progress_file` says is finished.
         specs: all tensors, complete.
         fetch: reads one of them by name; called once for each that is not finished, in order.
         extra_states: modules that get an empty extra state.
-        journal: of the directory above `directory`.
+        progress_file: of the directory above `directory`.
 
     Raises:
         OSError: the disk is full or read-only.
@@ -178,13 +178,13 @@ def write_dist_checkpoint(
     results: list[list[WriteResult]] = []
     for number, part in enumerate(writer.prepare_global_plan(plans)):
         name = f"{directory.name}/__{number}_0.distcp"
-        finished = None if journal is None else journal.get(name)
+        finished = None if progress_file is None else progress_file.get(name)
         if finished is None:
             details = _to_json(parts.write(part))
             if {value["file"] for value in details} != {Path(name).name}:
                 raise RuntimeError(f"torch wrote another file than {name}")
-            if journal is not None:
-                journal.add(name, details)
+            if progress_file is not None:
+                progress_file.add(name, details)
         else:
             details = finished.details
         results.append(_from_json(details, part))

@@ -131,7 +131,7 @@ def write_megatron_checkpoint(
         write_checkpoint_assets(staging.path, model, hf_assets)
         write_card(staging.path, card)
         write_dist_checkpoint(
-            staging.path / DIST, specs, fetch, bridge.extra_states, staging.journal
+            staging.path / DIST, specs, fetch, bridge.extra_states, staging.progress_file
         )
 
 
