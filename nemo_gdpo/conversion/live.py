@@ -88,9 +88,13 @@ def load_hf_into_model(
         if canonical in filled and name != OUTPUT:
             raise RuntimeError(f"parameter {name}: {canonical} is filled twice")
         value = rank_tensor(
-            bridge.by_name[canonical], bridge, source,
-            rows=parameter.shape[0], tp_rank=tp_rank, tp_size=tp_size,
-        )  # fmt: skip
+            bridge.by_name[canonical],
+            bridge,
+            source,
+            rows=parameter.shape[0],
+            tp_rank=tp_rank,
+            tp_size=tp_size,
+        )
         if value.shape != parameter.shape:
             raise RuntimeError(
                 f"parameter {name} is {list(parameter.shape)}, the checkpoint gives "

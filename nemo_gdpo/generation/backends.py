@@ -26,9 +26,15 @@ class Backend:
 
 
 _ENGINE = (
-    "python", "dtype", "tensor_parallel_size", "memory_utilization", "kv_cache_gib",
-    "max_num_seqs", "in_flight", "enforce_eager",
-)  # fmt: skip
+    "python",
+    "dtype",
+    "tensor_parallel_size",
+    "memory_utilization",
+    "kv_cache_gib",
+    "max_num_seqs",
+    "in_flight",
+    "enforce_eager",
+)
 UNREAD = {"vllm": ("server", "ray"), "ray": ("server",), "server": (*_ENGINE, "ray")}
 """Backend -> keys and sections of `generation` that it has no use for."""
 

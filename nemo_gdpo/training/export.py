@@ -38,17 +38,20 @@ def model_card_of(run: Run) -> dict[str, Any]:
         "base_model": run.source.name,
         "licence": base_licence(run.source.assets),
         "objective": {"method": objective.method} | plain_settings(config.objective),
-        "data": {"path": config.data.train_path, "fingerprint": data.fingerprint,
-                 "pairs": len(data)},
+        "data": {
+            "path": config.data.train_path,
+            "fingerprint": data.fingerprint,
+            "pairs": len(data),
+        },
         "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
-                  f"DP{run.mesh.data_size}",
+        f"DP{run.mesh.data_size}",
         "precision": config.precision,
         # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
         | _installed("megatron-core", "nemo-toolkit"),
         "metrics": _last_metrics(run.output_dir),
         "citations": [objective.citation],
-    }  # fmt: skip
+    }
 
 
 def _installed(*packages: str) -> dict[str, str]:

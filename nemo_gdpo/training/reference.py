@@ -78,9 +78,15 @@ def compute_cache(
         assert shared[0] is not None
         writer = ReferenceShardWriter(shared[0], f"{mesh.data_rank:04d}")
         _compute_rows(
-            model, mesh, builder, writer, directory,
-            global_batch_size=global_batch_size, stop=stop, label=label,
-        )  # fmt: skip
+            model,
+            mesh,
+            builder,
+            writer,
+            directory,
+            global_batch_size=global_batch_size,
+            stop=stop,
+            label=label,
+        )
         lengths = response_lengths(builder.pairs)
         finish = None if staged is None else partial(finish_cache, staged, key, lengths)
         _raise_on_all_ranks("" if finish is None else _reason_of(finish), mesh, directory)
@@ -226,7 +232,13 @@ def cached_reference(
     dist.broadcast_object_list(found, src=0)
     if not found[0]:
         compute_cache(
-            model, mesh, builder, directory, key,
-            global_batch_size=global_batch_size, stop=stop, label=label,
-        )  # fmt: skip
+            model,
+            mesh,
+            builder,
+            directory,
+            key,
+            global_batch_size=global_batch_size,
+            stop=stop,
+            label=label,
+        )
     return load_cache(directory, key, response_lengths(builder.pairs)), found[0]

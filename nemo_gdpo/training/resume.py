@@ -47,8 +47,11 @@ def agree_on_config(config: RunConfig) -> None:
     own = _leaves(plain_data(config))
     main: list[Any] = [own]
     dist.broadcast_object_list(main, src=0)
-    differing = [f"{key}: {main[0].get(key)} on rank 0, {value} on rank {dist.get_rank()}"
-                 for key, value in own.items() if main[0].get(key) != value]  # fmt: skip
+    differing = [
+        f"{key}: {main[0].get(key)} on rank 0, {value} on rank {dist.get_rank()}"
+        for key, value in own.items()
+        if main[0].get(key) != value
+    ]
     reasons: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(reasons, differing)
     first = next((found[0] for found in reasons if found), None)

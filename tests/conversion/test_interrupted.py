@@ -72,10 +72,19 @@ def killed(
             source = tmp_path / "megatron"
         destination = tmp_path / "out"
         done = subprocess.run(
-            [sys.executable, "-m", "tests.conversion.interrupted", direction, str(source),
-             str(destination), str(TENSORS[direction])],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "tests.conversion.interrupted",
+                direction,
+                str(source),
+                str(destination),
+                str(TENSORS[direction]),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
         assert done.returncode == -signal.SIGKILL
         staging = tmp_path / ".out.partial"
         suffix = ".distcp" if direction == "hf-to-megatron" else ".safetensors"
@@ -90,9 +99,11 @@ def killed(
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_goes_on_where_it_was_killed(
-    killed: Callable[[str], Any], tmp_path: Path, direction: str,
+    killed: Callable[[str], Any],
+    tmp_path: Path,
+    direction: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     source, destination, staging, finished = killed(direction)
     before = identity(staging, finished)
     convert(direction, source, destination)
@@ -107,9 +118,13 @@ def test_goes_on_where_it_was_killed(
 @pytest.mark.parametrize("change", ["setting", "source"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_another_source_or_setting_starts_afresh(
-    killed: Callable[[str], Any], make_model: ModelMaker, tmp_path: Path, direction: str,
-    change: str, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    killed: Callable[[str], Any],
+    make_model: ModelMaker,
+    tmp_path: Path,
+    direction: str,
+    change: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source, destination, _, _ = killed(direction)
     options: dict[str, Any] = {}
     if change == "setting":
@@ -153,10 +168,19 @@ def test_what_was_there_stays_until_the_end(
     convert(direction, source, destination)
     before = contents(destination)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conversion.interrupted", direction, str(source),
-         str(destination), "4"],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.conversion.interrupted",
+            direction,
+            str(source),
+            str(destination),
+            "4",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL
     assert contents(destination) == before
 
@@ -232,9 +256,12 @@ def test_a_limit_on_file_sizes_in_the_middle(
     before, present = contents(destination), sorted(p.name for p in tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "40000", direction, str(source), str(destination)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "File too large" in done.stderr

@@ -335,8 +335,9 @@ def test_damage_found_in_the_middle_leaves_nothing(megatron: Path, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "megatron"]
 
 
-def test_full_disk_in_the_middle_of_an_import(make_model: ModelMaker, tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_full_disk_in_the_middle_of_an_import(
+    make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: Any) -> None:
         raise RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")
 

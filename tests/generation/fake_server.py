@@ -24,8 +24,10 @@ class FakeServer:
 
     def completion(self, body: dict[str, Any]) -> Any:
         choice: dict[str, Any] = {
-            "text": f"of {body['seed']}", "finish_reason": "stop", "stop_reason": None,
-        }  # fmt: skip
+            "text": f"of {body['seed']}",
+            "finish_reason": "stop",
+            "stop_reason": None,
+        }
         if body.get("return_token_ids"):
             choice |= {"token_ids": [9, 1], "stop_reason": 1}
         if "logprobs" in body:

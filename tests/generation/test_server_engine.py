@@ -70,8 +70,14 @@ def test_another_servers_interface_is_openais(server: FakeServer) -> None:
     engine = _engine(server)
     (row,) = engine.generate([request("a")])
     assert set(server.bodies[0]) == {
-        "model", "prompt", "n", "seed", "temperature", "top_p", "max_tokens",
-    }  # fmt: skip
+        "model",
+        "prompt",
+        "n",
+        "seed",
+        "temperature",
+        "top_p",
+        "max_tokens",
+    }
     assert row.samples[0].token_ids is None
     assert row.samples[0].token_count == 2
     with pytest.raises(UserError, match=r"generation\.top_k: .*is not vLLM's server"):

@@ -32,8 +32,12 @@ every_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=list(WRIT
 def _in_process(*arguments: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "tests.io.writers", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -60,24 +60,27 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
         return ["!", "sh", "-euc", f"cd {small_disk}; {script}"]
 
     state, abandoned = "ls -A; cat latest", ".step_00000006.node-1-0a1b2c3d.tmp"
-    done = several(root / "logs-disk", {
-        "begun": train,
-        # Space for half a checkpoint beside the first.
-        "shrink": shell(
-            "rm -r step_00000006; echo step_00000003 > latest; "
-            "used=$(df -B1 --output=used . | tail -1); "
-            "mount -o remount,size=$((used + used / 2)) ."
-        ),
-        "full": train,
-        "after_full": shell(
-            f"{state}; mkdir -p {abandoned}/dist; touch {abandoned}/.lock; "
-            "mount -o remount,ro,size=64m ."
-        ),
-        "read_only": train,
-        "after_read_only": shell(f"{state}; mount -o remount,rw ."),
-        "fixed": train,
-        "end": shell(state),
-    })  # fmt: skip
+    done = several(
+        root / "logs-disk",
+        {
+            "begun": train,
+            # Space for half a checkpoint beside the first.
+            "shrink": shell(
+                "rm -r step_00000006; echo step_00000003 > latest; "
+                "used=$(df -B1 --output=used . | tail -1); "
+                "mount -o remount,size=$((used + used / 2)) ."
+            ),
+            "full": train,
+            "after_full": shell(
+                f"{state}; mkdir -p {abandoned}/dist; touch {abandoned}/.lock; "
+                "mount -o remount,ro,size=64m ."
+            ),
+            "read_only": train,
+            "after_read_only": shell(f"{state}; mount -o remount,rw ."),
+            "fixed": train,
+            "end": shell(state),
+        },
+    )
     for name in ("begun", "shrink", "after_full", "after_read_only", "fixed", "end"):
         assert done[name].status == 0, f"{name}: {done[name].err}"
     for name, reason in (("full", "MiB are free"), ("read_only", "Read-only file system")):

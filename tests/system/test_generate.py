@@ -62,9 +62,13 @@ def test_ends_and_texts(trained: Trained, sampled: Sampled) -> None:
     seen = set()
     for row in sampled.rows.values():
         samples = zip(
-            row["token_ids"], row["finish_reasons"], row["stop_reasons"], row["outputs"],
-            row["token_counts"], strict=True,
-        )  # fmt: skip
+            row["token_ids"],
+            row["finish_reasons"],
+            row["stop_reasons"],
+            row["outputs"],
+            row["token_counts"],
+            strict=True,
+        )
         for ids, finish_reason, stop_reason, text, count in samples:
             seen.add(finish_reason)
             assert count == len(ids) <= MAX_TOKENS

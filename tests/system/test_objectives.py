@@ -40,11 +40,16 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
     """One process; `dpo` converts the model, `from_ready` finds that, others read it directly."""
     held_out = write_jsonl(root / "validation.jsonl", pairs(6, seed=9))
     cases = {
-        "dpo": ["train", *common(model, data, root / "dpo", "objective=dpo", *steps(4)),
-                "export_hf=true", f"data.validation_path={held_out}",
-                "trainer.val_check_interval=2", "logger.tensorboard=true",
-                "model.cache_converted=true"],
-    }  # fmt: skip
+        "dpo": [
+            "train",
+            *common(model, data, root / "dpo", "objective=dpo", *steps(4)),
+            "export_hf=true",
+            f"data.validation_path={held_out}",
+            "trainer.val_check_interval=2",
+            "logger.tensorboard=true",
+            "model.cache_converted=true",
+        ],
+    }
     for name, chosen in {
         "ipo": ["objective=ipo"],
         "odpo": ["objective=odpo"],
@@ -54,8 +59,10 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
         "gdpo_db": ["objective=gdpo", "objective.balance=db", "export_hf=true"],
     }.items():
         cases[name] = ["train", *common(model, data, root / name, *chosen, *steps(4))]
-    cases["resident"] = ["train", *common(model, data, root / "resident", "objective=gdpo",
-                                          "reference=resident", *steps(4))]  # fmt: skip
+    cases["resident"] = [
+        "train",
+        *common(model, data, root / "resident", "objective=gdpo", "reference=resident", *steps(4)),
+    ]
     # The same run from data and reference that were made ahead of it.
     ahead = root / "ahead"
     prepared = ["objective=gdpo", f"data.validation_path={held_out}"]
@@ -69,8 +76,18 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
         "reference",
         *common(model, data, ahead / "run", "objective=gdpo", *ready),
     ]
-    cases["from_ready"] = ["train", *common(model, data, ahead / "run", "objective=gdpo", *ready,
-                                            "model.cache_converted=true", *steps(4))]  # fmt: skip
+    cases["from_ready"] = [
+        "train",
+        *common(
+            model,
+            data,
+            ahead / "run",
+            "objective=gdpo",
+            *ready,
+            "model.cache_converted=true",
+            *steps(4),
+        ),
+    ]
     done = several(root / "output", cases)
     for name, result in done.items():
         assert result.status == 0, f"{name}: {result.out[-500:]}\n{result.err[-3000:]}"

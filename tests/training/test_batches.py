@@ -36,9 +36,14 @@ PAIRS = [pair(number) for number in range(4)]
 
 def layout(**sizes: int | bool) -> ParallelLayout:
     settings = {
-        "tensor": 1, "pipeline": 1, "virtual_pipeline": None, "context": 1,
-        "sequence_parallel": False, "recompute": None, "vocab_divisible_by": 128,
-    }  # fmt: skip
+        "tensor": 1,
+        "pipeline": 1,
+        "virtual_pipeline": None,
+        "context": 1,
+        "sequence_parallel": False,
+        "recompute": None,
+        "vocab_divisible_by": 128,
+    }
     return ParallelLayout(**(settings | sizes))  # type: ignore[arg-type]
 
 

@@ -96,10 +96,14 @@ def main(argv: list[str] | None = None) -> int:
         _material(world, options, sorted({job.seed for job in todo}))
         with _Signals(world):
             outcome = execute(
-                todo, costs, lambda job: run_job(job, world),
-                workers=workers, budget=options.hours * 3600 - (time.monotonic() - begun),
-                done=_known(todo, world), say=say,
-            )  # fmt: skip
+                todo,
+                costs,
+                lambda job: run_job(job, world),
+                workers=workers,
+                budget=options.hours * 3600 - (time.monotonic() - begun),
+                done=_known(todo, world),
+                say=say,
+            )
         return _finish(outcome, world, options, workers)
     except UserError as error:
         print(f"experiment: error: {error}", file=sys.stderr)

@@ -44,7 +44,14 @@ class Settings:
 
 FULL = Settings()
 QUICK = Settings(
-    updates=2, pairs=8, batch=4, warmup=0, temperatures=(0.7, 1.3), samples=3, max_tokens=8,
-    prompts=3, resamples=200,
-)  # fmt: skip
+    updates=2,
+    pairs=8,
+    batch=4,
+    warmup=0,
+    temperatures=(0.7, 1.3),
+    samples=3,
+    max_tokens=8,
+    prompts=3,
+    resamples=200,
+)
 """Settings to try the program, not the methods."""

@@ -232,19 +232,24 @@ def _train_overrides(job: Job, world: World, train_path: Path) -> list[str]:
         else world.run_dir / "reference" / f"seed-{job.seed}" / job.arm.cache.replace("+", "-")
     )
     return [
-        "experiment=demo", *job.arm.overrides(),
+        "experiment=demo",
+        *job.arm.overrides(),
         f"model.restore_from_path={world.megatron}",
         f"data.train_path={train_path}",
         f"data.validation_path={world.data_dir(job.seed) / 'validation.jsonl'}",
-        f"data.seed={job.seed}", f"seed={job.seed}",
+        f"data.seed={job.seed}",
+        f"seed={job.seed}",
         f"model.global_batch_size={settings.batch}",
         f"model.micro_batch_size={settings.micro_batch}",
-        f"optim.lr={settings.learning_rate}", f"optim.sched.warmup_steps={settings.warmup}",
-        f"trainer.max_steps={settings.updates}", "trainer.max_epochs=null",
+        f"optim.lr={settings.learning_rate}",
+        f"optim.sched.warmup_steps={settings.warmup}",
+        f"trainer.max_steps={settings.updates}",
+        "trainer.max_epochs=null",
         "logger.tensorboard=false",
-        f"reference_cache_dir={cache}", f"output_dir={world.job_dir(job) / 'train'}",
+        f"reference_cache_dir={cache}",
+        f"output_dir={world.job_dir(job) / 'train'}",
         *world.train_overrides,
-    ]  # fmt: skip
+    ]
 
 
 def _reference(job: Job, world: World, train_path: Path) -> None:
@@ -276,13 +281,17 @@ def _generate(job: Job, world: World, model: Path) -> None:
     settings = world.settings
     temperatures = ",".join(str(t) for t in settings.temperatures)
     world.command(
-        world.job_dir(job) / "generate.log", "generate",
-        f"model.restore_from_path={model}", f"data.prompts_path={world.prompts}",
+        world.job_dir(job) / "generate.log",
+        "generate",
+        f"model.restore_from_path={model}",
+        f"data.prompts_path={world.prompts}",
         f"generation.num_samples={settings.samples}",
         f"generation.temperature=[{temperatures}]",
-        f"generation.max_tokens={settings.max_tokens}", f"generation.seed={job.seed}",
-        f"output_dir={world.job_dir(job) / 'generations'}", *world.generate_overrides,
-    )  # fmt: skip
+        f"generation.max_tokens={settings.max_tokens}",
+        f"generation.seed={job.seed}",
+        f"output_dir={world.job_dir(job) / 'generations'}",
+        *world.generate_overrides,
+    )
 
 
 def _evaluate(job: Job, world: World, model: Path) -> None:

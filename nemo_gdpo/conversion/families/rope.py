@@ -124,10 +124,12 @@ def read_two_ropes(
         if not isinstance(part, dict):
             raise fields.refuse(f"rope_parameters.{name} is {part!r} instead of an object")
         one = ConfigFields(
-            {"rope_parameters": {"rope_theta": default, **part},
-             "max_position_embeddings": fields.optional("max_position_embeddings")},
+            {
+                "rope_parameters": {"rope_theta": default, **part},
+                "max_position_embeddings": fields.optional("max_position_embeddings"),
+            },
             fields.where,
-        )  # fmt: skip
+        )
         base, scaling = read_rope(one)
         bases.append(base)
         scalings.append(scaling)

@@ -37,19 +37,30 @@ ALLOWED = frozenset(
         *(
             (_CHECKPOINT + "metadata", name)
             for name in (
-                "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex",
-                "StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+                "BytesStorageMetadata",
+                "ChunkStorageMetadata",
+                "Metadata",
+                "MetadataIndex",
+                "StorageMeta",
+                "TensorProperties",
+                "TensorStorageMetadata",
+                "_MEM_FORMAT_ENCODING",
             )
         ),
         *(
             (_CHECKPOINT + "planner", name)
-            for name in ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem",
-                         "WriteItemType")
+            for name in (
+                "BytesIOWriteData",
+                "SavePlan",
+                "TensorWriteData",
+                "WriteItem",
+                "WriteItemType",
+            )
         ),
         (_CHECKPOINT + "filesystem", "_StorageInfo"),
         (_CHECKPOINT + "filesystem", "_StoragePrefix"),
     }
-)  # fmt: skip
+)
 """(module, name) of every class that a `.metadata` file may name. Paths like `a.b` never match."""
 
 

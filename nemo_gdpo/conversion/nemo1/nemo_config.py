@@ -262,9 +262,11 @@ def read_nemo_config(path: Path, ignored: frozenset[str] = frozenset()) -> NemoM
     family = _family(fields)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     groups, channels = fields.get("num_query_groups"), fields.get("kv_channels")
-    activation = {"hidden_act": "silu"} if family == LLAMA else {
-        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"
-    }  # fmt: skip
+    activation = (
+        {"hidden_act": "silu"}
+        if family == LLAMA
+        else {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+    )
     config = {
         "architectures": ["LlamaForCausalLM" if family == LLAMA else "GemmaForCausalLM"],
         "model_type": family,

@@ -157,10 +157,18 @@ def frontier(results: Results, name: str, title: str, x: str, y: str) -> Frontie
             flags = tuple(flag.name for flag in point.flags)
             placed.append(
                 FrontierPoint(
-                    run.name, point.sampling, point.metrics[x], point.metrics[y], length, None,
-                    flags, False, (), (),
+                    run.name,
+                    point.sampling,
+                    point.metrics[x],
+                    point.metrics[y],
+                    length,
+                    None,
+                    flags,
+                    False,
+                    (),
+                    (),
                 )
-            )  # fmt: skip
+            )
     compared = tuple(_compared(placed, (x_axis.better, y_axis.better)))
     return Frontier(
         name, title, x_axis, y_axis, compared, tuple(left_out), tuple(_caveats(compared, left_out))
@@ -209,12 +217,18 @@ def _compared(
         )
         compared.append(
             FrontierPoint(
-                point.run, point.sampling, point.x, point.y, point.length, matched, point.flags,
+                point.run,
+                point.sampling,
+                point.x,
+                point.y,
+                point.length,
+                matched,
+                point.flags,
                 on_front=not above and not point.flags,
                 dominated_by=tuple(other.label() for other in above),
                 clearly_dominated_by=tuple(other.label() for other in clearly),
             )
-        )  # fmt: skip
+        )
     return compared
 
 

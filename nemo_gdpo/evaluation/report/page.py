@@ -386,10 +386,13 @@ def _frontier_plot(frontier: Frontier, runs: Sequence[str]) -> _Plot:
             raw_svg(
                 frontier_figure(frontier, runs, PLACEHOLDERS, narrow=narrow, legend=False), name
             ),
-            name, frontier.title, description, tips,
+            name,
+            frontier.title,
+            description,
+            tips,
         )
         for narrow, name in ((False, frontier.name), (True, f"{frontier.name}_narrow"))
-    ]  # fmt: skip
+    ]
     return _Plot(frontier.name, Markup(drawings[0]), Markup(drawings[1]), _edge_notes(frontier))
 
 

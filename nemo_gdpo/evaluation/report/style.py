@@ -43,9 +43,12 @@ class Palette:
 
 LIGHT = Palette("#1c2127", "#59626d", "#dfe3e8", "#ffffff", LIGHT_RUNS)
 PLACEHOLDERS = Palette(
-    "#fe0a01", "#fe0a02", "#fe0a03", "#fe0a04",
+    "#fe0a01",
+    "#fe0a02",
+    "#fe0a03",
+    "#fe0a04",
     tuple(f"#fe0b{n:02x}" for n in range(len(LIGHT_RUNS))),
-)  # fmt: skip
+)
 """Colours that occur nowhere else, for `plots_svg` to replace."""
 VARIABLES = {
     PLACEHOLDERS.ink: "var(--ink)",
