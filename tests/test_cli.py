@@ -299,7 +299,7 @@ def test_a_mesh_starts_its_ranks_with_the_checked_configuration(
     assert training_calls == []
 
 
-def test_a_refused_start_leaves_the_record_of_the_output_dir_alone(
+def test_refused_start_keeps_the_recorded_config(
     valid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ranks may still refuse the run; the launcher writes nothing where another may have been."""
@@ -417,7 +417,7 @@ def test_status_of_the_ranks_is_the_status_of_the_run(code: str, status: int) ->
     assert launch_ranks(2, _rank(code)) == status
 
 
-def test_a_mistake_that_one_rank_finds_outweighs_the_crash_it_causes() -> None:
+def test_user_error_of_one_rank_decides_the_exit_status() -> None:
     code = "time.sleep(0.5) if rank == 0 else None; sys.exit(2 if rank == 0 else 1)"
     assert launch_ranks(2, _rank(code)) == EXIT_USER_ERROR
 

@@ -55,7 +55,7 @@ def without_docstrings(path: Path) -> str:
     return ast.unparse(tree)
 
 
-def test_rooms_import_in_the_allowed_directions_only() -> None:
+def test_packages_import_in_allowed_directions_only() -> None:
     done = subprocess.run(
         [sys.executable, "-c", RUN_CONTRACTS, "--no-cache", "--no-logo"],
         cwd=ROOT,

@@ -151,6 +151,7 @@ def _root_node(
     merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(dict(base)))
     plain = OmegaConf.to_container(merged)
     assert isinstance(plain, dict)
+    # Later entries win: --config's values over the choice's defaults, presets over both.
     return {"defaults": [*first, "_self_", *rest], **{str(k): v for k, v in plain.items()}}
 
 
@@ -185,6 +186,7 @@ def _foreign_setting(
     if root.choice is None or not settings:
         return None
     rest = [o.input_line for o in parsed if o not in settings and o.input_line is not None]
+    # Composed without them, since only that tells which section an experiment chooses.
     name = str(chosen_by(rest)[root.choice].name)
     for override in settings:
         if override.key_or_group not in root.keys(name):
@@ -246,7 +248,7 @@ def _chosen_presets(
             f"--config {file} and experiment: each describes a complete run; give one of them, and "
             "single keys beside it"
         )
-    chosen: dict[str, str | None] = dict.fromkeys(root.groups)
+    chosen: dict[str, str | None] = dict.fromkeys(root.groups)  # None: the file has it all
     if root.choice is not None:
         section = base.get(root.choice)
         name = section.get("name") if isinstance(section, dict) else None

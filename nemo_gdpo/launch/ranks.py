@@ -41,8 +41,8 @@ def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
 class _Ranks:
     """Local ranks as children of this process.
 
-    Children rather than torchrun's: torchrun answers every failure with status 1 and a traceback of
-    its own, and gives ranks 30 seconds after SIGTERM, which a checkpoint may exceed.
+    Children rather than torchrun's: torchrun answers every failure with status 1 and its own
+    traceback, and gives ranks 30 seconds after SIGTERM, which a checkpoint may exceed.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class _Ranks:
         """Wait for all; when one fails, stop the others, which may wait for it for ever."""
         while True:
             statuses = [process.poll() for process in self.processes]
+            # A rank that asks to be requeued has not failed: it wrote a checkpoint first.
             done = (None, EXIT_DONE, EXIT_REQUEUE)
             failed = {rank: s for rank, s in enumerate(statuses) if s not in done}
             if failed:

@@ -242,7 +242,7 @@ def build_gpt_chunks(
             parallel_output=True,
             share_embeddings_and_output_weights=model.tie_word_embeddings,
             position_embedding_type="rope",
-            rotary_base=int(model.rotary_base),
+            rotary_base=int(model.rotary_base),  # not used: replaced below
             vp_stage=vp_stage,
             pg_collection=groups,
         )

@@ -99,7 +99,7 @@ def _head(
     return torch.stack([column for column in columns if column is not None], dim=1)
 
 
-def _whole_logits(
+def _full_logits(
     *,
     hidden_states: Tensor,
     output_layer: Any,
@@ -139,7 +139,7 @@ def forward_logits(model: Any, tokens_NS: Tensor, options: HeadOptions) -> Tenso
         input_ids=tokens_NS,
         position_ids=positions_NS,
         attention_mask=None,
-        output_processor=_whole_logits,
+        output_processor=_full_logits,
         output_processor_context=options,
     )
     return output
@@ -193,6 +193,7 @@ def forward_logprobs(
     output: Tensor = model(
         input_ids=_context_slice(tokens),
         position_ids=_context_slice(position_ids),
+        # None: rows are padded on the right, where causality hides the padding.
         attention_mask=None,
         labels=_context_slice(labels),
         packed_seq_params=packed,

@@ -18,6 +18,7 @@ from nemo_gdpo.training.reference_store import ReferenceStore
 
 def length_multiple(layout: ParallelLayout) -> int:
     """Row lengths must be a multiple of this, for the layout to cut a row evenly, in tokens."""
+    # Context parallelism gives each rank 2 of 2 * CP chunks; sequence parallelism cuts its part.
     sequence = layout.tensor if layout.sequence_parallel else 1
     context = 2 * layout.context if layout.context > 1 else 1
     return math.lcm(sequence * max(1, layout.context), context * sequence, 8)

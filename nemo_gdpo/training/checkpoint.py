@@ -80,7 +80,7 @@ def newest_trainer_state(root: Path) -> tuple[Path | None, dict[str, Any]]:
     """The newest checkpoint whose trainer state can be read, and that state.
 
     Nothing else of it is looked at: this tells whose checkpoints these are, not whether they are
-    whole.
+    complete.
     """
     for path in _candidates(root):
         try:
@@ -169,7 +169,7 @@ class Checkpointer:
             optimizer: megatron's.
             mesh: this rank's place.
             write_assets: writes model_config.json and hf_assets/ into a checkpoint directory.
-            keep: how many checkpoints to keep; older ones go once a newer one is whole.
+            keep: how many checkpoints to keep; older ones go once a newer one is complete.
         """
         self.root = root
         self._model = model
@@ -185,7 +185,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: on every rank when any rank could not write; `latest` still names the
-                previous checkpoint, which is whole.
+                previous checkpoint, which is complete.
         """
         final = step_directory(self.root, step)
         try:
@@ -273,6 +273,7 @@ class Checkpointer:
         write_manifest(self._staged.path, described)
         self._staged.publish(replace=True)
         write_file(self.root / LATEST, final.name + "\n")
+        # Last, so that a failed write never costs an older checkpoint.
         for old in _candidates(self.root)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 

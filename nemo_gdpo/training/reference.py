@@ -109,6 +109,7 @@ def _compute_rows(
     """Forward every pair and write this rank's rows; raises as `compute_cache` does."""
     count = len(builder.pairs)
     with progress_bar(total=count, unit="pair", label=label, enabled=mesh.is_main) as bar:
+        # In the order of the file: the cache serves every seed.
         for indices in PreferenceSampler(count, 0, "").validation_batches(global_batch_size):
             if any_rank_stopped(stop, mesh.device):
                 raise Stopped

@@ -87,7 +87,7 @@ def test_gdpo_starts_from_the_pairwise_balance_at_kappa_8() -> None:
     assert -objective["alpha"] * objective["rejected_log_reward"] == 8.0
 
 
-def test_the_released_setting_is_a_preset_of_its_own() -> None:
+def test_the_released_setting_is_a_separate_preset() -> None:
     released = TRAIN.parse(compose(["objective=gdpo_released"], TRAIN).plain).objective
     assert released == GDPOSettings(
         alpha=0.1,

@@ -148,7 +148,7 @@ def test_conflicting_settings_are_refused_alike_on_both_sides() -> None:
         parse_config({"objective": {"name": "gdpo", "reward": "tokenwise"}})
 
 
-def test_what_an_objective_needs_of_the_data_stands_with_its_settings() -> None:
+def test_data_needs_are_declared_with_objective_settings() -> None:
     needing = {name for name, section in OBJECTIVE_SECTIONS.items() if section.needs_scores}
     assert needing == {"odpo"}
     assert not ObjectiveSettings.needs_scores

@@ -98,7 +98,7 @@ def killed(
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_goes_on_where_it_was_killed(
+def test_resumes_where_it_was_killed(
     killed: Callable[[str], Any],
     tmp_path: Path,
     direction: str,

@@ -310,7 +310,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def test_failure_in_the_middle_of_an_export_leaves_the_previous_one(
+def test_failed_export_keeps_the_previous_one(
     megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination = tmp_path / "out"

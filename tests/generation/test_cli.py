@@ -99,7 +99,9 @@ def test_all_that_is_missing_is_named_together(capsys: Capture) -> None:
     assert keys == ["model.restore_from_path", "data.prompts_path", "generation.num_samples"]
 
 
-def test_a_directory_that_is_no_export(valid: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_a_directory_that_is_not_an_export(
+    valid: list[str], tmp_path: Path, capsys: Capture
+) -> None:
     wrong = tmp_path / "wrong"
     key = f"model.restore_from_path={wrong}"
     assert "does not exist" in _refused(capsys, *valid, key)

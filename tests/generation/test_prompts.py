@@ -95,7 +95,7 @@ def test_the_tokens_are_those_of_training(tokenizer: Any, prompt: Any) -> None:
     assert chosen[-1] in encoded.stop_token_ids
 
 
-def test_without_generation_config_the_end_is_that_of_the_kind_of_prompt(tokenizer: Any) -> None:
+def test_end_token_without_generation_config(tokenizer: Any) -> None:
     prompts = [GivenPrompt("a", CHAT, "p"), GivenPrompt("b", "good film", "p")]
     chat, text = encode_prompts(prompts, PairEncoder(tokenizer))
     assert chat.stop_token_ids == (tokenizer.convert_tokens_to_ids("<|eot_id|>"),)

@@ -116,7 +116,7 @@ def test_a_busy_server_is_asked_again(server: FakeServer, status: int) -> None:
     assert server.bodies[0] == server.bodies[2]
 
 
-def test_a_server_that_keeps_failing_ends_the_run_and_keeps_whole_rows(
+def test_failing_server_ends_the_run_and_keeps_complete_rows(
     server: FakeServer,
 ) -> None:
     server.fail = lambda count: 200 if count < 4 else 500

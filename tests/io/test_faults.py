@@ -116,7 +116,7 @@ def test_a_kill_before_each_step_that_reaches_the_disk(tmp_path: Path, writer: W
         assert [] in [entry["interim"] for entry in killed]
 
 
-def test_the_contents_that_a_stop_between_two_renames_moved_away_come_back(tmp_path: Path) -> None:
+def test_stop_between_two_renames_is_recovered(tmp_path: Path) -> None:
     WRITERS["directory"].write(tmp_path / "place", "a")
     (tmp_path / "place").rename(tmp_path / ".place.old")
     stage(tmp_path / "place").discard()

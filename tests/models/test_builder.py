@@ -20,7 +20,7 @@ def test_an_unknown_activation_is_refused_by_name() -> None:
         transformer_config(activation="gelu_fast")
 
 
-def test_dropout_is_off_and_losses_are_divided_by_the_number_of_pairs() -> None:
+def test_no_dropout_and_loss_averaged_over_pairs() -> None:
     config = transformer_config()
     assert config.hidden_dropout == config.attention_dropout == 0.0
     assert config.calculate_per_token_loss

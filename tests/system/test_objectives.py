@@ -179,7 +179,7 @@ def test_cached_and_resident_reference_train_alike(runs: dict[str, Result], root
         assert left == pytest.approx(right, rel=1e-5, abs=1e-5)
 
 
-def test_prepared_data_and_a_ready_reference_train_as_the_file_does(
+def test_prepared_data_and_cached_reference_train_equally(
     runs: dict[str, Result], root: Path
 ) -> None:
     """Equal to the bit, although `gdpo` and the reference read the model directly."""

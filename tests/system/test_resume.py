@@ -171,7 +171,7 @@ def one_rank(
 Resumed = tuple[dict[str, Result], dict[str, Path]]
 
 
-def test_damaged_checkpoints_are_named_and_the_newest_whole_one_goes_on(
+def test_resume_names_and_skips_damaged_checkpoints(
     one_rank: Resumed, whole: dict[str, Path]
 ) -> None:
     result, output = one_rank[0]["damaged"], one_rank[1]["damaged"]

@@ -89,7 +89,7 @@ def test_front_where_less_is_better() -> None:
     assert on_front(found) == ["far", "near", "free"]
 
 
-def test_degenerate_point_neither_stands_on_the_front_nor_pushes_others_off() -> None:
+def test_degenerate_point_is_left_out_of_the_front() -> None:
     points = {"sound": (1.0, 1.0), "noise": (9.0, 9.0)}
     found = frontier(results(points, degenerate=("noise",)), "n", "t", "variety", "reward")
     assert on_front(found) == ["sound"]
