@@ -63,7 +63,7 @@ class PairingStats:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which pairs are made; the defaults are the demo's.
+    """Rules by which pairs are made; the defaults are the demo's.
 
     Raises:
         UserError: a value is out of range.

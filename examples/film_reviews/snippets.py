@@ -54,7 +54,7 @@ class Snippet:
 
 
 def read_snippets(sdist_path: str | Path) -> list[Snippet]:
-    """All snippets, cleaned, in file order.
+    """Read all snippets, cleaned, in file order.
 
     Raises:
         UserError: the package is missing (the message has the command that fetches it) or

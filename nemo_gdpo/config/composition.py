@@ -98,7 +98,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _override_problem(
     override: Override, groups: dict[str, list[str]], root: Root[Any]
 ) -> str | None:
-    """What is wrong with an override by itself, or None where nothing is."""
+    """The problem of an override by itself, or None where nothing is wrong."""
     key = override.key_or_group
     if override.is_delete():
         return f"~{key}: a key cannot be taken away; set it to null where the schema allows that"
@@ -315,7 +315,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def to_yaml(composed: Composed, *, resolved: bool) -> str:
-    """What `--cfg job` prints: with interpolations, or with their values."""
+    """The text that `--cfg job` prints: with interpolations, or with their values."""
     return OmegaConf.to_yaml(composed.config, resolve=resolved)
 
 

@@ -142,7 +142,7 @@ class JudgeConfig(Section):
 
 
 class SamplesConfig(Section):
-    """What the page shows of the responses themselves."""
+    """Sample responses that the page shows."""
 
     prompts: Annotated[int, Field(ge=0)] = 12
     """Prompts with sample responses in the report, evenly spaced over all."""
@@ -151,7 +151,7 @@ class SamplesConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured."""
+    """The `evaluation` section: what is measured."""
 
     runs: Names = Field(default=None, validate_default=True)
     """Name -> directory that `nemo-gdpo generate` wrote. The first is the base of comparisons."""

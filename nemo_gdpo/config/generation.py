@@ -42,7 +42,7 @@ class SampledModelConfig(Section):
 
 
 class PromptsConfig(Section):
-    """What to sample for."""
+    """The `data` section of `generate`: the prompts to sample for."""
 
     prompts_path: Text | None = None
     """JSONL with `id` and `prompt` (text, or a list of messages) on each line."""

@@ -91,7 +91,7 @@ def model_file_problems(configured: str | None) -> list[Problem]:
 
 
 def hugging_face_problems(path: Path) -> list[Problem]:
-    """What a Hugging Face directory lacks, without opening the weights."""
+    """Problems of a Hugging Face directory's files, without opening the weights."""
     found: list[Problem] = []
     if not (path / "config.json").is_file():
         reason = f"{path} has no config.json"

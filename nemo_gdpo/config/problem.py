@@ -10,7 +10,7 @@ from nemo_gdpo.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """Which key, why it cannot be honoured, and what to do about it."""
+    """A key, why it cannot be honoured, and what to do about it."""
 
     key: str
     reason: str

@@ -1,4 +1,4 @@
-"""What follows a verb on the command line: overrides and a few flags."""
+"""The arguments of a verb on the command line: overrides and a few flags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG_FLAGS = ("--config FILE", "--cfg job", "--resolve")
 
 @dataclass
 class Request:
-    """What follows the verb."""
+    """Arguments of a verb, taken apart."""
 
     overrides: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
@@ -44,7 +44,7 @@ class Request:
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Is there a -h or --help, in any position?"""
+    """Whether -h or --help is given, in any position."""
     return any(argument in ("-h", "--help") for argument in arguments)
 
 

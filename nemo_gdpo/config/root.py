@@ -18,7 +18,7 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Root(Generic[S]):
-    """What one verb reads."""
+    """The configuration that one verb reads."""
 
     name: str
     """Name of the verb."""

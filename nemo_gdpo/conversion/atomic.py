@@ -43,9 +43,9 @@ def _files(directory: Path) -> dict[str, int]:
 
 
 def why_incomplete(directory: Path) -> str | None:
-    """Why a directory is not, file by file and byte by byte, as long as a conversion left it.
+    """Why a directory is not as a conversion left it, by its files and their sizes; None if it is.
 
-    None when it is. Contents are not read.
+    Contents are not read.
     """
     if not (directory / MARKER).is_file():
         return f"it has no {MARKER}"

@@ -13,7 +13,7 @@ from nemo_gdpo.io import files
 
 @dataclass(frozen=True)
 class MegatronModelConfig:
-    """What the arithmetic of a decoder depends on, under Megatron's names. Sizes count elements."""
+    """All that a decoder's arithmetic depends on, under Megatron's names. Sizes count elements."""
 
     family: str
     """Key of `families.FAMILIES`."""

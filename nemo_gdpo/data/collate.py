@@ -24,7 +24,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class BatchRows:
-    """What padded and packed batches have in common, row by row and pair by pair."""
+    """Fields that padded and packed batches share, row by row and pair by pair."""
 
     response_lengths_N: Tensor
     """int64: labels of each row, the end token included when there is one."""

@@ -20,7 +20,7 @@ TRUNCATION_MODES = ("keep_end", "keep_start", "error")
 
 @dataclass
 class TokenizeStats:
-    """What became of the pairs; printed after preparing and stored with the data."""
+    """Counts of what became of the pairs; printed after preparing and stored with the data."""
 
     pairs: int = 0
     """Pairs kept."""

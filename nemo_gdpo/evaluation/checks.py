@@ -16,7 +16,7 @@ REFERENCE = "reference"
 
 
 def problems(config: EvaluateConfig) -> list[Problem]:
-    """All that can be told from the settings and the presence of files."""
+    """Problems that the settings and the presence of files show."""
     evaluation = config.evaluation
     found = _runs(evaluation) + _models(evaluation) + _novelty(evaluation) + _judge(evaluation)
     output = Path(config.output_dir)

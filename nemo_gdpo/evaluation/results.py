@@ -31,7 +31,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric is, so that a table or a plot needs no separate list of names."""
+    """Description of a metric, so that a table or a plot needs no separate list of names."""
 
     __pydantic_config__ = _STRICT
 
@@ -72,7 +72,7 @@ Sampling = SamplingPoint
 
 @dataclass(frozen=True)
 class Flag:
-    """Why the diversity of a point must not be taken at face value."""
+    """A reason why the diversity of a point must not be taken at face value."""
 
     __pydantic_config__ = _STRICT
 
@@ -119,7 +119,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How often a judge preferred a run's responses; a tie counts half."""
+    """Share of pairs in which a judge preferred a run's responses; a tie counts half."""
 
     __pydantic_config__ = _STRICT
 

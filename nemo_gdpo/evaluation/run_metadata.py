@@ -1,4 +1,4 @@
-"""What is known about a run's model beside its responses: how it was sampled and trained."""
+"""Metadata of a run's model beside its responses: how it was sampled and trained."""
 
 from __future__ import annotations
 

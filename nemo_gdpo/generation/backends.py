@@ -1,4 +1,4 @@
-"""Which engine samples, what it is before it starts, and how it is started."""
+"""Backends: the choice of engine, its versions and settings before it starts, and its start."""
 
 from __future__ import annotations
 

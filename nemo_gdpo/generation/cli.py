@@ -12,7 +12,7 @@ from nemo_gdpo.generation.environment import find_python, run_in_environment
 
 
 def problems(config: GenerateConfig) -> list[Problem]:
-    """All that can be told to be wrong before the engine's environment is entered."""
+    """Problems that can be found before the engine's environment is entered."""
     from nemo_gdpo.generation.backends import backend_problems
     from nemo_gdpo.generation.model import model_problems
     from nemo_gdpo.generation.sweep import sweep_problems

@@ -33,7 +33,7 @@ _PROBE = (
 
 
 def has_vllm() -> bool:
-    """Can this interpreter import vLLM?"""
+    """Whether this interpreter can import vLLM."""
     return importlib.util.find_spec("vllm") is not None
 
 

@@ -31,13 +31,13 @@ ENCODING_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-"""What decides the tokens of a prompt, where it is there."""
+"""Files that decide the tokens of a prompt, where they exist."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the rows and the manifest say about the model."""
+    """Hashes and limits of the model, as rows and manifest record them."""
 
     path: Path
     model_hash: str

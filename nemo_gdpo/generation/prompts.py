@@ -28,7 +28,7 @@ class GivenPrompt:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """What the model reads for a prompt, and what ends its answer."""
+    """Token ids of a prompt, and those that end its answer."""
 
     given: GivenPrompt
     token_ids: tuple[int, ...]

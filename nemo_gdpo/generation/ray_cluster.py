@@ -33,7 +33,7 @@ INFO_TIMEOUT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster offers."""
+    """Resources of the cluster."""
 
     gpus: tuple[int, ...]
     """GPUs of each node."""
@@ -46,7 +46,7 @@ class Cluster:
         return sum(self.gpus) > 0
 
     def resources(self, tensor_parallel_size: int) -> dict[str, float]:
-        """What Ray sets aside for one engine."""
+        """Resources that Ray sets aside for one engine."""
         return {"num_cpus": 1, "num_gpus": tensor_parallel_size if self.on_gpus else 0}
 
     def capacity(self, tensor_parallel_size: int) -> int:
@@ -129,7 +129,7 @@ def check_version(info: dict[str, str], where: str) -> None:
     """Refuse workers that run another version of this package.
 
     Raises:
-        UserError: they do.
+        UserError: the versions differ.
     """
     if info["nemo_gdpo"] != __version__:
         raise UserError(
@@ -201,7 +201,7 @@ def check_temporary_directory() -> None:
     """Refuse a directory whose name is too long; Ray itself takes RAY_TMPDIR, or TMPDIR, or /tmp.
 
     Raises:
-        UserError: it is.
+        UserError: the name is too long.
     """
     for name in ("RAY_TMPDIR", "TMPDIR"):
         if name in os.environ:
@@ -225,7 +225,7 @@ def check_size(cluster: Cluster, replicas: int, tensor_parallel_size: int) -> No
     """Refuse more engines than fit.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not fit.
     """
     if not cluster.on_gpus and tensor_parallel_size > 1:
         raise UserError(

@@ -44,7 +44,7 @@ Key = tuple[str, SamplingPoint]
 
 
 def key_of(request: Request) -> Key:
-    """What tells a row from all others of a run."""
+    """The key that tells a row from all others of a run."""
     return request.id, request.sampling
 
 
@@ -54,7 +54,7 @@ def _log(text: str) -> None:
 
 
 def ray_info(config: RayConfig, tensor_parallel_size: int) -> dict[str, str]:
-    """What `VLLMEngine.describe` says on the cluster, which is joined or started for it.
+    """Versions and devices on the cluster, which is joined or started for it.
 
     Raises:
         UserError: the cluster does not answer, or the engines do not fit on it.

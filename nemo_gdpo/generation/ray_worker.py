@@ -20,7 +20,7 @@ from nemo_gdpo.generation.types import Completed, EngineSettings, Request
 
 @dataclass(frozen=True)
 class Started:
-    """How an engine came up."""
+    """Result of starting an engine."""
 
     node: str
     pid: int

@@ -178,7 +178,7 @@ def build_manifest(
     count: int,
     stop_token_ids: list[int] | None,
 ) -> dict[str, Any]:
-    """What the samples of `output_dir` have in common; see `nemo_gdpo.generation.manifest`."""
+    """The manifest of the samples of `output_dir`; see `nemo_gdpo.generation.manifest`."""
     generation = config.generation
     return {
         "format": FORMAT,
@@ -268,7 +268,7 @@ def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict
 
 
 def _end_with_parent() -> None:
-    """Have Linux kill this process when `nemo-gdpo generate` is killed: it holds the lock."""
+    """Make Linux kill this process when `nemo-gdpo generate` is killed: it holds the lock."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

@@ -66,7 +66,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def row_key(row: Mapping[str, Any], where: str) -> Key:
-    """Which row this is.
+    """The key of a row.
 
     Raises:
         UserError: it says neither id nor sampling.

@@ -24,7 +24,7 @@ def sampling_points(config: GenerationConfig) -> tuple[SamplingPoint, ...]:
 
 
 def sweep_problems(config: GenerationConfig) -> list[Problem]:
-    """What in a sweep cannot be honoured."""
+    """Problems of a sweep: what cannot be honoured."""
     found: list[Problem] = []
     lists: dict[str, Sequence[float]] = {
         "temperature": config.temperature,

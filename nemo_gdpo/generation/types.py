@@ -127,7 +127,7 @@ def _sample_from_dict(plain: Mapping[str, Any]) -> Sample:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to start a vLLM engine; the same for one in this process and for those of Ray."""
+    """Settings of a vLLM engine; the same for one in this process and for those of Ray."""
 
     model: str
     """A Hugging Face directory."""
@@ -165,7 +165,7 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """What decides the samples beside model and request: the engine's name and version."""
+        """Name and version of the engine: what decides the samples beside model and request."""
         ...
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ def _platform() -> Any:
 
 
 def engine_info() -> dict[str, str]:
-    """What decides the samples beside model and request, without starting an engine."""
+    """Versions and devices that decide the samples, without starting an engine."""
     platform = _platform()
     import vllm
 

@@ -51,7 +51,7 @@ def own_name(path: Path) -> Path:
 
 
 def own_names(directory: Path, pattern: str) -> list[Path]:
-    """What writers have in the making in `directory`, by a glob of the names it will get."""
+    """Unfinished entries of writers in `directory`, by a glob of the names it will get."""
     return [path for path in directory.glob(f".{pattern}.*.tmp") if _OWN.fullmatch(path.name)]
 
 

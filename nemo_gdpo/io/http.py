@@ -30,7 +30,7 @@ class _RetryError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """How to reach one, and how to speak of it."""
+    """Address, limits and names of a server, for requests and messages."""
 
     url: str
     """Base URL; ends in /v1, as a rule."""

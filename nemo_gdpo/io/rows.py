@@ -105,7 +105,7 @@ class RowFile:
             self.sync()
 
     def sync(self) -> None:
-        """Have everything that was appended on the disk.
+        """Sync everything that was appended to disk.
 
         Raises:
             OSError: the disk failed.

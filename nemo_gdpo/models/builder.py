@@ -34,7 +34,7 @@ from nemo_gdpo.platform import Platform
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """How a model is cut: the mesh and what goes with it. Sizes in ranks."""
+    """The cut of a model: the mesh and what goes with it. Sizes in ranks."""
 
     tensor: int = 1
     pipeline: int = 1

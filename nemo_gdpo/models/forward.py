@@ -27,7 +27,7 @@ from nemo_gdpo.models.batch import PreferenceMicroBatch
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What the head computes besides the label's log-prob."""
+    """Options of the head: what it computes besides the label's log-prob."""
 
     vocab_size: int
     """True vocabulary; the rows that pad it are masked out."""

@@ -44,7 +44,7 @@ class CheckpointError(RunError):
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at the checkpoint directory showed."""
+    """The newest complete checkpoint, and those that were skipped."""
 
     path: Path | None
     skipped: tuple[str, ...]
@@ -178,7 +178,7 @@ class Checkpointer:
         self._write_assets = write_assets
         self._keep = keep
         self._staged: StagedDirectory | None = None
-        """What the main rank is writing."""
+        """Directory that the main rank is writing."""
 
     def save(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`. Collective.

@@ -31,7 +31,7 @@ def _last_metrics(output_dir: Path) -> dict[str, float]:
 
 
 def model_card_of(run: Run) -> dict[str, Any]:
-    """What the model card of this run's export says, up to the last step that was logged."""
+    """The model card of this run's export, up to the last step that was logged."""
     config, layout, data = run.config, run.mesh.layout, run.data["train"]
     objective = OBJECTIVES[config.objective.name]
     return {

@@ -125,7 +125,7 @@ def _compute_rows(
 
 
 def _reason_of(action: Callable[[], object]) -> str:
-    """Why writing failed on this rank, or nothing."""
+    """The reason why writing failed on this rank, or nothing."""
     try:
         action()
     except (OSError, RuntimeError, SafetensorError) as error:

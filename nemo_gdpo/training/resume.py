@@ -17,12 +17,12 @@ from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.trainer import PreferenceTrainer
 
 FIXED = ("weights", "objective", "global_batch_size", "precision")
-"""What the numbers in a checkpoint mean. The length of the run, the learning rate and the like may
-be changed on purpose."""
+"""Settings that give a checkpoint's numbers their meaning. The length of the run, the learning rate
+and the like may be changed on purpose."""
 
 
 def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
-    """What a resumed run must share with the one that saved the checkpoint; plain JSON.
+    """Settings that a resumed run must share with the one that saved; plain JSON.
 
     Args:
         config: of the run.

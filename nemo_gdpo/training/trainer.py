@@ -37,7 +37,7 @@ from nemo_gdpo.training.signals import any_rank_stopped
 
 
 class Outcome(Enum):
-    """How `fit` ended."""
+    """The way `fit` ended."""
 
     DONE = "done"
     STOPPED = "stopped"

@@ -22,7 +22,7 @@ RANK_MODULE = "nemo_gdpo.verbs.rank"
 
 
 def detect_hardware(precision: str, *, joined: bool) -> Hardware:
-    """What the checks may know about this machine and the ranks that were started.
+    """Detect the hardware of this machine and the ranks that were started.
 
     Args:
         precision: of the configuration, to say why it is not to be had.

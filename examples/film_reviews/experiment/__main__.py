@@ -139,7 +139,7 @@ def _known(todo: list[Job], world: World) -> dict[Job, dict[str, object]]:
 def show_plan(
     todo: list[Job], costs: Costs, workers: int, hours: float, done: frozenset[Job]
 ) -> None:
-    """What is going to be done, in which order, and what does not fit."""
+    """Print the plan: the jobs, their order, and those that do not fit."""
     lines = plan(todo, costs, workers=workers, budget=hours * 3600, done=done)
     say(f"{'job':28}{'begins':>8}{'ends':>8}")
     for line in lines:
@@ -239,7 +239,7 @@ def _finish(outcome: Outcome, world: World, options: argparse.Namespace, workers
 
 
 def _notes(outcome: Outcome, world: World, options: argparse.Namespace, workers: int) -> list[str]:
-    """What a reader has to know: machine, model, what is missing."""
+    """Notes for the reader: machine, model, what is missing."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -115,7 +115,7 @@ def plan(
 
 @dataclass
 class Outcome:
-    """What came of a schedule."""
+    """Result of a schedule."""
 
     done: dict[Job, dict[str, Any]]
     left_out: list[Job]

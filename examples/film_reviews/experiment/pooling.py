@@ -92,7 +92,7 @@ def in_order(results: Results) -> Results:
 
 
 def refuse_other_prompts(found: Mapping[str, Mapping[int, Results]]) -> None:
-    """What is paired has to have the same prompts in the same order.
+    """Refuse to pair runs whose prompts or their order differ.
 
     Raises:
         ValueError: naming the arm and the seed.

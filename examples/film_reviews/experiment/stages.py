@@ -125,7 +125,7 @@ class World:
 
 
 def identity(job: Job, world: World) -> dict[str, Any]:
-    """What has to be the same for a finished job to count."""
+    """Settings that have to be the same for a finished job to count."""
     plain: dict[str, Any] = json.loads(
         json.dumps(
             {
@@ -149,7 +149,7 @@ def model_stamp(directory: Path) -> str:
 
 
 def finished(job: Job, world: World) -> dict[str, Any] | None:
-    """What a finished job noted, or None."""
+    """Notes of a finished job, or None."""
     path = world.job_dir(job) / DONE
     if not path.is_file():
         return None
@@ -158,7 +158,7 @@ def finished(job: Job, world: World) -> dict[str, Any] | None:
 
 
 def run_job(job: Job, world: World) -> dict[str, Any]:
-    """All stages; returns what was noted, seconds of each stage among it.
+    """Run all stages; returns what was noted, seconds of each stage among it.
 
     Raises:
         StageError: a command failed.

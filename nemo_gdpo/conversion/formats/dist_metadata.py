@@ -104,7 +104,7 @@ def _check_entries(path: Path, metadata: Any) -> Metadata:
 
 
 def read_metadata(dist_directory: Path) -> Metadata:
-    """What a distributed checkpoint holds and where. Runs nothing that the file asks for.
+    """Read what a distributed checkpoint holds and where. Runs nothing that the file asks for.
 
     Raises:
         UserError: a missing or damaged file, or one that names anything but the classes of a

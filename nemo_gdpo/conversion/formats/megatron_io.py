@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointModel:
-    """What `model_config.json` says."""
+    """Contents of `model_config.json`."""
 
     config: MegatronModelConfig
     padded_vocab_size: int

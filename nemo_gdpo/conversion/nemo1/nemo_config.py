@@ -108,7 +108,7 @@ NEUTRAL = frozenset(
 
 @dataclass(frozen=True)
 class NemoModel:
-    """What a NeMo GPT is, apart from its vocabulary."""
+    """Description of a NeMo GPT, apart from its vocabulary."""
 
     family: str
     hf_config: dict[str, Any]
@@ -248,7 +248,7 @@ def _norm_offset(fields: _Fields, family: str) -> float:
 
 
 def read_nemo_config(path: Path, ignored: frozenset[str] = frozenset()) -> NemoModel:
-    """What a `model_config.yaml` describes.
+    """Read the model that a `model_config.yaml` describes.
 
     Args:
         path: of the file.

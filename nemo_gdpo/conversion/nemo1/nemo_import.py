@@ -140,7 +140,7 @@ class _Reader:
     dtype: torch.dtype | None
 
     def spec(self, mapping: TensorMapping) -> TensorSpec:
-        """What `tensor` will give."""
+        """Spec of what `tensor` gives."""
         shape = mapping.megatron_shape(self.bridge.config, self.padded)
         return TensorSpec(mapping.name, shape, self.dtype or self.source.dtype(mapping.name))
 

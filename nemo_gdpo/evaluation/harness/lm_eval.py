@@ -49,7 +49,7 @@ def problems(config: LmEvalConfig) -> list[Problem]:
 
 
 def model_name(config: LmEvalConfig) -> str:
-    """What the report calls the model: `gdpo` for runs/gdpo/hf."""
+    """Name of the model in the report: `gdpo` for runs/gdpo/hf."""
     if config.name is not None:
         return config.name
     assert config.model.restore_from_path is not None
@@ -191,7 +191,7 @@ def lm_eval_rows(answers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def read_answers(output_dir: Path) -> list[dict[str, Any]]:
-    """What earlier runs kept in this directory, by name.
+    """Answers that earlier runs kept in this directory, by name.
 
     Raises:
         UserError: a file is not what this module writes.

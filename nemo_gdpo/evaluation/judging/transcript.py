@@ -87,7 +87,7 @@ class Transcript:
             ) from error
 
     def close(self) -> None:
-        """Have all answers on the disk, and let the next evaluation write.
+        """Sync all answers to disk, and let the next evaluation write.
 
         Raises:
             EvaluationError: the disk failed.

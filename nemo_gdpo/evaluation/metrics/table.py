@@ -29,7 +29,7 @@ TABLE = (
 
 
 def offered(evaluation: EvaluationConfig) -> frozenset[Need]:
-    """What the settings provide for metrics to be computed from."""
+    """Needs of metrics that the settings provide for."""
     found: set[Need] = {"responses"}
     if evaluation.encoder is not None:
         found |= {"encoder", "classes"}

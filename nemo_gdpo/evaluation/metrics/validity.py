@@ -35,7 +35,7 @@ LONGEST_MEAN_WORD = 15.0
 
 @dataclass(frozen=True)
 class Validity:
-    """What one response is like."""
+    """Measurements of one response as text."""
 
     empty: bool
     """No visible character."""

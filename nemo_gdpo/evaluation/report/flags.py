@@ -15,7 +15,7 @@ from nemo_gdpo.evaluation.results import Flag, Interval
 def find_flags(
     metrics: Mapping[str, Interval], type_token_ratio: float | None, evaluation: EvaluationConfig
 ) -> list[Flag]:
-    """What is wrong with a point.
+    """Find the flags of a point.
 
     Args:
         metrics: of the point.

@@ -113,7 +113,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Page:
-    """What the template reads."""
+    """Values that the template reads."""
 
     title: str
     lead: str
@@ -331,7 +331,7 @@ def _sweep_name(results: Results, metric: str) -> str:
 
 
 def _downstream(output_dir: Path) -> list[Section]:
-    """What `nemo-gdpo evaluate lm-eval` left in this directory."""
+    """Sections of what `nemo-gdpo evaluate lm-eval` left in this directory."""
     answers = read_answers(output_dir)
     if not answers:
         return []

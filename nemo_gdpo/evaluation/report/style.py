@@ -1,4 +1,4 @@
-"""How runs look in plots and legends: a colour, a shape and a dash each, so that none of them is
+"""Style of runs in plots and legends: a colour, a shape and a dash each, so that none of them is
 told apart by colour alone.
 
 Plots on the page are drawn once. Their colours are placeholders that `plots_svg` turns into CSS
@@ -86,7 +86,7 @@ SHAPES: tuple[tuple[str, Vertices], ...] = (
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How one run is drawn."""
+    """Style of one run."""
 
     index: int
     colour: int
