@@ -82,7 +82,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "malformed": ("generations-00000.jsonl, line 2", "damaged"),
     "other_prompts": ("b at T=1 has 1 prompts that a lacks ('p4')", "evaluation.prompts=shared"),
     "reserved_name": ("evaluation.runs", "choose another name"),
-    "unknown_run": ("evaluation.models.b", "no run of that name"),
+    "unknown_run": ("evaluation.models.b", "no run has that name"),
     "models_alone": ("evaluation.models", "evaluation.reference_model is not"),
     "reference_missing": ("evaluation.reference_model", "does not exist"),
     "reference_without_weights": ("evaluation.reference_model", "no weights"),
