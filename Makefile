@@ -15,7 +15,8 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-generation python-generation-gpu demo experiment test lint format types check clean
+.PHONY: help python python-generation python-generation-gpu demo experiment test test-fast lint lint-ruff \
+  lint-format lint-types lint-imports lint-files docs docs-serve docs-tables format check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -39,13 +40,38 @@ experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3;
 	$(GENERATION)
 	@"$(TRAINING)" -m examples.film_reviews.experiment --hours $(HOURS) --seeds $(SEEDS)
 
+test-fast: ## the tests that start no ranks, engines, browsers or Slurm (under 3 minutes on 2 cores)
+	@"$(TRAINING)" -m pytest -m "not slow" -n auto
+
 test: ## all tests
 	$(GENERATION)
-	@"$(TRAINING)" -m pytest
+	@"$(TRAINING)" -m pytest -n 2
 
-lint: ## what pre-commit and CI check besides the tests
-	@py="$(TRAINING)"; "$$py" -m ruff check . && "$$py" -m ruff format --check . \
-	  && "$$py" -m mypy nemo_gdpo examples && "$$py" -c "$(LINT_IMPORTS)" --no-logo
+lint: lint-ruff lint-format lint-types lint-imports lint-files ## what pre-commit and CI check besides the tests
+
+lint-ruff:
+	@"$(TRAINING)" -m ruff check .
+
+lint-format:
+	@"$(TRAINING)" -m ruff format --check .
+
+lint-types:
+	@"$(TRAINING)" -m mypy nemo_gdpo examples
+
+lint-imports:
+	@"$(TRAINING)" -c "$(LINT_IMPORTS)" --no-logo
+
+lint-files:
+	@"$(TRAINING)" tools/check_files.py
+
+docs: ## build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict
+
+docs-serve: ## show the documentation on http://127.0.0.1:8000 and follow edits
+	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs serve --strict
+
+docs-tables: ## write the pages of configuration keys and metrics from the code
+	@"$(TRAINING)" tools/docs_tables.py
 
 format: ## rewrite the code in the project's format
 	@py="$(TRAINING)"; "$$py" -m ruff check --fix . ; "$$py" -m ruff format .
@@ -53,4 +79,4 @@ format: ## rewrite the code in the project's format
 check: lint test ## everything that guards main
 
 clean: ## remove runs and the clone's own environment (the shared cache stays)
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs site .pytest_cache .mypy_cache .ruff_cache

@@ -1,14 +1,24 @@
-"""For all tests: the CPU platform precedes every megatron import, whatever is collected first, and
-converted models go to a cache of the session, not to the user's.
+"""For all tests: the CPU platform precedes every megatron import, whatever is collected first,
+converted models go to a cache of the session, not to the user's, and tests are sorted into tiers.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from nemo_gdpo.platform import current_platform
+
+TESTS = Path(__file__).parent
+SLOW_ROOMS = ("families", "parallel", "system", "traces")
+"""Folders whose tests start ranks, command lines, engines, a browser or Slurm."""
+RANK_ROOMS = ("families", "parallel", "traces")
+"""Folders whose tests start several ranks."""
 
 current_platform()
 
@@ -16,3 +26,38 @@ current_platform()
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["NEMO_GDPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests of whole rooms; single slow ones elsewhere are marked where they stand."""
+    room = item.path.relative_to(TESTS).parts[0]
+    if room in SLOW_ROOMS:
+        item.add_marker(pytest.mark.slow)
+    if room in RANK_ROOMS:
+        item.add_marker(pytest.mark.parallel)
+
+
+@cache
+def worker_group(file: str) -> str:
+    """Which files share a worker: those with tests marked `parallel` do, any other has its own.
+
+    The controller of xdist knows no marks, only names of tests, so the file's text is read.
+    """
+    path = TESTS.parent / file
+    alone = path.relative_to(TESTS).parts[0] in RANK_ROOMS or "mark.parallel" in path.read_text()
+    return "parallel" if alone else file
+
+
+class TieredScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of a file stay together, and tests that start many processes run one after another.
+
+    `--dist loadgroup` would do the same by marks; with pytest 9.2 it is without effect.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return worker_group(nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TieredScheduling:
+    """The one way of distributing tests, whatever `--dist` says."""
+    return TieredScheduling(config, log)

@@ -3,6 +3,7 @@
     python3 tools/environment.py training
     python3 tools/environment.py generation        # vLLM and Ray on a machine without a GPU
     python3 tools/environment.py generation-gpu    # the same on NVIDIA GPUs
+    python3 tools/environment.py docs              # what builds the documentation
 
 The packages live in a cache outside the clone, named after a hash of the lock, so that a second
 clone is quick. The clone itself gets a small `.venv` that adds this checkout and the `nemo-gdpo`
@@ -55,6 +56,7 @@ ENVIRONMENTS = {
         ),
     ),
     "generation-gpu": Recipe(("generation-gpu.lock",)),
+    "docs": Recipe(("docs.lock",)),
 }
 RECIPE_VERSION = "1"
 

@@ -56,6 +56,9 @@ class DPOSettings(ObjectiveSettings):
     advise 0.1 to 0.5."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5, strict=True)] = 0.0
     """Probability that a preference is noted the wrong way round (conservative DPO)."""
+    average_log_probs: Flag = False
+    """Divide each log-probability by the response's length first (length-normalised DPO), so that
+    length alone makes no margin. beta then weighs nats a token: Tulu 3 takes 5."""
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -138,8 +141,20 @@ class GDPOSettings(ObjectiveSettings):
             )
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class SPLSettings(ObjectiveSettings):
+    """Soft preference learning (Slocum et al., ICLR 2025): entropy and reference weighed apart."""
+
+    name: Literal["spl"] = field(default="spl", kw_only=True, repr=False)
+    alpha: Positive = 0.1
+    """Weight of the policy's log-ratio: how strongly entropy is kept."""
+    beta: NotNegative = 0.1
+    """Weight of the reference's log-ratio; below alpha it flattens the reference, so that answers
+    grow more diverse, at alpha it is DPO, and at 0 the reference is not read."""
+
+
 ObjectiveConfig = Annotated[
-    GDPOSettings | ODPOSettings | ADPOSettings | DPOSettings | IPOSettings,
+    GDPOSettings | ODPOSettings | ADPOSettings | DPOSettings | IPOSettings | SPLSettings,
     Field(discriminator="name"),
 ]
 OBJECTIVE_SECTIONS: dict[str, type[ObjectiveSettings]] = {

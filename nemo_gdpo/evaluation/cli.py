@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, UserError
 from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
+
+if TYPE_CHECKING:
+    from nemo_gdpo.evaluation.results import Results
 
 
 def run(request: Request) -> int:
@@ -49,18 +53,30 @@ def evaluate(config: EvaluateConfig) -> int:
 
 
 def _run(config: EvaluateConfig) -> int:
+    from nemo_gdpo.evaluation.report.console import render_table
+    from nemo_gdpo.evaluation.results import FILE_NAME
+
+    results = measure_and_report(config)
+    print(render_table(results))
+    print(f"results: {Path(config.output_dir) / FILE_NAME}")
+    return EXIT_DONE
+
+
+def measure_and_report(config: EvaluateConfig) -> Results:
+    """Check a configuration, measure, and write evaluation.json and the report.
+
+    Raises:
+        UserError: the configuration or the input is wrong.
+        RunError: a model, the judge's server or the disk failed.
+    """
     from nemo_gdpo.evaluation.checks import problems
 
     raise_problems(problems(config))
     from nemo_gdpo.evaluation.evaluate import evaluate as measure
-    from nemo_gdpo.evaluation.report.console import render_table
+    from nemo_gdpo.evaluation.report.page import write_report
     from nemo_gdpo.evaluation.results import write_results
 
     results = measure(config)
-    path = write_results(results, Path(config.output_dir))
-    print(render_table(results))
-    print(f"results: {path}")
-    from nemo_gdpo.evaluation.report.page import write_report
-
+    write_results(results, Path(config.output_dir))
     write_report(results, Path(config.output_dir))
-    return EXIT_DONE
+    return results

@@ -7,6 +7,7 @@ from nemo_gdpo.objectives.adpo import ADPO
 from nemo_gdpo.objectives.dpo import DPO, IPO
 from nemo_gdpo.objectives.gdpo import GDPO
 from nemo_gdpo.objectives.odpo import ODPO
+from nemo_gdpo.objectives.spl import SPL
 from nemo_gdpo.objectives.types import (
     Objective,
     ObjectiveOutput,
@@ -16,9 +17,9 @@ from nemo_gdpo.objectives.types import (
     TokenLogps,
 )
 
-AnyObjective = GDPO | ODPO | ADPO | DPO | IPO
+AnyObjective = GDPO | ODPO | ADPO | DPO | IPO | SPL
 OBJECTIVES: dict[str, type[AnyObjective]] = {
-    objective.name: objective for objective in (GDPO, ODPO, ADPO, DPO, IPO)
+    objective.name: objective for objective in (GDPO, ODPO, ADPO, DPO, IPO, SPL)
 }
 """The table of objectives: value of `objective.name` -> its class."""
 
@@ -35,6 +36,7 @@ __all__ = [
     "IPO",
     "OBJECTIVES",
     "ODPO",
+    "SPL",
     "AnyObjective",
     "Objective",
     "ObjectiveOutput",

@@ -14,12 +14,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nemo_gdpo.config.objective import DPOSettings, IPOSettings
-from nemo_gdpo.objectives.pairwise import PairwiseObjective, pair_sums
+from nemo_gdpo.objectives.pairwise import PairSums, PairwiseObjective, pair_sums
 from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
 
 
 class DPO(DPOSettings, PairwiseObjective):
-    """-(1 - eps) log sigma(beta h) - eps log sigma(-beta h); eps is `label_smoothing`."""
+    """-(1 - eps) log sigma(beta h) - eps log sigma(-beta h); eps is `label_smoothing`.
+
+    With `average_log_probs`, h is the difference of the mean log-ratios a token (length-normalised
+    DPO, as in Tulu 3; Lambert et al. 2024).
+    """
 
     method: ClassVar[str] = "dpo"
     citation: ClassVar[str] = "Rafailov et al., Direct Preference Optimization, 2023"
@@ -30,7 +34,7 @@ class DPO(DPOSettings, PairwiseObjective):
         """Loss of each pair; `targets` is not read."""
         del targets
         sums = pair_sums(policy, reference)
-        margin = self.beta * sums.log_ratio_difference
+        margin = self.beta * _log_ratio_difference(sums, policy, average=self.average_log_probs)
         loss = -logsigmoid(margin)
         if self.label_smoothing:
             eps = self.label_smoothing
@@ -61,13 +65,7 @@ class IPO(IPOSettings, PairwiseObjective):
         """Loss of each pair; `targets` is not read."""
         del targets
         sums = pair_sums(policy, reference)
-        h = sums.log_ratio_difference
-        if self.average_log_probs:
-            chosen = sums.policy_chosen - sums.reference_chosen
-            rejected = sums.policy_rejected - sums.reference_rejected
-            h = chosen / _length(policy.chosen.mask_NT) - rejected / _length(
-                policy.rejected.mask_NT
-            )
+        h = _log_ratio_difference(sums, policy, average=self.average_log_probs)
         loss = (h - 1.0 / (2.0 * self.beta)) ** 2
         return ObjectiveOutput(loss, sums.metrics(self.beta))
 
@@ -75,6 +73,15 @@ class IPO(IPOSettings, PairwiseObjective):
         """The square of the whole target gap 1 / (2 beta); float64 [N]."""
         gap = 1.0 / (2.0 * self.beta)
         return torch.full(pairs.rejected_length_N.shape, gap**2, dtype=torch.float64)
+
+
+def _log_ratio_difference(sums: PairSums, policy: PairLogps, *, average: bool) -> Tensor:
+    """h of each pair, [N]; with `average` of means over a response instead of sums."""
+    if not average:
+        return sums.log_ratio_difference
+    chosen = sums.policy_chosen - sums.reference_chosen
+    rejected = sums.policy_rejected - sums.reference_rejected
+    return chosen / _length(policy.chosen.mask_NT) - rejected / _length(policy.rejected.mask_NT)
 
 
 def _length(mask_NT: Tensor) -> Tensor:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.launch.ranks import free_port
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.platform import Platform
+
+_SET_HERE: set[str] = set()
+"""Variables of a world of one that `join_world` made up; `leave_world` takes them back."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,21 @@ class Mesh:
         return self.rank == 0
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     """Initialise torch.distributed from torchrun's variables, or alone as a world of one."""
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        alone = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        _SET_HERE.update(name for name in alone if name not in os.environ)
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
     device = platform.device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
         platform.distributed_backend,
@@ -108,3 +112,7 @@ def leave_world() -> None:
     leave_mesh()
     if dist.is_initialized():
         dist.destroy_process_group()
+    # Whoever asks next is not one of several ranks.
+    for name in _SET_HERE:
+        os.environ.pop(name, None)
+    _SET_HERE.clear()

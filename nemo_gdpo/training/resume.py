@@ -8,8 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nemo_gdpo.config.base import plain_data
-from nemo_gdpo.config.objective import plain_settings
+from nemo_gdpo.config.base import defaults_of, plain_data
+from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, plain_settings
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.training.checkpoint import find_newest_valid, newest_trainer_state
@@ -72,7 +72,17 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
+    """An identity as this version writes it: a setting that came later was at its default then."""
+    objective = saved.get("objective")
+    if not isinstance(objective, dict) or objective.get("name") not in OBJECTIVE_SECTIONS:
+        return saved
+    section = OBJECTIVE_SECTIONS[objective["name"]]
+    return saved | {"objective": {**defaults_of(section), **objective}}
+
+
 def _check_identity(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path) -> None:
+    saved = _of_this_version(saved)
     differing = [name for name in FIXED if saved.get(name) != own[name]]
     if differing:
         name = differing[0]

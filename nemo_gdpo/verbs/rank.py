@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE
 from nemo_gdpo.launch.failures import guarded
 
+if TYPE_CHECKING:
+    from nemo_gdpo.training.run import Run
+
 
 def run_task(task: str, config: RunConfig) -> int:
     """Carry out `task` on this rank; returns the exit status."""
     return guarded(
-        lambda: _TASKS[task](config),
+        lambda: TASKS[task](config),
         rank=int(os.environ.get("RANK", "0")),
         # A full disk under metrics.jsonl, say.
         disk_remedy="the newest checkpoint is complete: fix this and start again",
@@ -27,12 +32,21 @@ def run_task(task: str, config: RunConfig) -> int:
 
 
 def _train(config: RunConfig) -> int:
-    # After the training package, which readies the platform before megatron can be imported.
     from nemo_gdpo.nemo.classes import model_class
     from nemo_gdpo.training.run import Run
+
+    return _trained(Run.build(config, nemo_class=model_class(config.objective.name)))
+
+
+def _train_plain(config: RunConfig) -> int:
+    from nemo_gdpo.training.run import Run
+
+    return _trained(Run.build(config))
+
+
+def _trained(run: Run) -> int:
     from nemo_gdpo.training.trainer import Outcome
 
-    run = Run.build(config, nemo_class=model_class(config.objective.name))
     return EXIT_DONE if run.train() is Outcome.DONE else EXIT_REQUEUE
 
 
@@ -43,7 +57,12 @@ def _reference(config: RunConfig) -> int:
     return EXIT_DONE
 
 
-_TASKS = {"train": _train, "reference": _reference}
+TASKS: dict[str, Callable[[RunConfig], int]] = {
+    "train": _train,
+    "train_plain": _train_plain,
+    "reference": _reference,
+}
+"""Task -> what this rank does; returns the exit status, or raises."""
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.launch.ranks import launch_ranks
 from nemo_gdpo.launch.slurm import adopt_slurm_world
 
-Task = Literal["train", "reference"]
+Task = Literal["train", "train_plain", "reference"]
+"""What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
 RANK_MODULE = "nemo_gdpo.verbs.rank"
 
 
@@ -52,6 +53,26 @@ def detect_hardware(precision: str, *, joined: bool) -> Hardware:
     )
 
 
+def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
+    """The typed configuration, once nothing is wrong with it here.
+
+    Args:
+        plain: the composed configuration.
+
+    Returns:
+        The configuration; and whether this process is one of several ranks that were started.
+
+    Raises:
+        UserError: the configuration is wrong; all problems at once.
+    """
+    joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
+    hardware = detect_hardware(str(plain.get("precision")), joined=joined)
+    config, found = problems_of_mapping(plain, hardware)
+    raise_problems(found)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return config, joined
+
+
 def start(plain: dict[str, Any], task: Task) -> int:
     """Check a configuration, then run it; returns the exit status.
 
@@ -62,19 +83,20 @@ def start(plain: dict[str, Any], task: Task) -> int:
     Raises:
         UserError: the configuration is wrong, or the world is not one that can be started here.
     """
-    joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
-    hardware = detect_hardware(str(plain.get("precision")), joined=joined)
-    config, found = problems_of_mapping(plain, hardware)
-    raise_problems(found)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config, joined = check(plain)
     if joined or configured_world_size(config) == 1:
         from nemo_gdpo.verbs.rank import run_task
 
         return run_task(task, config)
-    return _start_ranks(config, task)
+    return start_ranks(config, task)
 
 
-def _start_ranks(config: RunConfig, task: Task) -> int:
+def start_ranks(config: RunConfig, task: Task) -> int:
+    """Start the ranks of a mesh on this machine and wait for them; returns their status.
+
+    Raises:
+        UserError: the mesh spans several nodes.
+    """
     if config.trainer.num_nodes > 1:
         raise UserError(
             f"trainer.num_nodes={config.trainer.num_nodes}: nothing here starts ranks on other "

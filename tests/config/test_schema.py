@@ -54,6 +54,7 @@ def test_the_default_of_gdpo_is_the_contrastive_balance() -> None:
     [
         ("dpo", {"beta": [0.0, -1.0, math.inf], "label_smoothing": [-0.1, 0.5]}),
         ("ipo", {"beta": [0.0]}),
+        ("spl", {"alpha": [0.0], "beta": [-0.1, math.inf]}),
         ("odpo", {"alpha": [-0.1, math.inf], "offset": ["sqrt"]}),
         ("adpo", {"gamma": [-1.0, math.nan]}),
         (

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
+
+from tests.support.models import llama
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -37,12 +39,7 @@ ModelMaker = Callable[..., Path]
 
 def build(**changes: Any) -> LlamaForCausalLM:
     """A model with random weights in every tensor, norms too."""
-    torch.manual_seed(7)
-    model = LlamaForCausalLM(LlamaConfig(**(SHAPE | changes)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1))
-    return model.eval()
+    return llama(scale=0.2, **(SHAPE | changes))
 
 
 @pytest.fixture

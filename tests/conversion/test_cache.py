@@ -108,6 +108,7 @@ def test_a_damaged_entry_is_converted_again(
     assert verify(source, found).same
 
 
+@pytest.mark.slow
 def test_several_processes_convert_once(make_model: ModelMaker) -> None:
     source = make_model()
     code = (

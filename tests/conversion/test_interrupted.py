@@ -27,6 +27,8 @@ from nemo_gdpo.io.progress_file import PROGRESS
 from tests.conversion.conftest import ModelMaker
 from tests.conversion.interrupted import FILE_BYTES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DIRECTIONS = ["hf-to-megatron", "megatron-to-hf"]
 TENSORS = {"hf-to-megatron": 9, "megatron-to-hf": 7}

@@ -18,6 +18,8 @@ from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.formats.safetensors_writer import plan_shards
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from .toy_tokenizers import GEMMA, LLAMA2, LLAMA3, ZEPHYR, build_tokenizer
+from tests.support.models import llama3_tokenizer
+from tests.support.tokenizers import GEMMA, LLAMA2, ZEPHYR, build_tokenizer
 
 
 @pytest.fixture(scope="session")
 def llama3() -> Any:
-    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    return build_tokenizer(
-        bos="<|begin_of_text|>",
-        eos="<|end_of_text|>",
-        extra=headers,
-        template=LLAMA3,
-        adds_bos=True,
-    )
+    return llama3_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ import pytest
 
 from nemo_gdpo.data import PairEncoder, RawPair
 from nemo_gdpo.errors import UserError
-
-from .toy_tokenizers import NO_END, build_tokenizer
+from tests.support.tokenizers import NO_END, build_tokenizer
 
 USER = {"role": "user", "content": "Is it good?"}
 

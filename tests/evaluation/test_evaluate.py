@@ -15,9 +15,9 @@ from nemo_gdpo.evaluation.metrics.encoder import embed, encoder_directory
 from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
 from nemo_gdpo.evaluation.report.console import render_table
 from nemo_gdpo.evaluation.results import Results
+from tests.support.servers import judge_server
 
-from .judge_server import serving
-from .material import GOOD, NO_ENCODER, ordinary, point, row, run, write_run
+from .written_runs import GOOD, NO_ENCODER, ordinary, point, row, run, write_run
 
 # --- figures --------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ def test_win_rates(tmp_path: Path) -> None:
             else "[[B]]"
         )
 
-    with serving(longer) as judge:
+    with judge_server(longer) as judge:
         common = [NO_ENCODER, f"evaluation.judge.url={judge.url}", "evaluation.judge.model=j"]
         results = run(tmp_path / "out", runs, *common, "evaluation.judge.against=base")
         (found,) = results.comparisons

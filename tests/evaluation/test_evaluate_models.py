@@ -18,9 +18,9 @@ from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.metrics import divergence, encoder
 from nemo_gdpo.evaluation.report.console import render_table
-from tests.system.tiny import save_model
+from tests.support.models import save_model
 
-from .material import GOOD, NO_ENCODER, at, point, row, run, write_run
+from .written_runs import GOOD, NO_ENCODER, at, point, row, run, write_run
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.rows import Generations, align, read_run
 from nemo_gdpo.generation.types import SamplingPoint
 
-from .material import PLAIN, at, row, write_run
+from .written_runs import PLAIN, at, row, write_run
 
 T1 = SamplingPoint(1.0, 1.0, 0.0, 0)
 

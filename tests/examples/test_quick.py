@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from nemo_gdpo.evaluation.results import read_results
-from tests.system.tiny import pairs, save_model, write_jsonl
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 600

@@ -3,7 +3,7 @@
 `python -m tests.families.rank_main FOLDER TP PP` under RANK and WORLD_SIZE. For every kind, FOLDER
 holds `<kind>/hf` and `<kind>/megatron`; rank 0 writes `<kind>/tp<TP>pp<PP>/` with the weights as
 this mesh saved them, and `logits.safetensors`. Then both are loaded and compared, on all meshes of
-`zoo.MESHES` that this many ranks make: `FOLDER/direct<ranks>.json`.
+`models.MESHES` that this many ranks make: `FOLDER/direct<ranks>.json`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transform
 from nemo_gdpo.models.forward import HeadOptions, forward_logits
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.mesh import build_mesh, join_world, leave_mesh, leave_world
-from tests.families import zoo
 from tests.families.direct import compare, refusals
+from tests.support import models
 
 SHARDING = {"non_homogeneous_layers": True}
 
@@ -82,10 +82,10 @@ def ablate(root: Path, layout: ParallelLayout) -> None:
     """Logits of the same weights under descriptions that each lack one feature."""
     model = read_checkpoint_model(root / "megatron")
     found = {}
-    for feature, fields in zoo.ABLATIONS.get(root.name, {}).items():
+    for feature, fields in models.ABLATIONS.get(root.name, {}).items():
         lacking = replace(model, config=replace(model.config, **fields))
         gpt = loaded(root, lacking, layout)
-        found[feature] = pipeline_logits(gpt, lacking, zoo.tokens()).contiguous()
+        found[feature] = pipeline_logits(gpt, lacking, models.tokens()).contiguous()
     if found:
         save_file(found, root / "ablated.safetensors")
 
@@ -96,7 +96,7 @@ def check(root: Path, layout: ParallelLayout) -> None:
 
     model = read_checkpoint_model(root / "megatron")
     gpt = loaded(root, model, layout)
-    logits = pipeline_logits(gpt, model, zoo.tokens())
+    logits = pipeline_logits(gpt, model, models.tokens())
     target = root / f"tp{layout.tensor}pp{layout.pipeline}"
     if dist.get_rank() == 0:
         (target / "dist").mkdir(parents=True)
@@ -112,7 +112,7 @@ def check(root: Path, layout: ParallelLayout) -> None:
 def compare_on_meshes(folder: Path) -> None:
     """Weights read directly against those of a conversion, for every model, mesh and precision."""
     results: dict[str, Any] = {}
-    for name, (fields, kinds, precisions) in zoo.MESHES[dist.get_world_size()].items():
+    for name, (fields, kinds, precisions) in models.MESHES[dist.get_world_size()].items():
         mesh = build_mesh(ParallelLayout(**fields), current_platform(), seed=1)
         for kind in kinds:
             found = compare(folder / kind, mesh, precisions)
@@ -129,7 +129,7 @@ def main(folder: Path, tensor: int, pipeline: int) -> None:
     join_world(current_platform(), timeout_minutes=2)
     layout = ParallelLayout(tensor=tensor, pipeline=pipeline, vocab_divisible_by=16)
     build_mesh(layout, current_platform(), seed=1)
-    for kind in zoo.ZOO:
+    for kind in models.KINDS:
         try:
             check(folder / kind, layout)
             if layout.model_parallel_size == 1:

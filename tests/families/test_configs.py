@@ -18,7 +18,7 @@ from nemo_gdpo.conversion.families.fields import IRRELEVANT, NEUTRAL
 from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
-from tests.families import zoo
+from tests.support import models
 
 KINDS = {
     "llama": "llama_llama3",
@@ -65,7 +65,7 @@ WITHOUT_TYPES = (
 
 def values_of(family: str) -> dict[str, Any]:
     changes = WINDOWED if family == "qwen3" else {}
-    values = zoo.configuration(KINDS[family], **changes).to_dict()
+    values = models.configuration(KINDS[family], **changes).to_dict()
     values["architectures"] = list(FAMILIES[family].architectures)
     return dict(values)
 
@@ -75,7 +75,7 @@ def read(family: str, values: dict[str, Any]) -> MegatronModelConfig:
 
 
 def own_fields(family: str) -> set[str]:
-    config = zoo.ZOO[KINDS[family]].config
+    config = models.KINDS[KINDS[family]].config
     inherited = {field.name for field in dataclasses.fields(PretrainedConfig)}
     return {field.name for field in dataclasses.fields(config)} - inherited
 
@@ -88,7 +88,7 @@ def test_every_family_is_here() -> None:
 def test_every_field_of_transformers_is_dealt_with(family: str) -> None:
     """A field that transformers adds fails here until somebody has looked at it."""
     known = MAPPED.keys() | FAMILIES[family].neutral.keys() | NEUTRAL.keys() | IRRELEVANT
-    every = own_fields(family) | zoo.ZOO[KINDS[family]].config().to_dict().keys()
+    every = own_fields(family) | models.KINDS[KINDS[family]].config().to_dict().keys()
     assert sorted(every - known) == []
 
 
@@ -138,16 +138,16 @@ def test_any_other_value_of_a_neutral_field_is_refused(family: str, field: str) 
     [(f, field) for f in FAMILIES for field in sorted(own_fields(f) & IRRELEVANT)],
 )
 def test_an_irrelevant_field_changes_no_logit(family: str, field: str) -> None:
-    config = zoo.configuration(KINDS[family])
+    config = models.configuration(KINDS[family])
     before = config.to_dict()[field]
     value = (not before) if isinstance(before, bool) else 0.5 if isinstance(before, float) else 7
-    model = zoo.build(KINDS[family])
+    model = models.build(KINDS[family])
     other = AutoModelForCausalLM.from_config(
-        zoo.configuration(KINDS[family], **{field: value}), attn_implementation="eager"
+        models.configuration(KINDS[family], **{field: value}), attn_implementation="eager"
     ).eval()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
-        assert torch.equal(model(zoo.tokens()).logits, other(zoo.tokens()).logits)
+        assert torch.equal(model(models.tokens()).logits, other(models.tokens()).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.conversion.bridge import ModelBridge
-from tests.families import zoo
+from tests.support import models
 
 OnMesh = Callable[[int, int], Path]
 CASES = [
     (ranks, mesh, kind)
-    for ranks, meshes in zoo.MESHES.items()
+    for ranks, meshes in models.MESHES.items()
     for mesh, (_, kinds, _) in meshes.items()
     for kind in kinds
 ]
@@ -25,7 +25,7 @@ CASES = [
 def test_bit_equal(on_mesh: OnMesh, ranks: int, mesh: str, kind: str) -> None:
     folder = on_mesh(1, 1) if ranks == 1 else on_mesh(2, 2)
     found = json.loads((folder / f"direct{ranks}.json").read_text())[f"{mesh} {kind}"]
-    assert list(found) == list(zoo.MESHES[ranks][mesh][2])
+    assert list(found) == list(models.MESHES[ranks][mesh][2])
     bridge = ModelBridge.from_hf(folder / kind / "hf")
     for case in found.values():
         assert case["unequal"] == []

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.families import zoo
+from tests.support import models
 
 OnMesh = Callable[[int, int], Path]
-CASES = [(kind, feature) for kind, features in zoo.ABLATIONS.items() for feature in features]
+CASES = [(kind, feature) for kind, features in models.ABLATIONS.items() for feature in features]
 
 
 @pytest.mark.parametrize(("kind", "feature"), CASES)
 def test_switched_off_it_is_seen(on_mesh: OnMesh, kind: str, feature: str) -> None:
     root = on_mesh(1, 1) / kind
     with torch.no_grad():
-        expected = zoo.load(root / "hf")(zoo.tokens()).logits
+        expected = models.load(root / "hf")(models.tokens()).logits
     without = load_file(root / "ablated.safetensors")[feature]
     # A hundred times the tolerance of the parity test.
     assert (without - expected).abs().max() > 1e-2

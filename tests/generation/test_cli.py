@@ -17,7 +17,7 @@ from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
 from nemo_gdpo.generation import environment
 from nemo_gdpo.generation.errors import GenerationError
-from tests.system.tiny import ROOT
+from tests.support.ranks import ROOT
 
 Capture = pytest.CaptureFixture[str]
 

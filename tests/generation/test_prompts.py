@@ -11,7 +11,7 @@ import pytest
 from nemo_gdpo.data import PairEncoder, RawPair
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.prompts import GivenPrompt, encode_prompts, read_prompts
-from tests.data.toy_tokenizers import LLAMA3, build_tokenizer
+from tests.support.models import llama3_tokenizer
 
 CHAT = [{"role": "user", "content": "good film"}]
 GOOD = json.dumps({"id": "a", "prompt": "good"})
@@ -19,13 +19,7 @@ GOOD = json.dumps({"id": "a", "prompt": "good"})
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return build_tokenizer(
-        bos="<|begin_of_text|>",
-        eos="<|end_of_text|>",
-        extra=["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        template=LLAMA3,
-        adds_bos=True,
-    )
+    return llama3_tokenizer()
 
 
 def _write(path: Path, text: str) -> Path:

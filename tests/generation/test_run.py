@@ -23,9 +23,10 @@ from nemo_gdpo.generation.seeds import sample_seed
 from nemo_gdpo.generation.store import read_generations
 from nemo_gdpo.generation.types import SamplingPoint
 from nemo_gdpo.launch.failures import guarded
-from tests.system.tiny import save_model, write_jsonl
+from tests.support.data import write_jsonl
+from tests.support.models import save_model
 
-from .material import FakeEngine
+from .fakes import FakeEngine
 
 PROMPTS = {"a": "good", "b": "bad film and very long"}
 

@@ -15,9 +15,9 @@ from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.model import ModelInfo
 from nemo_gdpo.generation.server_engine import ServerEngine
 from nemo_gdpo.io import http
+from tests.support.servers import FakeServer, completions_server
 
-from .fake_server import FakeServer, serving
-from .material import request
+from .fakes import request
 
 MODEL = ModelInfo(Path("/m"), "h", "e", 64)
 
@@ -29,7 +29,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    with serving(FakeServer()) as running:
+    with completions_server(FakeServer()) as running:
         yield running
 
 
@@ -129,7 +129,7 @@ def test_failing_server_ends_the_run_and_keeps_complete_rows(
 
 
 def test_a_server_that_is_not_there() -> None:
-    with serving(FakeServer()) as server:
+    with completions_server(FakeServer()) as server:
         pass
     with pytest.raises(GenerationError, match="is gone or failing") as caught:
         _engine(server)

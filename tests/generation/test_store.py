@@ -17,7 +17,7 @@ from nemo_gdpo.generation.store import Store, read_generations, shards
 from nemo_gdpo.generation.types import SamplingPoint
 from nemo_gdpo.io.rows import repair
 
-from .material import manifest, row
+from .fakes import manifest, row
 
 
 def _open(directory: Path, rows_per_shard: int = 100, **settings: Any) -> Store:

@@ -7,7 +7,7 @@ import pickle
 
 from nemo_gdpo.generation.types import Completed, Request, Sample
 
-from .material import answer, request
+from .fakes import answer, request
 
 
 def test_through_json() -> None:

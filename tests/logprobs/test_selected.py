@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_gdpo.logprobs import SelectedLogprobs, selected_logprobs, selected_logprobs_reference
 
-from .inputs import evaluate, random_inputs
+from .synthetic import evaluate, random_inputs
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 

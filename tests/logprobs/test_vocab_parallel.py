@@ -12,7 +12,9 @@ import torch.multiprocessing as mp
 
 from nemo_gdpo.logprobs import selected_logprobs, selected_logprobs_reference
 
-from .inputs import Inputs, evaluate, random_inputs
+from .synthetic import Inputs, evaluate, random_inputs
+
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 RANKS, ROWS = 2, 24
 

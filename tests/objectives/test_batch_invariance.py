@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_gdpo.objectives import Objective, PairLogps, PairTargets, TokenLogps
 
-from .builders import OBJECTIVES, gradients, random_batch, with_gradient
+from .synthetic import OBJECTIVES, gradients, random_batch, with_gradient
 
 EVERY_OBJECTIVE = pytest.mark.parametrize("name", list(OBJECTIVES))
 # Pair 2's rejected and pair 3's chosen response were cut.

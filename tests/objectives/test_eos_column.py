@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_gdpo.objectives import GDPO, PairLogps, TokenLogps
 
-from .builders import (
+from .synthetic import (
     GDPO_FORMS,
     NO_TARGETS,
     OBJECTIVES,

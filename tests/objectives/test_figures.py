@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.objectives import (
+    ADPO,
+    DPO,
+    GDPO,
+    IPO,
+    ODPO,
+    SPL,
+    PairLogps,
+    PairTargets,
+    TokenLogps,
+)
 
-from .builders import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
+from .synthetic import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
 
 
 def close(found: Tensor | float, expected: float) -> None:
@@ -50,6 +60,28 @@ def test_cdpo_loss() -> None:
     """0.9 * 0.620957 + 0.1 * (-log sigma(-0.15) = 0.770957) = 0.558861 + 0.077096 = 0.635957."""
     policy, reference = worked_pair()
     close(DPO(beta=0.1, label_smoothing=0.1)(policy, reference, NO_TARGETS).loss_N, 0.635957)
+
+
+def test_dpo_averaged() -> None:
+    """Lengths 5 and 4: h = 1 / 5 - (-0.5) / 4 = 0.325 nats a token; -log sigma(5 * 0.325)."""
+    policy = PairLogps(spread(-10.0, 5), spread(-12.0, 4))
+    reference = PairLogps(spread(-11.0, 5), spread(-11.5, 4))
+    output = DPO(beta=5.0, average_log_probs=True)(policy, reference, NO_TARGETS)
+    close(output.loss_N, 0.179745)
+
+
+def test_spl() -> None:
+    """0.2 (-10 + 12) - 0.1 (-11 + 11.5) = 0.35; -log sigma(0.35) = 0.533382.
+
+    At the reference 0.2 (0.5) - 0.1 (0.5) = 0.05, so that the loss is not ln 2 but 0.668460.
+    """
+    policy = PairLogps(spread(-10.0, 5), spread(-12.0, 4))
+    reference = PairLogps(spread(-11.0, 5), spread(-11.5, 4))
+    objective = SPL(alpha=0.2, beta=0.1)
+    output = objective(policy, reference, NO_TARGETS)
+    close(output.loss_N, 0.533382)
+    close(output.metrics["rewards/margins"], 0.35)
+    close(objective(reference, reference, NO_TARGETS).loss_N, 0.668460)
 
 
 def test_ipo_summed() -> None:

@@ -8,9 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.objectives import (
+    ADPO,
+    DPO,
+    GDPO,
+    IPO,
+    ODPO,
+    SPL,
+    PairLogps,
+    PairTargets,
+    TokenLogps,
+)
 
-from .builders import (
+from .synthetic import (
     NO_TARGETS,
     gradients,
     pair_with_margin,
@@ -239,6 +249,32 @@ def test_ipo_averaged_at_equal_lengths_scales_h() -> None:
     averaged = IPO(beta=0.4, average_log_probs=True)(policy, reference, NO_TARGETS).loss_N
     summed = IPO(beta=0.1)(policy, reference, NO_TARGETS).loss_N
     torch.testing.assert_close(averaged, summed / 16)
+
+
+def test_spl_with_one_weight_is_dpo() -> None:
+    policy, reference, _ = random_batch((2, 4), (4, 3))
+    found = SPL(alpha=0.3, beta=0.3)(policy, reference, NO_TARGETS)
+    expected = DPO(beta=0.3)(policy, reference, NO_TARGETS)
+    torch.testing.assert_close(found.loss_N, expected.loss_N, rtol=1e-12, atol=1e-12)
+    for name, values in expected.metrics.items():
+        torch.testing.assert_close(found.metrics[name], values, rtol=1e-9, atol=1e-9)
+
+
+def test_spl_without_the_reference_does_not_read_it() -> None:
+    policy, reference, _ = random_batch((2, 4), (4, 3))
+    objective = SPL(alpha=0.3, beta=0.0)
+    one = objective(policy, reference, NO_TARGETS).loss_N
+    torch.testing.assert_close(one, objective(policy, policy, NO_TARGETS).loss_N)
+
+
+def test_dpo_averaged_at_equal_lengths_scales_beta() -> None:
+    """Both of length 4: beta h / 4; the other lengths make another loss."""
+    policy, reference, _ = random_batch((4, 4), (4, 4))
+    averaged = DPO(beta=0.8, average_log_probs=True)(policy, reference, NO_TARGETS).loss_N
+    torch.testing.assert_close(averaged, DPO(beta=0.2)(policy, reference, NO_TARGETS).loss_N)
+    policy, reference, _ = random_batch((2, 4), (4, 3))
+    averaged = DPO(beta=0.8, average_log_probs=True)(policy, reference, NO_TARGETS).loss_N
+    assert not torch.allclose(averaged, DPO(beta=0.2)(policy, reference, NO_TARGETS).loss_N)
 
 
 def test_common_metrics() -> None:

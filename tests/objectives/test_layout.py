@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_gdpo.objectives import DPO, GDPO, ODPO, PairLogps, PairTargets, TokenLogps
 
-from .builders import (
+from .synthetic import (
     NO_TARGETS,
     OBJECTIVES,
     pair_with_margin,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_gdpo.objectives import GDPO, PairLogps
 
-from .builders import NO_TARGETS, TOY, TOY_REFERENCE, Language, row
+from .synthetic import NO_TARGETS, TOY, TOY_REFERENCE, Language, row
 
 LANGUAGE = Language(max_length=3)
 # kappa = -alpha c = 2 nats: the rejected responses keep e^-2 of their mass.

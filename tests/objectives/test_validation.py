@@ -12,7 +12,7 @@ import torch
 
 from nemo_gdpo.objectives import ADPO, DPO, GDPO, IPO, ODPO, PairLogps, PairTargets
 
-from .builders import NO_TARGETS, OBJECTIVES, pair_with_margin, random_batch, row
+from .synthetic import NO_TARGETS, OBJECTIVES, pair_with_margin, random_batch, row
 
 NAN, INF = math.nan, math.inf
 

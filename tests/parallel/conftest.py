@@ -10,7 +10,7 @@ import pytest
 
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron
 from tests.parallel.launch import launch
-from tests.parallel.material import MODELS, save_models
+from tests.parallel.settings import MODELS, save_models
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,8 @@ from nemo_gdpo.training.mesh import join_world, leave_mesh, leave_world
 from nemo_gdpo.training.model_source import ModelSource
 from nemo_gdpo.training.run import Run
 from nemo_gdpo.training.trainer import PreferenceTrainer, Split
-from tests.parallel.cases import LAUNCHES, Case
-from tests.parallel.material import STEPS, dataset, overrides
+from tests.parallel.meshes import LAUNCHES, Case
+from tests.parallel.settings import STEPS, dataset, overrides
 
 
 class RecordingTrainer(PreferenceTrainer):

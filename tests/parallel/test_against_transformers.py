@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
-from tests.families import zoo
-from tests.parallel import oracle
-from tests.parallel.material import FAMILIES, MODELS, OBJECTIVES, STEPS, dataset
+from tests.parallel import plain_training
+from tests.parallel.settings import FAMILIES, MODELS, OBJECTIVES, STEPS, dataset
+from tests.support import models
 
 pytestmark = pytest.mark.parallel
 
 World = Callable[[int], dict[str, Any]]
-Train = Callable[[str, str], oracle.Trajectory]
+Train = Callable[[str, str], plain_training.Trajectory]
 
 Exported = Callable[[str, str, str], dict[str, Tensor]]
 
@@ -44,8 +44,8 @@ def trained(folder: Path) -> Train:
     """(objective's setting, model) -> its trajectory in plain torch."""
 
     @cache
-    def train(name: str, kind: str) -> oracle.Trajectory:
-        return oracle.train(name, folder / kind, dataset())
+    def train(name: str, kind: str) -> plain_training.Trajectory:
+        return plain_training.train(name, folder / kind, dataset())
 
     return train
 
@@ -110,12 +110,14 @@ def test_log_probs_of_every_token(world: World, folder: Path, kind: str, size: i
     four = {"tied": "TP2 PP2 SP", "untied": "TP2 PP2", "llama3": "TP2 PP2"}
     name = "plain" if size == 1 else four.get(kind, "TP2 PP2 SP packed")
     found = world(size)[f"gdpo_db/{kind}/{name}"]["reference"]
-    model = zoo.load(folder / kind / "reference")
+    model = models.load(folder / kind / "reference")
     data = dataset()
     assert len(found) == len(data)
     for values, pair in zip(found, data, strict=True):
         with torch.no_grad():
-            parts = [oracle.columns(model, pair, s, 0.7) for s in (pair.chosen, pair.rejected)]
+            parts = [
+                plain_training.columns(model, pair, s, 0.7) for s in (pair.chosen, pair.rejected)
+            ]
         torch.testing.assert_close(torch.tensor(values), torch.cat(parts), rtol=0, atol=1e-4)
 
 
@@ -128,5 +130,5 @@ def test_rope_scaling_matters_at_these_lengths(folder: Path) -> None:
     )
     pair = max(dataset(), key=lambda p: len(p.prompt_ids) + len(p.chosen.ids))
     with torch.no_grad():
-        one, other = (oracle.columns(m, pair, pair.chosen, 1.0) for m in (scaled, plain))
+        one, other = (plain_training.columns(m, pair, pair.chosen, 1.0) for m in (scaled, plain))
     assert (one - other).abs().max() > 0.05

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.cases import FOUR, LAUNCHES, ONE, TWO, Case
-from tests.parallel.material import STEPS
+from tests.parallel.meshes import FOUR, LAUNCHES, ONE, TWO, Case
+from tests.parallel.settings import STEPS
 
 pytestmark = pytest.mark.parallel
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nemo_gdpo.training.queries import QueryCount
-from tests.parallel.cases import LAUNCHES
-from tests.parallel.material import BATCH, OBJECTIVES, PAIRS
+from tests.parallel.meshes import LAUNCHES
+from tests.parallel.settings import BATCH, OBJECTIVES, PAIRS
 
 pytestmark = pytest.mark.parallel
 

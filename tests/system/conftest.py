@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from .generating import sampled, trained  # noqa: F401 - fixtures
-from .sampling import Sampling, prepare
-from .tiny import pairs, save_model, write_jsonl
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
+
+from .interrupted_runs import Sampling, prepare
+from .sampled_runs import sampled, trained  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from .tiny import Result, cli, common, pairs, save_model, several, steps, write_jsonl
+from tests.support.commands import Result, cli, common, several, steps
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
 
 
 def _copy(model: Path, target: Path) -> Path:

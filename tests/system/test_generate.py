@@ -25,9 +25,12 @@ from nemo_gdpo.data.stop_tokens import stop_token_ids
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE
 from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.types import SamplingPoint
+from tests.support.commands import DEADLINE, cli, common, finish, started
+from tests.support.data import write_jsonl
 from tests.support.datasets import dataset_of
+from tests.support.models import save_model
 
-from .generating import (
+from .sampled_runs import (
     MAX_TOKENS,
     NUM_SAMPLES,
     PROMPTS,
@@ -36,7 +39,8 @@ from .generating import (
     generate,
     rows,
 )
-from .tiny import DEADLINE, cli, common, finish, save_model, started, write_jsonl
+
+pytestmark = pytest.mark.parallel
 
 TEMPERATURES = (0.7, 1.0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,12 @@ import pytest
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
 from nemo_gdpo.generation import environment
 from nemo_gdpo.generation.engine_arguments import environment as engine_environment
+from tests.support.commands import DEADLINE, finish, started
+from tests.support.ranks import ROOT, clean_environment, free_port
 
-from .generating import NUM_SAMPLES, Sampled, Trained, generate, rows
-from .tiny import DEADLINE, ROOT, finish, started
-from .tiny import environment as clean_environment
+from .sampled_runs import NUM_SAMPLES, Sampled, Trained, generate, rows
+
+pytestmark = pytest.mark.parallel
 
 
 @dataclass
@@ -51,9 +52,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     python = environment.find_python(None) or sys.executable
     log = tmp_path_factory.mktemp("server") / "log"
     command = [

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.errors import UserError
-
-from .tiny import QUIET, ROOT, cli, environment
+from tests.support.commands import QUIET, cli
+from tests.support.ranks import ROOT, clean_environment
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -
     done = subprocess.run(
         [sys.executable, "-m", "tests.system.nemo_roundtrip", str(workdir / "config.yaml"),
          str(workdir / "model.nemo"), str(workdir / "result.json")],
-        env=environment() | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
-        timeout=150, check=False,
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True,
+        text=True, timeout=150, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir / "model.nemo"

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from .tiny import Result, common, metrics, pairs, several, steps, without_timing, write_jsonl
+from tests.support.commands import Result, common, metrics, several, steps, without_timing
+from tests.support.data import pairs, write_jsonl
 
 NAMES = {
     "step", "loss", "grad_norm", "learning_rate", "consumed_pairs", "epoch", "num_tokens",
@@ -26,6 +27,7 @@ OWN_NAMES = {
     "adpo": {"adpo/query_rate", "adpo/pseudo_label_agreement", "adpo/queries_total"},
     "dpo": set(),
     "ipo": set(),
+    "spl": set(),
 }
 OBJECTIVES = list(OWN_NAMES)
 
@@ -52,6 +54,7 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
     }
     for name, chosen in {
         "ipo": ["objective=ipo"],
+        "spl": ["objective=spl", "objective.alpha=0.2"],
         "odpo": ["objective=odpo"],
         # With pseudo-labels that agree with the data it would be DPO.
         "adpo": ["objective=adpo", "objective.gamma=0.05", "objective.pseudo_labels=false"],
@@ -118,6 +121,11 @@ def test_step_0_has_the_loss_of_equal_models(
     runs: dict[str, Result], root: Path, data: Path, name: str
 ) -> None:
     first = log(runs, root, name)[0]
+    if name == "spl":  # alpha and beta differ: equal models have a margin, and the loss is not ln 2
+        difference = first["reference_logps/chosen"] - first["reference_logps/rejected"]
+        assert first["rewards/margins"] == pytest.approx(0.1 * difference, abs=1e-4)
+        assert abs(first["loss"] - math.log(2)) > 1e-3
+        return
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
     if name in ("dpo", "adpo"):
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)

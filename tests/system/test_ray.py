@@ -8,8 +8,13 @@ import signal
 import time
 from pathlib import Path
 
-from .sampling import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
-from .tiny import DEADLINE
+import pytest
+
+from tests.support.commands import DEADLINE
+
+from .interrupted_runs import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
+
+pytestmark = pytest.mark.parallel
 
 
 def _pid_of_engine(log: Path, number: int) -> int | None:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from nemo_gdpo.evaluation.report.page import Finding, Section, write_report
-from tests.evaluation.report_material import film_results
+from tests.evaluation.made_up_results import film_results
 
 SIZES = (400, 1600)
 SCHEMES = ("light", "dark")

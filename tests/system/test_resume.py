@@ -14,20 +14,21 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from .tiny import (
+from tests.support.commands import (
     Result,
     common,
     finish,
     metrics,
-    pairs,
-    save_model,
     several,
     started,
     steps,
     wait_for_step,
     without_timing,
-    write_jsonl,
 )
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
+
+pytestmark = pytest.mark.parallel
 
 STEPS = 30
 PP2 = ["parallel=pp2"]
@@ -268,7 +269,6 @@ def test_sigterm_on_one_rank(root: Path, model: Path, data: Path, whole: dict[st
         assert torch.equal(exported[0][name], exported[1][name]), name
 
 
-@pytest.mark.parallel
 def test_sigusr1_on_two_pipeline_ranks(root: Path, model: Path, data: Path) -> None:
     output, uninterrupted = root / "pp2-stopped", root / "pp2"
     stopped_at(model, data, output, signal.SIGUSR1, *PP2, *DISTRIBUTED)
@@ -292,7 +292,6 @@ def assert_close_runs(left: list[dict[str, Any]], right: list[dict[str, Any]]) -
         assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parallel
 def test_checkpoints_load_under_another_mesh(
     root: Path, model: Path, data: Path, whole: dict[str, Path]
 ) -> None:

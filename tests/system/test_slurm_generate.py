@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from .sampling import SLOW, Sampling, arguments, count_rows, read_rows, same_samples
+from tests.support.ranks import ROOT
+
+from .interrupted_runs import SLOW, Sampling, arguments, count_rows, read_rows, same_samples
 from .slurm_cluster import SlurmCluster, slurm_cluster
-from .tiny import ROOT
+
+pytestmark = pytest.mark.parallel
 
 SCRIPT = ROOT / "slurm" / "generate.sub"
 RUN_SECONDS = 240.0

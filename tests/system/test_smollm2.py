@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.film_reviews.demo import base_model
 from nemo_gdpo.conversion.cli import main as convert
 from nemo_gdpo.training.parity import megatron_logits
-
-from .tiny import QUIET, cli, write_jsonl
+from tests.support.commands import QUIET, cli
+from tests.support.data import write_jsonl
 
 pytestmark = pytest.mark.real_model
 GREEDY = 200

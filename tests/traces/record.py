@@ -19,7 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.system.tiny import metrics, pairs, save_model, several, write_jsonl
+from tests.support.commands import metrics, several
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
 
 STEPS = 4
 PAIRS = 20

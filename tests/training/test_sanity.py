@@ -14,6 +14,7 @@ from nemo_gdpo.objectives import (
     GDPO,
     IPO,
     ODPO,
+    SPL,
     Objective,
     PairLogps,
     PairTargets,
@@ -32,10 +33,13 @@ IDS = [f"p{n}" for n in range(5)]
 OBJECTIVES: list[Objective] = [
     DPO(beta=0.3),
     DPO(label_smoothing=0.2),
+    DPO(beta=5.0, average_log_probs=True),
     IPO(beta=0.2),
     IPO(beta=0.05, average_log_probs=True),
     *(ODPO(offset=offset, alpha=0.7) for offset in ("log", "identity", "log1p", "ratio")),  # type: ignore[arg-type]
     ODPO(alpha=0.0),
+    SPL(alpha=0.2, beta=0.1),
+    SPL(alpha=0.1, beta=0.0),
     ADPO(gamma=0.5),
     ADPO(pseudo_labels=False),
     GDPO(balance="db", alpha=0.1),

@@ -23,7 +23,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
         def task(config: RunConfig) -> int:
             raise error
 
-        monkeypatch.setitem(rank._TASKS, "train", task)
+        monkeypatch.setitem(rank.TASKS, "train", task)
         return rank.run_task("train", RunConfig())
 
     return run

@@ -20,8 +20,8 @@ from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits, par
 from nemo_gdpo.conversion.compare.prompts import BUILT_IN, make_prompts, read_texts
 from nemo_gdpo.conversion.families import read_hf_config
 from nemo_gdpo.errors import UserError
-from tests.families import zoo
-from tests.system.tiny import save_model
+from tests.support import models
+from tests.support.models import save_model
 
 pytest.importorskip("megatron.core.package_info")
 from nemo_gdpo.training.parity import megatron_logits
@@ -61,7 +61,7 @@ def test_numbers_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", ["gemma2", "llama_llama3"])
 def test_megatron_against_transformers(tmp_path: Path, kind: str) -> None:
-    source = zoo.save(kind, tmp_path / "hf")
+    source = models.save(kind, tmp_path / "hf")
     status = main(
         [
             "hf-to-megatron",
@@ -199,5 +199,5 @@ def test_prompts(tmp_path: Path) -> None:
 def zoo_config():  # type: ignore[no-untyped-def]
     from nemo_gdpo.conversion.families import FAMILIES
 
-    values = zoo.configuration("llama_tied").to_dict()
+    values = models.configuration("llama_tied").to_dict()
     return FAMILIES["llama"].read_config(values, "config.json")

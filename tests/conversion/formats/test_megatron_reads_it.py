@@ -16,6 +16,8 @@ from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.convert import convert_hf_to_megatron
 from tests.conversion.conftest import LLAMA3_ROPE, ModelMaker
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("megatron.core.package_info")
 ROOT = Path(__file__).parents[3]
 

@@ -25,9 +25,12 @@ from nemo_gdpo.conversion.nemo1.nemo_config import MAX_BYTES, NEUTRAL, ONLY, rea
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.conversion.resolve import resolve_checkpoint
 from nemo_gdpo.errors import UserError
-from tests.families import zoo
-from tests.system.tiny import cli as run_command
-from tests.system.tiny import common, steps, write_jsonl
+from tests.support import models
+from tests.support.commands import cli as run_command
+from tests.support.commands import common, steps
+from tests.support.data import write_jsonl
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("megatron.core.package_info")
 ROOT = Path(__file__).parents[3]
@@ -35,7 +38,7 @@ VOCAB, PADDED = 120, 256
 HASH = "0123456789abcdef0123456789abcdef_tokenizer.model"
 
 COMMON: dict[str, Any] = {
-    # sizes of tests.families.zoo
+    # sizes of tests.support.models
     "num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4,
     "num_query_groups": 2, "encoder_seq_length": 128,
     "max_position_embeddings": "${.encoder_seq_length}", "layernorm_epsilon": 1e-6,
@@ -89,8 +92,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """llama.nemo, gemma.nemo (compressed), gemma_bf16.nemo, no_tokenizer.nemo, and the models."""
     root = tmp_path_factory.mktemp("nemo")
     model = pieces(root)
-    zoo.save("llama_llama3", root / "llama", vocab_size=VOCAB, tie_word_embeddings=False)
-    zoo.save("gemma", root / "gemma", vocab_size=VOCAB)
+    models.save("llama_llama3", root / "llama", vocab_size=VOCAB, tie_word_embeddings=False)
+    models.save("gemma", root / "gemma", vocab_size=VOCAB)
     settings = {
         "llama": {"hf": "llama", "config": LLAMA},
         "gemma": {"hf": "gemma", "config": GEMMA, "norm_offset": 1.0, "compress": True},
@@ -162,9 +165,9 @@ def test_llama_is_the_same_bit_for_bit(made: Path, tmp_path: Path) -> None:
     )
     assert torch.count_nonzero(embedding[VOCAB:]) == 0  # NeMo had sevens there
     convert_megatron_to_hf(tmp_path / "megatron", tmp_path / "hf")
-    tokens = zoo.tokens()
+    tokens = models.tokens()
     with torch.no_grad():
-        ours, theirs = (zoo.load(d)(tokens).logits for d in (tmp_path / "hf", made / "llama"))
+        ours, theirs = (models.load(d)(tokens).logits for d in (tmp_path / "hf", made / "llama"))
     assert torch.equal(ours, theirs)
 
 
@@ -179,9 +182,9 @@ def test_gemma_has_one_subtracted_from_its_norms(made: Path, tmp_path: Path) -> 
             torch.testing.assert_close(ours[name], tensor, atol=1e-7, rtol=0)
         else:
             assert torch.equal(ours[name], tensor), name
-    tokens = zoo.tokens()
+    tokens = models.tokens()
     with torch.no_grad():
-        one, other = (zoo.load(d)(tokens).logits for d in (tmp_path / "hf", made / "gemma"))
+        one, other = (models.load(d)(tokens).logits for d in (tmp_path / "hf", made / "gemma"))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 

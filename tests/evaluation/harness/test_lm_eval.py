@@ -14,8 +14,8 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.harness.cli import lm_eval
 from nemo_gdpo.evaluation.harness.lm_eval import lm_eval_rows, read_answers
 from nemo_gdpo.evaluation.results import write_results
-from tests.evaluation.report_material import film_results
-from tests.system.tiny import save_model
+from tests.evaluation.made_up_results import film_results
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[3]
 ROWS = ROOT / "conf" / "lm_eval" / "film_sentiment.jsonl"

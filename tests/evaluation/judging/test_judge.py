@@ -23,8 +23,7 @@ from nemo_gdpo.evaluation.judging.judge import (
 from nemo_gdpo.evaluation.judging.judge_client import JudgeClient
 from nemo_gdpo.evaluation.judging.transcript import Transcript
 from nemo_gdpo.io import http
-
-from ..judge_server import Judge, serving
+from tests.support.servers import Judge, judge_server
 
 SECRET = "sk-this-is-the-key"
 
@@ -123,7 +122,7 @@ def test_braces_and_tags_in_responses_are_only_text() -> None:
 
 
 def test_the_better_response_wins_in_both_orders(tmp_path: Path) -> None:
-    with serving(prefers_good) as judge:
+    with judge_server(prefers_good) as judge:
         pairs = [pair(1), pair(2, "bad", "good"), pair(3, "good", "good")]
         assert outcomes(ask(judge, tmp_path / "t.jsonl", pairs)) == ["win", "loss", "tie"]
     assert {request["path"] for request in judge.requests} == {"/v1/chat/completions"}
@@ -133,7 +132,7 @@ def test_the_better_response_wins_in_both_orders(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_prefers_a_place_decides_nothing(tmp_path: Path) -> None:
-    with serving(lambda *_: "[[A]]") as judge:
+    with judge_server(lambda *_: "[[A]]") as judge:
         assert outcomes(ask(judge, tmp_path / "t.jsonl", [pair(1)])) == ["inconsistent"]
 
 
@@ -141,7 +140,7 @@ def test_garbage_is_counted_and_not_guessed_at(tmp_path: Path) -> None:
     def garbled(first: str, second: str, number: int) -> str:
         return "I cannot decide" if first == "good" else prefers_good(first, second, number)
 
-    with serving(garbled) as judge:
+    with judge_server(garbled) as judge:
         assert outcomes(ask(judge, tmp_path / "t.jsonl", [pair(1)])) == ["unparsable"]
         # It was answered, so it is not asked again.
         ask(judge, tmp_path / "t.jsonl", [pair(1)])
@@ -155,7 +154,7 @@ def test_passing_faults_are_tried_again(tmp_path: Path, fault: int | None) -> No
     def flaky(first: str, second: str, number: int) -> Any:
         return fault if number <= 2 else prefers_good(first, second, number)
 
-    with serving(flaky) as judge:
+    with judge_server(flaky) as judge:
         assert outcomes(ask(judge, tmp_path / "t.jsonl", [pair(1)])) == ["win"]
     assert len(judge.requests) == 4
 
@@ -168,19 +167,19 @@ def test_lost_server_keeps_the_transcript_complete(tmp_path: Path) -> None:
         return prefers_good(first, second, number) if number <= 5 else 503
 
     with (
-        serving(dying) as judge,
+        judge_server(dying) as judge,
         pytest.raises(EvaluationError, match=r"gone or failing \(status 503; 4 attempts\)"),
     ):
         ask(judge, path, pairs)
     kept = [json.loads(line) for line in path.open()]
     assert len(kept) == 5
-    with serving(prefers_good) as again:
+    with judge_server(prefers_good) as again:
         assert outcomes(ask(again, path, pairs)) == ["win"] * 6
     assert len(again.requests) == 12 - 5
 
 
-def test_no_cluster_listens(tmp_path: Path) -> None:
-    with serving(prefers_good) as judge:
+def test_no_judge_listens(tmp_path: Path) -> None:
+    with judge_server(prefers_good) as judge:
         pass
     with pytest.raises(EvaluationError, match=r"gone or failing .*the same command again"):
         ask(judge, tmp_path / "t.jsonl", [pair(1)], retries=1)
@@ -191,7 +190,7 @@ def test_an_answer_that_takes_too_long(tmp_path: Path) -> None:
         time.sleep(0.6 if number == 1 else 0.0)
         return prefers_good(first, second, number)
 
-    with serving(slow) as judge:
+    with judge_server(slow) as judge:
         found = ask(judge, tmp_path / "t.jsonl", [pair(1)], timeout=0.3)
     assert outcomes(found) == ["win"]
     assert len(judge.requests) == 3
@@ -201,7 +200,7 @@ def test_an_answer_that_takes_too_long(tmp_path: Path) -> None:
     ("status", "complaint"), [(401, "refuses the key"), (404, "status 404"), (400, "status 400")]
 )
 def test_lasting_faults_are_not_tried_again(tmp_path: Path, status: int, complaint: str) -> None:
-    with serving(lambda *_: status) as judge, pytest.raises(UserError, match=complaint):
+    with judge_server(lambda *_: status) as judge, pytest.raises(UserError, match=complaint):
         ask(judge, tmp_path / "t.jsonl", [pair(1)], concurrency=1)
     assert 1 <= len(judge.requests) <= 2
 
@@ -210,14 +209,14 @@ def test_lasting_faults_are_not_tried_again(tmp_path: Path, status: int, complai
 
 
 def test_another_judge_or_criterion_is_asked_anew(tmp_path: Path) -> None:
-    with serving(prefers_good) as judge:
+    with judge_server(prefers_good) as judge:
         for model in ("j", "j", "k"):
             ask(judge, tmp_path / "t.jsonl", [pair(1)], model=model)
     assert [request["model"] for request in judge.requests] == ["j", "j", "k", "k"]
 
 
 def test_the_transcript_says_what_was_asked(tmp_path: Path) -> None:
-    with serving(prefers_good) as judge:
+    with judge_server(prefers_good) as judge:
         ask(judge, tmp_path / "t.jsonl", [pair(7)])
     entries = {e["run_is"]: e for e in map(json.loads, (tmp_path / "t.jsonl").open())}
     assert entries["A"]["answer"] == "The first. [[A]]"
@@ -228,7 +227,7 @@ def test_the_transcript_says_what_was_asked(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_asked_again(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    with serving(prefers_good) as judge:
+    with judge_server(prefers_good) as judge:
         ask(judge, path, [pair(1)])
         whole = path.read_bytes()
         path.write_bytes(whole[:-20])
@@ -262,7 +261,7 @@ def test_the_key_is_sent_and_never_written(tmp_path: Path, monkeypatch: pytest.M
     def telling(first: str, second: str, number: int) -> Any:
         return f"{SECRET} [[TIE]]" if number < 3 else 400
 
-    with serving(telling) as judge:
+    with judge_server(telling) as judge:
         ask(judge, tmp_path / "t.jsonl", [pair(1)], key_variable="JUDGE_KEY")
         with pytest.raises(UserError, match="status 400") as caught:
             ask(judge, tmp_path / "t.jsonl", [pair(2)], key_variable="JUDGE_KEY")

@@ -21,7 +21,7 @@ from nemo_gdpo.evaluation.metrics.divergence import (
 )
 from nemo_gdpo.evaluation.metrics.excess_nll import k3_estimate
 from nemo_gdpo.generation.types import SamplingPoint
-from tests.system.tiny import save_model
+from tests.support.models import save_model
 
 PLAIN = SamplingPoint(1.0, 1.0, 0.0, 0)
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.metrics.diversity import cosine_similarity
 from nemo_gdpo.evaluation.metrics.encoder import Encoder, encoder_directory
 
-from ..material import GOOD
+from ..written_runs import GOOD
 
 CPU = torch.device("cpu")
 

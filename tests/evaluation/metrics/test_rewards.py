@@ -19,7 +19,7 @@ from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward, build_reward
 from nemo_gdpo.io.arrays import Cache
-from tests.data.toy_tokenizers import LLAMA3, build_tokenizer
+from tests.support.models import llama3_tokenizer
 
 from .test_novelty import LONG, save_classifier
 
@@ -43,14 +43,7 @@ def answers(*texts: str, prompt: Any = "a film ") -> list[Answer]:
 
 def save_reward_model(directory: Path, *, pad: bool, outputs: int = 1) -> Path:
     """A tiny Llama with a scalar head."""
-    tokenizer = build_tokenizer(
-        bos="<|begin_of_text|>",
-        eos="<|end_of_text|>",
-        extra=["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        pad="<|pad|>" if pad else None,
-        template=LLAMA3,
-        adds_bos=True,
-    )
+    tokenizer = llama3_tokenizer(pad="<|pad|>" if pad else None)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(5)
     config = LlamaConfig(

@@ -23,7 +23,7 @@ from nemo_gdpo.evaluation.metrics.table import (
 from nemo_gdpo.evaluation.metrics.validity import check_response
 from nemo_gdpo.generation.rows import parse_row
 
-from ..material import row
+from ..written_runs import row
 
 DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
 ALL = (

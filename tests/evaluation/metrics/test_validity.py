@@ -8,7 +8,7 @@ import pytest
 
 from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
 
-from ..material import GOOD
+from ..written_runs import GOOD
 
 
 @pytest.mark.parametrize(

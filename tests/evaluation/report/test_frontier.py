@@ -26,7 +26,7 @@ from nemo_gdpo.evaluation.results import (
     Run,
 )
 from nemo_gdpo.generation.types import SamplingPoint
-from tests.evaluation.report_material import film_results
+from tests.evaluation.made_up_results import film_results
 
 METRICS = {
     "variety": MetricInfo("diversity", "higher", "", ""),

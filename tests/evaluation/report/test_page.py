@@ -20,7 +20,7 @@ from nemo_gdpo.evaluation.report.page import (
 )
 from nemo_gdpo.evaluation.report.text import reading
 from nemo_gdpo.evaluation.results import Headline, Results, SampleResponses
-from tests.evaluation.report_material import HOSTILE, METRICS, film_results
+from tests.evaluation.made_up_results import HOSTILE, METRICS, film_results
 
 VOID = {"meta", "link", "input", "br"}
 

@@ -22,7 +22,7 @@ from nemo_gdpo.evaluation.report.style import (
 )
 from nemo_gdpo.evaluation.report.svg import page_svg
 from nemo_gdpo.evaluation.report.window import Window, outside
-from tests.evaluation.report_material import film_results
+from tests.evaluation.made_up_results import film_results
 
 SVG = "{http://www.w3.org/2000/svg}"
 

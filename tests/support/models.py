@@ -1,4 +1,7 @@
-"""Tiny random models of every family, made and saved by transformers. Importable without pytest."""
+"""Tiny random models, made and saved by transformers: one of every family, and Llamas.
+
+Importable without pytest: ranks and tests both read it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from transformers import (
     GemmaConfig,
     GenerationConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -20,6 +24,8 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from tests.support.tokenizers import LLAMA3, build_tokenizer
 
 VOCAB, END = 101, 2
 """101 is prime: every tensor-parallel size pads it."""
@@ -81,7 +87,7 @@ _GEMMA3 = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0},
     },
 }
-ZOO: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {
     "llama_tied": Kind(LlamaConfig, {"tie_word_embeddings": True}),
     "llama_untied": Kind(LlamaConfig, {"tie_word_embeddings": False, "head_dim": 24}),
     "llama_linear": Kind(
@@ -117,7 +123,7 @@ ZOO: dict[str, Kind] = {
 
 STORED_IN_BF16 = "stored_in_bf16"
 """Name of a further model, `llama_untied` with its weights in bfloat16."""
-_ALL = (*ZOO, STORED_IN_BF16)
+_ALL = (*KINDS, STORED_IN_BF16)
 _BOTH = ("fp32", "bf16")
 MESHES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]]] = {
     1: {"alone": ({"vocab_divisible_by": 16}, _ALL, _BOTH)},
@@ -173,7 +179,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def configuration(kind: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a kind, with fields changed."""
-    one = ZOO[kind]
+    one = KINDS[kind]
     return one.config(**{**SHAPE, **one.changes, **changes})
 
 
@@ -186,7 +192,7 @@ def build(kind: str, *, seed: int = 11, **changes: Any) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
             is_norm = parameter.dim() == 1 and not name.endswith("bias")
-            parameter.copy_(noise * (0.2 if is_norm else 0.1) + ZOO[kind].norm_mean * is_norm)
+            parameter.copy_(noise * (0.2 if is_norm else 0.1) + KINDS[kind].norm_mean * is_norm)
     model.generation_config = GenerationConfig(eos_token_id=END, max_new_tokens=5)
     return model.eval()
 
@@ -208,3 +214,53 @@ def tokens(rows: int = 2, length: int = 40) -> torch.Tensor:
     """Fixed tokens [rows, length], longer than the window and than the original contexts."""
     draw = torch.Generator().manual_seed(3)
     return torch.randint(3, VOCAB, (rows, length), generator=draw)
+
+
+LLAMA_SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""2 layers, 4 heads, 2 KV groups."""
+
+
+def llama(*, seed: int = 7, scale: float = 0.1, **fields: Any) -> LlamaForCausalLM:
+    """A Llama of `LLAMA_SHAPE` and `fields` with random values in every tensor, norms too."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**(LLAMA_SHAPE | fields)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * scale + (parameter.dim() == 1))
+    return model.eval()
+
+
+def llama3_tokenizer(*, pad: str | None = None) -> Any:
+    """A tokenizer with Llama 3's special tokens and chat template, and words of the test data."""
+    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    return build_tokenizer(
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        extra=headers,
+        pad=pad,
+        template=LLAMA3,
+        adds_bos=True,
+    )
+
+
+def save_model(directory: Path, *, seed: int = 7, **changes: Any) -> Path:
+    """A Hugging Face directory of `llama`, with a tokenizer that has a chat template."""
+    tokenizer = llama3_tokenizer()
+    stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    fields = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": stop,
+    }
+    model = llama(seed=seed, **(fields | changes))
+    model.generation_config = GenerationConfig(eos_token_id=stop)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

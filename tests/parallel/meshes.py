@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.parallel.material import FAMILIES, OBJECTIVES
+from tests.parallel.settings import FAMILIES, OBJECTIVES
 
 
 @dataclass(frozen=True)

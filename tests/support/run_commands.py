@@ -1,7 +1,8 @@
 """Runs several command lines in one process, to pay for importing torch and megatron once.
 
-`python -m tests.system.several CASES.json [RANK SIZE]` prints the list of exit statuses. A case is
-{"argv": [...], "out": FILE, "err": FILE, "port": N}; "!" before an argv is for other programs.
+`python -m tests.support.run_commands CASES.json [RANK SIZE]` prints the list of exit statuses. A
+case is {"argv": [...], "out": FILE, "err": FILE, "port": N}; "!" before an argv is for other
+programs.
 With a rank it is one of SIZE processes, and every command line joins their world, as torchrun does.
 """
 

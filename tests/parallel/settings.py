@@ -13,10 +13,10 @@ import torch
 
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
-from tests.families import zoo
+from tests.support import models
 from tests.support.datasets import dataset_of
 
-VOCAB, END, PAD = zoo.VOCAB, zoo.END, 0
+VOCAB, END, PAD = models.VOCAB, models.END, 0
 PAIRS, BATCH, STEPS = 12, 8, 3
 """Three batches of 8 of 12 pairs are two epochs; one batch straddles them."""
 CLIP, WEIGHT_DECAY, LEARNING_RATE, BETAS, EPS = 1.0, 0.1, 5e-4, (0.9, 0.95), 1e-6
@@ -29,7 +29,7 @@ MODELS = {
     "llama3": "llama_llama3",
     **{family: family for family in FAMILIES},
 }
-"""Name here -> name in the zoo."""
+"""Name here -> kind in `tests.support.models`."""
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"name": "dpo", "beta": 0.3},
@@ -48,7 +48,7 @@ def save_models(folder: Path, kind: str) -> None:
 
     Were they equal, half of the losses would be constants that a wrong log-prob cannot move.
     """
-    model = zoo.build(MODELS[kind])
+    model = models.build(MODELS[kind])
     model.save_pretrained(folder / kind / "reference")
     draw = torch.Generator().manual_seed(12)
     with torch.no_grad():

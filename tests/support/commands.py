@@ -1,107 +1,22 @@
-"""A tiny random Llama with a real tokenizer, preference pairs, the command line as a process."""
+"""The command line as a process: run it, watch it, read what it wrote."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import random
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tests.support.ranks import ROOT, clean_environment, free_port
 
-from tests.data.toy_tokenizers import LLAMA3, build_tokenizer
-
-ROOT = Path(__file__).parents[2]
-WORDS = [
-    "good",
-    "bad",
-    "dull",
-    "long",
-    "short",
-    "film",
-    "review",
-    "liked",
-    "very",
-    "much",
-    "and",
-    "it",
-    "was",
-    "a",
-    "fine",
-    "answer",
-]
 DEADLINE = 150.0
 """Seconds after which a command is taken to hang."""
 QUIET = ["logger.tensorboard=false", "export_hf=false"]
-
-
-def save_model(directory: Path, *, seed: int = 7, **changes: Any) -> Path:
-    """A Hugging Face directory: 2 layers, 4 heads, 2 KV groups, tokenizer with chat template."""
-    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    tokenizer = build_tokenizer(
-        bos="<|begin_of_text|>",
-        eos="<|end_of_text|>",
-        extra=headers,
-        template=LLAMA3,
-        adds_bos=True,
-    )
-    stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
-    torch.manual_seed(seed)
-    shape: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": stop,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**(shape | changes)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1))
-    model.generation_config = GenerationConfig(eos_token_id=stop)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def pairs(count: int, *, seed: int = 0, scores: bool = True) -> list[dict[str, Any]]:
-    """Rows of messages with scores; responses of 2 to 9 words, never equal."""
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        chosen, rejected = (
-            " ".join(draw.choices(WORDS, k=draw.randint(2, 9))) + f" {side} {number}"
-            for side in ("one", "two")
-        )
-        row: dict[str, Any] = {
-            "id": f"pair-{number}",
-            "prompt": [{"role": "user", "content": " ".join(draw.choices(WORDS, k=4))}],
-            "chosen": [{"role": "assistant", "content": chosen}],
-            "rejected": [{"role": "assistant", "content": rejected}],
-        }
-        if scores:
-            row |= {"chosen_score": 2.0 + number % 3, "rejected_score": 1.0 - number % 2}
-        rows.append(row)
-    return rows
-
-
-def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
-    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
 
 
 @dataclass(frozen=True)
@@ -116,13 +31,6 @@ class Result:
         return [line for line in self.err.splitlines() if line.startswith("nemo-gdpo: ")]
 
 
-def environment() -> dict[str, str]:
-    # One thread a rank, and no world of a test runner that is itself a rank.
-    world = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in world}
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
 @contextlib.contextmanager
 def started(verb: str, *overrides: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """The command line in a separate process; killed with its ranks if a test fails."""
@@ -131,7 +39,7 @@ def started(verb: str, *overrides: str, cwd: Path | None = None) -> Iterator[sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         cwd=cwd,
         start_new_session=True,
     )
@@ -177,16 +85,10 @@ def without_timing(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if not k.startswith("perf/")} for e in entries]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def several(directory: Path, cases: dict[str, list[str]], *, ranks: int = 1) -> dict[str, Result]:
     """Run command lines one after the other in one process, or in one world of `ranks` processes.
 
-    See `tests.system.several`. The results are rank 0's.
+    See `tests.support.run_commands`. The results are rank 0's.
     """
     directory.mkdir(parents=True, exist_ok=True)
     described = [
@@ -194,7 +96,7 @@ def several(directory: Path, cases: dict[str, list[str]], *, ranks: int = 1) -> 
             "argv": argv,
             "out": str(directory / f"{n}.out"),
             "err": str(directory / f"{n}.err"),
-            "port": _free_port(),
+            "port": free_port(),
         }
         for n, argv in enumerate(cases.values())
     ]
@@ -202,11 +104,11 @@ def several(directory: Path, cases: dict[str, list[str]], *, ranks: int = 1) -> 
     listing.write_text(json.dumps(described))
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.system.several", str(listing)]
+            [sys.executable, "-m", "tests.support.run_commands", str(listing)]
             + ([str(rank), str(ranks)] if ranks > 1 else []),
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=clean_environment(),
             cwd=ROOT,
         )
         for rank in range(ranks)

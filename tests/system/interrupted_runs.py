@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .tiny import ROOT, WORDS, cli, environment, save_model, write_jsonl
+from tests.support.commands import cli
+from tests.support.data import WORDS, write_jsonl
+from tests.support.models import save_model
+from tests.support.ranks import ROOT, clean_environment
 
 PROMPTS = 250
 TEMPERATURES = (0.7, 1.0)
@@ -88,7 +91,7 @@ def logged(log: Path, verb: str, *overrides: str) -> Iterator[subprocess.Popen[b
             [sys.executable, "-m", "nemo_gdpo.cli", verb, *overrides],
             stdout=output,
             stderr=output,
-            env=environment() | {"PYTHONPATH": str(ROOT)},
+            env=clean_environment() | {"PYTHONPATH": str(ROOT)},
             start_new_session=True,
         )
         try:

@@ -14,8 +14,7 @@ from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps, build_objective
-from tests.families import zoo
-from tests.parallel.material import (
+from tests.parallel.settings import (
     BATCH,
     BETAS,
     CLIP,
@@ -26,6 +25,7 @@ from tests.parallel.material import (
     STEPS,
     WEIGHT_DECAY,
 )
+from tests.support.models import load
 
 
 @dataclass
@@ -78,7 +78,7 @@ def train(name: str, models: Path, data: PreferenceDataset) -> Trajectory:
     settings: dict[str, Any] = dict(OBJECTIVES[name])
     objective = build_objective(settings.pop("name"), settings)
     temperature = settings.get("eos_temperature", 1.0)
-    policy, reference = zoo.load(models / "policy"), zoo.load(models / "reference")
+    policy, reference = load(models / "policy"), load(models / "reference")
     with torch.no_grad():
         references = [_token_logps(reference, pair, temperature) for pair in data]
     matrices = [p for p in policy.parameters() if p.dim() > 1]

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from nemo_gdpo.generation.store import read_generations
-
-from .tiny import Result, cli, common, pairs, save_model, steps, write_jsonl
+from tests.support.commands import Result, cli, common, steps
+from tests.support.data import pairs, write_jsonl
+from tests.support.models import save_model
 
 NUM_SAMPLES = 4
 MAX_TOKENS = 16

@@ -16,6 +16,7 @@ from nemo_gdpo.objectives import (
     GDPO,
     IPO,
     ODPO,
+    SPL,
     Objective,
     PairLogps,
     PairTargets,
@@ -40,7 +41,9 @@ GDPO_FORMS: dict[str, GDPO] = {
 OBJECTIVES: dict[str, Objective] = {
     "dpo": DPO(),
     "cdpo": DPO(label_smoothing=0.1),
+    "dpo-averaged": DPO(beta=5.0, average_log_probs=True),
     "ipo": IPO(),
+    "spl": SPL(alpha=0.2, beta=0.1),
     "ipo-averaged": IPO(average_log_probs=True),
     "odpo-log": ODPO(),
     "odpo-identity": ODPO(offset="identity"),

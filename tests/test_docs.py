@@ -1,0 +1,68 @@
+"""The documentation's pages of keys and metrics are what the code gives, and are complete."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.evaluation.metrics.table import TABLE
+from nemo_gdpo.launch.verbs import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = [sys.executable, "tools/docs_tables.py"]
+KEYS = (ROOT / "docs" / "reference" / "keys.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_pages_are_what_the_code_gives() -> None:
+    done = subprocess.run(
+        [*COMMAND, "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `model.global_batch_size` | integer >= 1 | `8` |",
+        "| `model.activations_checkpoint_granularity` | selective \\| full or null | `null` |",
+        "| `optim.betas` | list of number >= 0 and < 1 | `[0.9, 0.95]` |",
+        "| `objective.label_smoothing` (dpo) | number >= 0 and < 0.5 | `0` |",
+        "| `generation.stop` | list of text | `[]` |",
+        "| `evaluation.rewards` | list of value | `[vader]` |",
+        "| `evaluation.rewards.N.max_length` | integer >= 1 | `512` |",
+    ],
+)
+def test_a_row_says_type_default_and_range(row: str) -> None:
+    assert KEYS.count(row) == 1
+
+
+def test_every_key_that_training_reads_is_there() -> None:
+    section = KEYS.split("\n## ")[1]
+    listed = set(re.findall(r"^\| `([\w.]+)`", section, re.MULTILINE))
+    assert listed == TRAIN.keys() - {"objective.name"}
+
+
+def test_every_verb_with_a_configuration_is_there() -> None:
+    headings = [line for line in KEYS.splitlines() if line.startswith("## ")]
+    for verb in VERBS:
+        for name, reads in ((verb.name, verb.reads), *((f.name, f.reads) for f in verb.followers)):
+            assert any(name in heading for heading in headings) is (reads is not None), name
+
+
+def test_every_metric_is_there() -> None:
+    assert METRICS.count("\n| `") == len(TABLE)
+    for name in ("semantic_diversity", "reward.NAME.best", "kl_k3", "distinct_N"):
+        assert f"| `{name}` |" in METRICS
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """mkdocs says so too, but only where the documentation is built."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
