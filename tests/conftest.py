@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from nemo_gdpo.platform import current_platform
@@ -21,6 +22,9 @@ RANK_ROOMS = ("families", "parallel", "traces")
 """Folders whose tests start several ranks."""
 
 current_platform()
+# How long an example takes says how busy the machine is, and nothing else.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,6 +105,7 @@ def test_a_configuration_loads_no_torch() -> None:
 # -- runs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_train_in_this_process(config: RunConfig, tmp_path: Path) -> None:
     result = nemo_gdpo.train(config)
     assert result.finished
@@ -123,6 +124,7 @@ def test_train_in_this_process(config: RunConfig, tmp_path: Path) -> None:
     assert resumed.hf is None
 
 
+@pytest.mark.slow
 def test_train_on_a_mesh_is_the_same_run(config: RunConfig, tmp_path: Path) -> None:
     mesh = recipes.change(
         config,
@@ -146,6 +148,7 @@ def test_mistakes_are_raised_as_one_line(config: RunConfig) -> None:
         nemo_gdpo.train(wrong)
 
 
+@pytest.mark.slow
 def test_convert_there_and_back(model: Path, tmp_path: Path) -> None:
     megatron = nemo_gdpo.convert(model, tmp_path / "megatron")
     back = nemo_gdpo.convert(megatron, tmp_path / "hf")
@@ -154,6 +157,7 @@ def test_convert_there_and_back(model: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_evaluate_returns_what_it_writes(tmp_path: Path) -> None:
     directory = ordinary(tmp_path / "samples")
     config = nemo_gdpo.EvaluateConfig.model_validate(
@@ -170,13 +174,40 @@ def test_evaluate_returns_what_it_writes(tmp_path: Path) -> None:
 # -- the examples ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_example_train(model: Path, data: Path, tmp_path: Path) -> None:
     margins = train.main(str(model), str(data), str(tmp_path), steps=1)
     assert margins.keys() == {"dpo", "gdpo"}
 
 
+@pytest.mark.slow
 def test_example_own_loop(model: Path) -> None:
     losses = own_loop.main(str(model), steps=3, rate=1e-3)
     assert losses[0] == pytest.approx(64.0, rel=1e-4)
     assert losses[2] < losses[1] < losses[0]
     assert GDPO().alpha * GDPO().rejected_log_reward == -8.0
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("```python\n")
+    block, fence, _ = rest.partition("```\n")
+    assert fence
+    assert "import nemo_gdpo" in block
+    (tmp_path / "MODEL").symlink_to(model)
+    (tmp_path / "pairs.jsonl").symlink_to(data)
+    (tmp_path / "quick_start.py").write_text(block)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NEMO_GDPO_")}
+    done = subprocess.run(
+        [sys.executable, "quick_start.py"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("runs/mine/hf")

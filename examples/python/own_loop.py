@@ -47,7 +47,7 @@ def main(directory: str, *, steps: int = 5, rate: float = 1e-4) -> list[float]:
     """Train on one pair; returns the loss before each update."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     policy = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    reference = copy.deepcopy(policy).requires_grad_(False)
     prompt, chosen, rejected = (
         tokenizer(text, add_special_tokens=False).input_ids for text in (PROMPT, CHOSEN, REJECTED)
     )
@@ -67,7 +67,7 @@ def main(directory: str, *, steps: int = 5, rate: float = 1e-4) -> list[float]:
     for step in range(steps):
         loss = objective(pair(policy), fixed, PairTargets()).loss_N.mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
         print(f"step {step}: loss {losses[-1]:.4f}")

@@ -14,6 +14,7 @@ from nemo_gdpo.evaluation.judging.judge import win_rate
 from nemo_gdpo.evaluation.metrics.diversity import (
     distinct_k,
     distinct_n,
+    distinct_openings,
     expectation_adjusted_distinct,
     self_bleu,
     semantic_diversity,
@@ -193,6 +194,20 @@ DIVERSITY_ROWS = (
         ),
         _ead,
         over=_each_ead,
+    ),
+    Metric(
+        "distinct_openings",
+        "diversity",
+        "higher",
+        "",
+        "Different first three words over responses",
+        Reading(
+            "Share of the responses to a prompt that begin in different ways: 1 when no two begin "
+            "alike.",
+            "It sees three words and nothing of the rest, and it falls with the number of samples; "
+            "a prompt that dictates the beginning leaves nothing to vary.",
+        ),
+        lambda prompt: distinct_openings(prompt.row.outputs),
     ),
     Metric(
         "self_bleu",

@@ -94,6 +94,25 @@ def distinct_n(responses: Sequence[str], n: int) -> float:
     return unique / total
 
 
+def distinct_openings(responses: Sequence[str], words: int = 3) -> float:
+    """Different openings over responses: 1 when no two begin alike, 1 / K when all do.
+
+    A sampler whose prefixes have collapsed repeats its openings while its endings still differ,
+    which n-grams of whole responses hardly show (RapTB, arXiv 2603.00454, on prefix collapse).
+
+    Args:
+        responses: K texts; words are split at white space, and upper and lower case are alike.
+        words: of a response that make its opening; a shorter response is its own opening.
+
+    Raises:
+        ValueError: there is no response.
+    """
+    if not responses:
+        raise ValueError("there is no response")
+    openings = {tuple(text.lower().split()[:words]) for text in responses}
+    return len(openings) / len(responses)
+
+
 def expectation_adjusted_distinct(responses: Sequence[str], n: int, vocabulary_size: int) -> float:
     """Unique n-grams over the number that uniform draws would give (Liu et al. 2022).
 

@@ -7,6 +7,7 @@ import sacrebleu
 
 from nemo_gdpo.evaluation.metrics.diversity import (
     distinct_n,
+    distinct_openings,
     expectation_adjusted_distinct,
     self_bleu,
 )
@@ -22,6 +23,17 @@ def test_distinct_by_hand() -> None:
 
 def test_pairs_do_not_reach_over_the_end_of_a_response() -> None:
     assert distinct_n(["a b", "b a"], 2) == 1.0  # ab and ba; joined there would be a third, bb
+
+
+def test_distinct_openings_by_hand() -> None:
+    """`the film was` twice, `a film`, `the film is`: 3 of 4."""
+    responses = ["The film was dull.", "the film  was long and good", "A film", "The film is good"]
+    assert distinct_openings(responses) == 3 / 4
+    assert distinct_openings(responses, words=1) == 2 / 4
+    assert distinct_openings(["x y z 1", "x y z 2"]) == 1 / 2
+    assert distinct_openings(["", "x"]) == 1.0
+    with pytest.raises(ValueError, match="no response"):
+        distinct_openings([])
 
 
 def test_distinct_falls_with_length_and_the_adjusted_one_less() -> None:

