@@ -73,7 +73,7 @@ docs-serve: ## show the documentation on http://127.0.0.1:8000 and follow edits
 docs-tables: ## write the pages of configuration keys and metrics from the code
 	@"$(TRAINING)" tools/docs_tables.py
 
-format: ## rewrite the code in the house's format
+format: ## rewrite the code in the project's format
 	@py="$(TRAINING)"; "$$py" -m ruff check --fix . ; "$$py" -m ruff format .
 
 check: lint test ## everything that guards main

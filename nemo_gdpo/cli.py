@@ -85,16 +85,16 @@ def _find(name: str, verbs: Sequence[Verb], shown: str) -> Verb:
     from nemo_gdpo.config.suggest import hint
 
     known = [verb.name for verb in verbs]
-    raise UserError(f"{shown}: there is no such verb{hint(name, known)}; see nemo-gdpo --help")
+    raise UserError(f"{shown} is not a verb{hint(name, known)}; see nemo-gdpo --help")
 
 
-def _run(verb: Verb, arguments: list[str], said: str = "") -> int:
+def _run(verb: Verb, arguments: list[str], command: str = "") -> int:
     """Carry a verb out, or print its help or its configuration."""
-    said = f"{said} {verb.name}".strip()
+    command = f"{command} {verb.name}".strip()
     for place, argument in enumerate(arguments):
         if argument in {follower.name for follower in verb.followers}:
             rest = [*arguments[:place], *arguments[place + 1 :]]
-            return _run(_find(argument, verb.followers, argument), rest, said)
+            return _run(_find(argument, verb.followers, argument), rest, command)
     root = verb.root()
     if root is None:
         return verb.run(arguments)
@@ -105,7 +105,7 @@ def _run(verb: Verb, arguments: list[str], said: str = "") -> int:
 
         print(f"{verb.usage}\n{render_help(root)}", end="")
         return EXIT_DONE
-    request = read_request(said, arguments, verb.flags)
+    request = read_request(command, arguments, verb.flags)
     if "--cfg" in request.flags:
         from nemo_gdpo.config.composition import to_yaml
 

@@ -24,7 +24,7 @@ class UserError(ValueError):
 class RunError(RuntimeError):
     """The disk, a server, an engine or the numbers failed; not a mistake of the user's.
 
-    The message is one line that says what, and what is safe. Rooms derive their own from it.
+    The message is one line that says what, and what is safe. Packages derive their own from it.
     """
 
     status: ClassVar[int] = EXIT_FAILED

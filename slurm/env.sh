@@ -64,7 +64,7 @@ say() {
 requeue() {
   local restarts="${SLURM_RESTART_COUNT:-0}"
   if (( restarts >= NEMO_GDPO_MAX_RESTARTS )); then
-    say "stopped after $restarts restarts (NEMO_GDPO_MAX_RESTARTS); submit it again to go on"
+    say "stopped after $restarts restarts (NEMO_GDPO_MAX_RESTARTS); submit it again to resume"
     return 0
   fi
   say "goes back into the queue (restart $((restarts + 1)) of at most $NEMO_GDPO_MAX_RESTARTS)"

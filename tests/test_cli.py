@@ -65,7 +65,7 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
     assert done.returncode == EXIT_USER_ERROR
     assert done.stdout == ""
     assert done.stderr == (
-        "nemo-gdpo: error: objective=gdpoo: there is no such choice (did you mean gdpo?); "
+        "nemo-gdpo: error: objective=gdpoo: unknown choice (did you mean gdpo?); "
         "the choices are adpo, dpo, gdpo, gdpo_released, ipo, odpo, spl\n"
     )
 
@@ -177,10 +177,10 @@ def test_verbs_to_come_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> 
         (["trian"], "did you mean train?"),
         (["train", "--resolve"], "add --cfg job"),
         (["train", "--cfg", "hydra"], "only `--cfg job` exists"),
-        (["train", "--cgf", "job"], "there is no such flag"),
+        (["train", "--cgf", "job"], "unknown flag"),
         (["validate", "--cgf", "job"], "it takes --config FILE, --cfg job, --resolve, --elsewhere"),
         (["train", "--config"], "names no file"),
-        (["train", "--config", "/no/such.yaml"], "there is no such file"),
+        (["train", "--config", "/no/such.yaml"], "file not found"),
         (["doctor", "x=1"], "takes no arguments"),
         (["train", "logger.wandb_api_key=x"], "WANDB_API_KEY"),
     ],
@@ -299,7 +299,7 @@ def test_a_mesh_starts_its_ranks_with_the_checked_configuration(
     assert training_calls == []
 
 
-def test_a_refused_start_leaves_the_record_of_the_output_dir_alone(
+def test_refused_start_keeps_the_recorded_config(
     valid: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ranks may still refuse the run; the launcher writes nothing where another may have been."""
@@ -417,7 +417,7 @@ def test_status_of_the_ranks_is_the_status_of_the_run(code: str, status: int) ->
     assert launch_ranks(2, _rank(code)) == status
 
 
-def test_a_mistake_that_one_rank_finds_outweighs_the_crash_it_causes() -> None:
+def test_user_error_of_one_rank_decides_the_exit_status() -> None:
     code = "time.sleep(0.5) if rank == 0 else None; sys.exit(2 if rank == 0 else 1)"
     assert launch_ranks(2, _rank(code)) == EXIT_USER_ERROR
 

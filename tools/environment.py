@@ -39,7 +39,7 @@ class Recipe:
     locks: tuple[str, ...]
     """Files of `requirements/`: the packages, then packages that only carry data."""
     accepted: tuple[str, ...] = ()
-    """Patterns of whole lines of `pip check` that are known and do no harm; the reason at each."""
+    """Patterns of full lines of `pip check` that are known and do no harm; the reason at each."""
 
 
 ENVIRONMENTS = {
@@ -95,7 +95,7 @@ def read_lock(name: str) -> list[str]:
 
 
 def cache_root() -> Path:
-    """Where environments and downloads are kept between clones."""
+    """Directory that keeps environments and downloads between clones."""
     base = os.environ.get("NEMO_GDPO_CACHE")
     if base:
         return Path(base)
@@ -176,11 +176,11 @@ def cached_environment(name: str) -> Path:
         wrong = wrong_packages(python, recipe.locks)
         if wrong:
             if environment.exists():
-                say(f"environment: {environment} is not whole ({wrong[0]}); making it again")
+                say(f"environment: {environment} is incomplete ({wrong[0]}); installing it again")
             install(environment, recipe)
             wrong = wrong_packages(python, recipe.locks)
             if wrong:
-                fail(f"{environment} is still not whole after installing: {'; '.join(wrong[:3])}")
+                fail(f"{environment} is still incomplete after installing: {'; '.join(wrong[:3])}")
     return python
 
 

@@ -1,4 +1,4 @@
-"""The whole path on real input, on two cores.
+"""The complete path on real input, on two cores.
 
 SmolLM2-135M-Instruct and human-rated film snippets: pairs, conversion to Megatron, GDPO on a 2-rank
 mesh, export, sampling of the base and of the trained model with vLLM, and a report of quality and
@@ -35,11 +35,16 @@ def first_prompts(source: Path, target: Path) -> None:
 def sampled(model: Path, prompts: Path, target: Path) -> None:
     """Answers of one model at each temperature; those that are there already are kept."""
     cli(
-        "generate", f"model.restore_from_path={model}", f"data.prompts_path={prompts}",
-        f"output_dir={target}", f"generation.num_samples={SAMPLES}",
-        f"generation.temperature={TEMPERATURES}", f"generation.max_tokens={MAX_TOKENS}",
-        "generation.seed=1", "generation.dtype=fp32",
-    )  # fmt: skip
+        "generate",
+        f"model.restore_from_path={model}",
+        f"data.prompts_path={prompts}",
+        f"output_dir={target}",
+        f"generation.num_samples={SAMPLES}",
+        f"generation.temperature={TEMPERATURES}",
+        f"generation.max_tokens={MAX_TOKENS}",
+        "generation.seed=1",
+        "generation.dtype=fp32",
+    )
 
 
 def last_metrics(run: Path) -> dict[str, float]:
@@ -88,11 +93,14 @@ def stages(run: Path, overrides: list[str]) -> None:
         say(f"trained model: reused {trained}")
     else:
         cli(
-            "train", "experiment=demo", f"model.restore_from_path={megatron}",
+            "train",
+            "experiment=demo",
+            f"model.restore_from_path={megatron}",
             f"data.train_path={data / 'train.jsonl'}",
             f"data.validation_path={data / 'validation.jsonl'}",
-            f"output_dir={run / 'gdpo'}", *overrides,
-        )  # fmt: skip
+            f"output_dir={run / 'gdpo'}",
+            *overrides,
+        )
     training = last_metrics(run)
     say(
         f"last step: loss {training['loss']:.3f}, margin {training['rewards/margins']:.2f} nats; "
@@ -104,10 +112,13 @@ def stages(run: Path, overrides: list[str]) -> None:
         sampled(model, run / "prompts.jsonl", samples[name])
     listed = ", ".join(f"{name}: {path}" for name, path in samples.items())
     cli(
-        "evaluate", f"evaluation.runs={{{listed}}}", f"evaluation.reference_model={base}",
+        "evaluate",
+        f"evaluation.runs={{{listed}}}",
+        f"evaluation.reference_model={base}",
         f"evaluation.models={{base: {base}, gdpo: {trained}}}",
-        f"evaluation.training={{gdpo: {run / 'gdpo'}}}", f"output_dir={run / 'report'}",
-    )  # fmt: skip
+        f"evaluation.training={{gdpo: {run / 'gdpo'}}}",
+        f"output_dir={run / 'report'}",
+    )
     say(f"{time.perf_counter() - begun:.0f} s; the page is {run / 'report' / 'report.html'}")
 
 

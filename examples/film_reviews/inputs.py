@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def package_dir(name: str) -> Path:
-    """Where an installed data package lies."""
+    """Directory of an installed data package."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise SystemExit(

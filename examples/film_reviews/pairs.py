@@ -63,7 +63,7 @@ class PairingStats:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which pairs are made; the defaults are the demo's.
+    """Rules by which pairs are made; the defaults are the demo's.
 
     Raises:
         UserError: a value is out of range.
@@ -148,7 +148,7 @@ def write_pairs(sdist_path: str | Path, out_dir: str | Path, pairing: Pairing) -
             if _is_validation(s.text, seed, pairing.validation_fraction) == (split == "validation")
         ]
         counts = PairingStats(snippets=len(members))
-        # Streams of their own: asking for more training pairs leaves the validation pairs alone.
+        # Separate streams: asking for more training pairs leaves the validation pairs alone.
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
         couples = make_couples(members, random, pairing, counts)
         if wanted is not None and wanted > len(couples):
@@ -256,7 +256,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `path` as a whole or not at all.
+    """Write `path` completely or not at all.
 
     Raises:
         UserError: it cannot be written.

@@ -17,7 +17,7 @@ from examples.film_reviews.pairs import Pairing, write_atomically, write_pairs
 from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 DATA_DIR = ROOT / "runs" / "demo" / "data"
-"""Where `experiment=demo` looks for the pairs."""
+"""Directory in which `experiment=demo` looks for the pairs."""
 
 
 def prepare(source: Path, directory: Path, pairing: Pairing) -> None:
@@ -60,29 +60,47 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--source", type=Path, help="vaderSentiment-3.3.2.tar.gz; default: download it")
     add("--seed", type=int, default=usual.seed, help="default: %(default)s")
     add(
-        "--num-train", type=count_or_none, default=usual.num_train, metavar="N",
+        "--num-train",
+        type=count_or_none,
+        default=usual.num_train,
+        metavar="N",
         help="training pairs; none: all there are; default: %(default)s",
-    )  # fmt: skip
+    )
     add(
-        "--num-validation", type=count_or_none, default=usual.num_validation, metavar="N",
+        "--num-validation",
+        type=count_or_none,
+        default=usual.num_validation,
+        metavar="N",
         help="validation pairs; none: all there are; default: %(default)s",
-    )  # fmt: skip
+    )
     add(
-        "--validation-fraction", type=float, default=usual.validation_fraction, metavar="SHARE",
+        "--validation-fraction",
+        type=float,
+        default=usual.validation_fraction,
+        metavar="SHARE",
         help="share of the snippets that only validation sees; default: %(default)s",
-    )  # fmt: skip
+    )
     add(
-        "--chosen-min", type=rating_or_none, default=usual.chosen_min, metavar="RATING",
+        "--chosen-min",
+        type=rating_or_none,
+        default=usual.chosen_min,
+        metavar="RATING",
         help="least mean rating of a chosen snippet, -4 to 4, or none; default: %(default)s",
-    )  # fmt: skip
+    )
     add(
-        "--rejected-max", type=rating_or_none, default=usual.rejected_max, metavar="RATING",
+        "--rejected-max",
+        type=rating_or_none,
+        default=usual.rejected_max,
+        metavar="RATING",
         help="greatest mean rating of a rejected snippet, -4 to 4, or none; default: %(default)s",
-    )  # fmt: skip
+    )
     add(
-        "--min-gap", type=float, default=usual.min_gap, metavar="GAP",
+        "--min-gap",
+        type=float,
+        default=usual.min_gap,
+        metavar="GAP",
         help="least difference of the two mean ratings; default: %(default)s",
-    )  # fmt: skip
+    )
     return parser.parse_args(argv)
 
 

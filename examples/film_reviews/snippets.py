@@ -54,7 +54,7 @@ class Snippet:
 
 
 def read_snippets(sdist_path: str | Path) -> list[Snippet]:
-    """All snippets, cleaned, in file order.
+    """Read all snippets, cleaned, in file order.
 
     Raises:
         UserError: the package is missing (the message has the command that fetches it) or
@@ -63,7 +63,7 @@ def read_snippets(sdist_path: str | Path) -> list[Snippet]:
     path = Path(sdist_path)
     fetch = DOWNLOAD.format(path.parent)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; fetch it with `{fetch}`")
+        raise UserError(f"{path} does not exist; fetch it with `{fetch}`")
     again = f"fetch it again with `{fetch}`"
     try:
         with tarfile.open(path, "r:gz") as outer:

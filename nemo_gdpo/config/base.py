@@ -1,4 +1,4 @@
-"""What every section of the configuration has in common.
+"""The base of every section of the configuration.
 
 A section declares each key once: type and range, default, and help (the text below the field). The
 command line, composed files, the documentation and Python all read them here.

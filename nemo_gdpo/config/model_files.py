@@ -1,4 +1,4 @@
-"""What lies at `model.restore_from_path`: its kind, its weights, its architecture."""
+"""The model at `model.restore_from_path`: its kind, weight files and architecture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def megatron_checkpoint_root(path: Path) -> Path | None:
 
 
 def read_model_config(path: str | Path) -> dict[str, Any] | None:
-    """The architecture under Hugging Face's names; None when it lies in no JSON file of its own.
+    """The architecture under Hugging Face's names; None where no JSON file of its kind has it.
 
     Args:
         path: a Hugging Face directory, or a Megatron checkpoint with its `model_config.json`.
@@ -91,7 +91,7 @@ def model_file_problems(configured: str | None) -> list[Problem]:
 
 
 def hugging_face_problems(path: Path) -> list[Problem]:
-    """What a Hugging Face directory lacks, without opening the weights."""
+    """Problems of a Hugging Face directory's files, without opening the weights."""
     found: list[Problem] = []
     if not (path / "config.json").is_file():
         reason = f"{path} has no config.json"

@@ -25,7 +25,7 @@ Flag = Annotated[bool, Field(strict=True)]
 
 
 class ObjectiveSettings:
-    """What all settings have in common, at the values that most objectives take."""
+    """Fields that all settings share, at the values that most objectives take."""
 
     name: str
     """Value of `objective.name`."""

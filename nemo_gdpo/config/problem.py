@@ -10,7 +10,7 @@ from nemo_gdpo.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """Which key, why it cannot be honoured, and what to do about it."""
+    """A key, why it cannot be honoured, and what to do about it."""
 
     key: str
     reason: str
@@ -28,11 +28,11 @@ class ConflictError(ValueError):
         self.problem = problem
 
 
-def refuse(found: Sequence[Problem | str]) -> None:
+def raise_problems(found: Sequence[Problem | str]) -> None:
     """Raise all of `found` as one error: one problem on the line itself, several below it.
 
     Raises:
-        UserError: unless there is none.
+        UserError: unless `found` is empty.
     """
     if len(found) == 1:
         raise UserError(str(found[0]))

@@ -24,7 +24,7 @@ from nemo_gdpo.config.objective import (
     ObjectiveConfig,
     ODPOSettings,
 )
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 
@@ -58,7 +58,7 @@ def change(config: S, changes: Mapping[str, Any], root: Root[Any] = TRAIN) -> S:
     """
     plain = plain_data(config)
     known = root.keys() | ({root.choice} if root.choice is not None else set())
-    refuse([root.unknown_key(key) for key in changes if key not in known])
+    raise_problems([root.unknown_key(key) for key in changes if key not in known])
     for key, value in changes.items():
         *sections, leaf = key.split(".")
         node = plain

@@ -1,4 +1,4 @@
-"""What follows a verb on the command line: overrides and a few flags."""
+"""The arguments of a verb on the command line: overrides and a few flags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG_FLAGS = ("--config FILE", "--cfg job", "--resolve")
 
 @dataclass
 class Request:
-    """What follows the verb."""
+    """Arguments of a verb, taken apart."""
 
     overrides: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
@@ -44,7 +44,7 @@ class Request:
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Is there a -h or --help, in any position?"""
+    """Whether -h or --help is given, in any position."""
     return any(argument in ("-h", "--help") for argument in arguments)
 
 
@@ -81,7 +81,7 @@ def read_request(verb: str, arguments: Sequence[str], flags: Sequence[str]) -> R
             request.flags.add(argument)
         else:
             takes = ", ".join([*flags, "--help"])
-            raise UserError(f"{verb} {argument}: there is no such flag; it takes {takes}")
+            raise UserError(f"{verb} {argument}: unknown flag; it takes {takes}")
     if "--resolve" in request.flags and "--cfg" not in request.flags:
         raise UserError("--resolve: only `--cfg job --resolve` means something; add --cfg job")
     return request
@@ -93,5 +93,5 @@ def _config_file(rest: Iterator[str]) -> Path:
         raise UserError("--config: names no file; write --config FILE")
     path = Path(named)
     if not path.is_file():
-        raise UserError(f"--config {path}: there is no such file; give a run's config.yaml")
+        raise UserError(f"--config {path}: file not found; give a run's config.yaml")
     return path

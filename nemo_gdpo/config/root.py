@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from nemo_gdpo.config.base import Section, fields_of, section_of
-from nemo_gdpo.config.problem import ConflictError, Problem, refuse
+from nemo_gdpo.config.problem import ConflictError, Problem, raise_problems
 from nemo_gdpo.config.suggest import alias, closest, hint
 
 S = TypeVar("S", bound=Section)
@@ -18,7 +18,7 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Root(Generic[S]):
-    """What one verb reads."""
+    """The configuration that one verb reads."""
 
     name: str
     """Name of the verb."""
@@ -46,7 +46,7 @@ class Root(Generic[S]):
             owners = [name for name in self.sections if key in self.keys(name)]
             return Problem(
                 key,
-                f"{self.choice}={chosen} has no such setting, only {', '.join(owners)}",
+                f"{self.choice}={chosen} does not have this setting, only {', '.join(owners)}",
                 f"remove it, or choose {self.choice}={owners[0]}",
             )
         remedy = alias(key, self.aliases, self.keys())
@@ -84,7 +84,7 @@ class Root(Generic[S]):
             UserError: unknown keys, wrong types, values out of range; all of them at once.
         """
         parsed, found = self.parse_leniently(config)
-        refuse(found)
+        raise_problems(found)
         return parsed
 
     def _as_problem(self, error: Mapping[str, Any], config: Mapping[str, Any]) -> Problem:
@@ -94,7 +94,7 @@ class Root(Generic[S]):
         if isinstance(error_of_ours, ConflictError):
             return error_of_ours.problem
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-            return self.unknown_key(key, self._chosen(config))
+            return self.unknown_key(key, self._choice_of(config))
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             given = str(context.get("tag", "nothing"))
             article = "an" if str(self.choice)[0] in "aeiou" else "a"
@@ -124,7 +124,7 @@ class Root(Generic[S]):
             del parts[1]
         return ".".join(parts)
 
-    def _chosen(self, config: Mapping[str, Any]) -> str | None:
+    def _choice_of(self, config: Mapping[str, Any]) -> str | None:
         section = None if self.choice is None else config.get(self.choice)
         name = section.get("name") if isinstance(section, Mapping) else None
         return name if isinstance(name, str) and name in self.sections else None
@@ -145,7 +145,7 @@ def _drop(config: dict[str, Any], key: str) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
         if not isinstance(node, dict) or not isinstance(node.get(parent), dict):
-            # A list element, or a section that is no mapping: the whole of it goes.
+            # A list element, or a section that is not a mapping: it is removed completely.
             node.pop(parent, None)
             return
         node = node[parent]

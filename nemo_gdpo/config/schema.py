@@ -1,4 +1,4 @@
-"""The whole configuration of a training run."""
+"""The complete configuration of a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials do not belong into a configuration: it is printed, logged and kept beside runs."""
+"""Refusal of credentials in a configuration: it is printed, logged and kept beside runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VALUE = re.compile(r"hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|[0-9a-f]{40}")
 
 
 def looks_secret(key: str) -> bool:
-    """Does a dotted key name a credential? `model.logprob_chunk_tokens` does not."""
+    """Whether a dotted key names a credential; `model.logprob_chunk_tokens` does not."""
     words = [word for word in re.split(r"[^a-z0-9]+", key.lower()) if word]
     return bool(_WORDS & set(words)) or bool(_PAIRS & set(itertools.pairwise(words)))
 

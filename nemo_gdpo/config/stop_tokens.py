@@ -1,4 +1,4 @@
-"""Which tokens generation stops on, from the files beside a model."""
+"""The tokens that generation stops on, from the files beside a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Did you mean ...?
+"""Suggestions for mistyped names: did you mean ...?
 
 Keys of other trainers are looked up first: somebody who types TRL's or NeMo's name for a thing is
 told the name that it has here.
@@ -163,7 +163,7 @@ def hint(given: str, known: Iterable[str]) -> str:
 
 
 def alias(given: str, aliases: Mapping[str, str], known: Iterable[str]) -> str | None:
-    """What to write for another program's key, or for the section it is in (`lora.rank`)."""
+    """The key to write for another program's key, or for the section it is in (`lora.rank`)."""
     sections = {name.partition(".")[0] for name in known if "." in name}
     parts = given.split(".")
     for length in range(len(parts), 0, -1):

@@ -71,7 +71,7 @@ class TrainerConfig(Section):
 
 
 class LoggerConfig(Section):
-    """Beside `metrics.jsonl`, which is always written. The W&B key comes from WANDB_API_KEY."""
+    """Loggers beside `metrics.jsonl`. The W&B key comes from the environment (WANDB_API_KEY)."""
 
     tensorboard: bool = True
     """Write TensorBoard events."""

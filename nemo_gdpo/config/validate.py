@@ -35,7 +35,7 @@ def problems(
     *,
     files: bool = True,
 ) -> list[Problem]:
-    """All that stands in the way of a run, in the order of the keys' sections.
+    """All problems that keep a run from starting, in the order of the keys' sections.
 
     Args:
         config: well-typed; see `problems_of_mapping` for the step before.

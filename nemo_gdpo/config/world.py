@@ -1,4 +1,4 @@
-"""How many ranks a configuration needs, and what the checks know about the hardware."""
+"""The number of ranks that a configuration needs, and the hardware that checks know of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories that a conversion makes: whole or not at all; an interrupted one is continued."""
+"""Directories that a conversion writes: complete or absent; an interrupted one is continued."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Staging:
     """A directory in the making."""
 
     path: Path
-    journal: ProgressFile
-    """The files in it that need not be made again."""
+    progress_file: ProgressFile
+    """Files in it that are complete and need not be converted again."""
 
 
 def _files(directory: Path) -> dict[str, int]:
@@ -43,9 +43,9 @@ def _files(directory: Path) -> dict[str, int]:
 
 
 def why_incomplete(directory: Path) -> str | None:
-    """Why a directory is not, file by file and byte by byte, as long as a conversion left it.
+    """Why a directory is not as a conversion left it, by its files and their sizes; None if it is.
 
-    None when it is. Contents are not read.
+    Contents are not read.
     """
     if not (directory / MARKER).is_file():
         return f"it has no {MARKER}"
@@ -69,7 +69,7 @@ def check_replaceable(destination: Path) -> None:
     if not destination.exists() and not destination.is_symlink():
         return
     if not destination.is_dir() or destination.is_symlink():
-        raise UserError(f"{destination} exists and is no directory; choose another one")
+        raise UserError(f"{destination} exists and is not a directory; choose another one")
     present = _files(destination)
     if not present and not (destination / MARKER).exists():
         return
@@ -164,7 +164,7 @@ def staged_directory(
         staged = _stage(destination)
         check_replaceable(destination)  # again: what a stopped writer had moved away is back
         staging = Staging(staged.path, _open_progress(staged.path, digest_of(key), destination))
-        missing = expected_bytes - staging.journal.bytes_finished()
+        missing = expected_bytes - staging.progress_file.bytes_finished()
         check_space(destination.parent, missing, destination)
         yield staging
         _write_marker(staged.path, kind)

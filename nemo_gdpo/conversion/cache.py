@@ -50,11 +50,11 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "nemo_gdpo"
 
 
-def _models() -> Path:
+def _models_directory() -> Path:
     return cache_root() / "models"
 
 
-def _state(files: list[Path]) -> list[list[Any]]:
+def _file_stats(files: list[Path]) -> list[list[Any]]:
     found = [(path, path.stat()) for path in files]
     return [[p.name, s.st_size, s.st_mtime_ns, s.st_ino] for p, s in found]
 
@@ -71,7 +71,7 @@ def source_fingerprint(source: Path, files: list[Path], *, progress: bool = Fals
     """
     name = digest_of({"source": str(source.absolute())})[:32]
     note = cache_root() / "fingerprints" / f"{name}.json"
-    before = _state(files)
+    before = _file_stats(files)
     try:
         known = json.loads(note.read_text())
         if known["files"] == before:
@@ -81,7 +81,7 @@ def source_fingerprint(source: Path, files: list[Path], *, progress: bool = Fals
     now = time.time_ns()
     sha256 = hash_files(files, progress=progress)
     settled = all(now - mtime > _SETTLED_NS for _, _, mtime, _ in before)
-    if settled and _state(files) == before:
+    if settled and _file_stats(files) == before:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, {"files": before, "sha256": sha256})
     return sha256
@@ -112,7 +112,7 @@ def get_or_convert(
     """
     digest = digest_of({**key, "format": FORMAT_VERSION})[:16]
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", source.name).strip(".") or "model"
-    directory = _models() / f"{stem}-{digest}"
+    directory = _models_directory() / f"{stem}-{digest}"
     lock = directory.with_name(f".{directory.name}.lock")
     try:
         with held(lock, waiting=f"waiting for another process to convert {source}"):
@@ -135,7 +135,7 @@ def get_or_convert(
 def entries() -> list[CachedModel]:
     """All converted models, the one that was used last first."""
     found = []
-    for path in _models().glob("*"):
+    for path in _models_directory().glob("*"):
         marker = path / MARKER
         if path.name.startswith(".") or not marker.is_file():
             continue
@@ -149,16 +149,19 @@ def remove(name: str) -> list[str]:
     """Remove an entry, or `all`; leftovers of interrupted conversions go with `all`.
 
     Raises:
-        UserError: there is no such entry.
+        UserError: the cache has no entry of that name.
     """
     present = entries()
     chosen = [entry for entry in present if name in ("all", entry.name)]
     if not chosen and name != "all":
-        raise UserError(f"{name}: the cache {_models()} has no such entry; list them without it")
+        raise UserError(
+            f"{name}: the cache {_models_directory()} has no entry of that name; list its entries "
+            "with `nemo-gdpo convert cache`"
+        )
     for entry in chosen:
         shutil.rmtree(entry.path)
     if name == "all":
         shutil.rmtree(cache_root() / "fingerprints", ignore_errors=True)
-        for left in _models().glob(".*"):
+        for left in _models_directory().glob(".*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     return [entry.name for entry in chosen]

@@ -1,4 +1,4 @@
-"""The two conversions, start to end."""
+"""Both conversions between Hugging Face and Megatron, from source to published directory."""
 
 from __future__ import annotations
 
@@ -71,9 +71,14 @@ def convert_hf_to_megatron(
             return megatron_tensor(mapping, bridge, hf, padded_vocab_size=padded, dtype=dtype)
 
         write_megatron_checkpoint(
-            destination, model, bridge, source, specs, fetch,
+            destination,
+            model,
+            bridge,
+            source,
+            specs,
+            fetch,
             card={"base_model": source.absolute().name},
-        )  # fmt: skip
+        )
     return model
 
 

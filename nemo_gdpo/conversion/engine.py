@@ -77,7 +77,7 @@ def megatron_specs(
     padded_vocab_size: int,
     dtype: torch.dtype | None = None,
 ) -> list[TensorSpec]:
-    """What `megatron_tensor` will give for every mapping, without reading a tensor.
+    """Specs of what `megatron_tensor` gives for every mapping, without reading a tensor.
 
     Args:
         bridge: the model.
@@ -129,7 +129,7 @@ def rank_tensor(
     tp_rank: int,
     tp_size: int,
 ) -> Tensor:
-    """What one tensor-parallel rank holds of a mapping's tensor; nothing else is read.
+    """The part of a mapping's tensor that one tensor-parallel rank holds; nothing else is read.
 
     Args:
         mapping: which tensor.
@@ -198,7 +198,7 @@ def check_shapes(
 def hf_specs(
     bridge: ModelBridge, source: TensorSource, *, dtype: torch.dtype | None = None
 ) -> list[TensorSpec]:
-    """What `to_hf` will give, in its order, without reading a tensor."""
+    """Specs of what `to_hf` gives, in its order, without reading a tensor."""
     return [
         TensorSpec(tensor.name, tensor.shape(bridge.config), dtype or source.dtype(mapping.name))
         for mapping in bridge.mappings

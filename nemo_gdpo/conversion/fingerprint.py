@@ -18,7 +18,7 @@ def weight_paths(source: Path) -> list[Path]:
     """The weight files of a Hugging Face directory or of a Megatron checkpoint, sorted.
 
     Raises:
-        UserError: there are none, or shards are missing.
+        UserError: no weights, or shards are missing.
     """
     if not (source / DIST).is_dir():
         return [source / name for name in weight_files(source)]
@@ -58,6 +58,6 @@ def weights_fingerprint(source: Path, *, progress: bool = False) -> str:
         progress: show a bar.
 
     Raises:
-        UserError: there are no weights, or shards are missing.
+        UserError: no weights, or shards are missing.
     """
     return hash_files(weight_paths(source), progress=progress)

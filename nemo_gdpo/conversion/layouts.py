@@ -1,4 +1,4 @@
-"""How one Megatron tensor is put together from Hugging Face's, taken apart, and cut over ranks.
+"""Mappings between one Megatron tensor and Hugging Face's: merge, split, and cut over ranks.
 
 A mapping describes one tensor of the model under both names. It merges complete tensors as well as
 the slices that one tensor-parallel rank needs, so that a rank never has to read the rest.
@@ -104,7 +104,7 @@ class TensorMapping(ABC):
     def rank_slices(
         self, config: MegatronModelConfig, tp_rank: int, tp_size: int, rows: int
     ) -> list[Slice | None]:
-        """What a tensor-parallel rank needs of each Hugging Face tensor; None is all of it.
+        """The slice of each Hugging Face tensor that a rank needs; None is all of it.
 
         Args:
             config: the architecture.

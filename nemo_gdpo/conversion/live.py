@@ -1,6 +1,6 @@
 """Fill the parameters of a live megatron-core GPT model from a Hugging Face directory.
 
-A rank opens the headers of all shards and reads the bytes of its own slices.
+A rank opens the headers of all shards and reads only the bytes of its slices.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def canonical_name(name: str, bridge: ModelBridge, layer_offset: int) -> str:
     """
     matched = _LAYER.match(name)
     if matched is None:
-        # On the last pipeline stage a tied output layer is a parameter of its own.
+        # On the last pipeline stage a tied output layer is a separate parameter.
         return EMBEDDING if name == OUTPUT and bridge.config.tie_word_embeddings else name
     layer, inner = int(matched[1]) + layer_offset, matched[2]
     return f"decoder.layers.{layer}.{bridge.family.local_names.get(inner, inner)}"
@@ -88,9 +88,13 @@ def load_hf_into_model(
         if canonical in filled and name != OUTPUT:
             raise RuntimeError(f"parameter {name}: {canonical} is filled twice")
         value = rank_tensor(
-            bridge.by_name[canonical], bridge, source,
-            rows=parameter.shape[0], tp_rank=tp_rank, tp_size=tp_size,
-        )  # fmt: skip
+            bridge.by_name[canonical],
+            bridge,
+            source,
+            rows=parameter.shape[0],
+            tp_rank=tp_rank,
+            tp_size=tp_size,
+        )
         if value.shape != parameter.shape:
             raise RuntimeError(
                 f"parameter {name} is {list(parameter.shape)}, the checkpoint gives "

@@ -13,7 +13,7 @@ from nemo_gdpo.io import files
 
 @dataclass(frozen=True)
 class MegatronModelConfig:
-    """What the arithmetic of a decoder depends on, under Megatron's names. Sizes count elements."""
+    """All that a decoder's arithmetic depends on, under Megatron's names. Sizes count elements."""
 
     family: str
     """Key of `families.FAMILIES`."""
@@ -42,7 +42,7 @@ class MegatronModelConfig:
     softmax_scale: float | None = None
     """Factor of the attention scores; None is 1 / sqrt(kv_channels)."""
     attention_softcap: float | None = None
-    """c in c * tanh(score / c), on scaled attention scores; None is none."""
+    """c in c * tanh(score / c), on scaled attention scores; None leaves them as they are."""
     logit_softcap: float | None = None
     """The same on the logits."""
     layer_windows: list[int | None] | None = None

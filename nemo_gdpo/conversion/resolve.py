@@ -58,7 +58,7 @@ def resolve_checkpoint(path: Path) -> Path:
     """The Megatron checkpoint of a Hugging Face directory, a `.nemo`, or itself.
 
     Raises:
-        UserError: there is none of them at `path`, it is not convertible, or the cache cannot be
+        UserError: none of them is at `path`, it is not convertible, or the cache cannot be
             written.
     """
     if is_megatron_checkpoint(path):

@@ -24,7 +24,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class BatchRows:
-    """What padded and packed batches have in common, row by row and pair by pair."""
+    """Fields that padded and packed batches share, row by row and pair by pair."""
 
     response_lengths_N: Tensor
     """int64: labels of each row, the end token included when there is one."""
@@ -44,7 +44,7 @@ class PaddedBatch(BatchRows):
     position_ids_NS: Tensor
 
     def to(self, device: torch.device | str) -> PaddedBatch:
-        return PaddedBatch(**_moved(self, device))
+        return PaddedBatch(**_fields_on_device(self, device))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PackedBatch(BatchRows):
     """N sequences one after the other in one row.
 
     `cu_seqlens` (int32) holds the N + 1 boundaries of the sequences, and one more at S when the row
-    is filled up: the filling is a sequence of its own, so that every position attends to something.
+    is filled up: the filling is a separate sequence, so that every position attends to something.
     """
 
     tokens_1S: Tensor
@@ -62,10 +62,10 @@ class PackedBatch(BatchRows):
     max_seqlen: int
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        return PackedBatch(**_moved(self, device))
+        return PackedBatch(**_fields_on_device(self, device))
 
 
-def _moved(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
+def _fields_on_device(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for key, value in vars(batch).items()

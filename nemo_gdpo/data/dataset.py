@@ -30,7 +30,7 @@ class PairArrays:
 
     tokens: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
-    """[3B + 1], into `tokens`."""
+    """Offsets [3B + 1] into `tokens`."""
     complete: npt.NDArray[np.bool_]
     """[B, 2]: chosen, rejected."""
     scores: npt.NDArray[np.float64]

@@ -55,6 +55,6 @@ def _chat_template(data: DataConfig) -> str | None:
     path = Path(data.chat_template)
     if not path.is_file():
         raise UserError(
-            f"data.chat_template={path}: there is no such file; correct the path, or set it to null"
+            f"data.chat_template={path} does not exist; correct the path, or set it to null"
         )
     return path.read_text()

@@ -26,7 +26,7 @@ def read_odpo_json(path: str | Path, stats: ReadStats) -> Iterator[RawPair]:
     """Yield the pairs of one file; ties have no winner and are dropped and counted in `stats`."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: no such file; check data.train_path and data.validation_path")
+        raise UserError(f"{path} does not exist; check data.train_path and data.validation_path")
     raw = file.read_bytes()
     if not raw.strip():
         raise UserError(f"{file}: the file is empty; give a file with preference pairs")

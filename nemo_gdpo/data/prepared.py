@@ -26,7 +26,7 @@ def is_prepared(path: str | Path) -> bool:
 
 
 def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
-    """Write the directory beside its place and move it there, whole and on the disk.
+    """Write the directory beside its place and move it there, complete and on disk.
 
     What is there is kept when it is the same to the byte, and replaced otherwise.
 

@@ -23,7 +23,7 @@ def looks_like_hh(row: Row) -> bool:
 
 
 def from_anthropic_hh(row: Row) -> RawPair:
-    """Anthropic HH: two whole transcripts that differ in the last assistant turn.
+    """Anthropic HH: two complete transcripts that differ in the last assistant turn.
 
     Also reads the processed variant with `context`, `chosen` and `rejected` of `{role, text}`.
     """
@@ -76,7 +76,7 @@ def parse_transcript(text: str, row: Row, name: str) -> Messages:
 
 
 def from_ultrafeedback_binarized(row: Row) -> RawPair:
-    """UltraFeedback binarized: prompt, whole conversations, `score_chosen`, `score_rejected`."""
+    """UltraFeedback binarized: prompt, complete conversations, `score_chosen`, `score_rejected`."""
     prompt, chosen, rejected = split_prompt(
         row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected")
     )

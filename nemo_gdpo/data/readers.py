@@ -58,7 +58,7 @@ def read_pairs(
         if item.id in seen:
             raise UserError(
                 f"{item.where}: id {item.id!r} was already used at {seen[item.id]}; "
-                "give every pair an id of its own, or leave the id column out"
+                "give every pair its own id, or leave the id column out"
             )
         seen[item.id] = item.where
         try:

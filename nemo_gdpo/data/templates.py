@@ -3,7 +3,7 @@
 The template decides everything (Llama 3, Gemma, ChatML, ...); nothing here knows its name. What
 must hold for training to reach the model that generates is checked instead:
 
-* the prompt with the assistant's header is an exact token prefix of the whole conversation;
+* the prompt with the assistant's header is an exact token prefix of the complete conversation;
 * there is exactly one BOS at the start, if the template writes one or the tokenizer adds one to
   plain text, and none in duplicate;
 * the last token of a response is the one that generation stops on; what a template writes after it

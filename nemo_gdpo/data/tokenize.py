@@ -20,7 +20,7 @@ TRUNCATION_MODES = ("keep_end", "keep_start", "error")
 
 @dataclass
 class TokenizeStats:
-    """What became of the pairs; printed after preparing and stored with the data."""
+    """Counts of what became of the pairs; printed after preparing and stored with the data."""
 
     pairs: int = 0
     """Pairs kept."""
@@ -47,7 +47,7 @@ class TokenizeStats:
 
 @dataclass(frozen=True)
 class Limits:
-    """Lengths in tokens; None is no limit. `mode`: which end of a long prompt stays, or "error"."""
+    """Lengths in tokens; None is any. `mode`: the end of a long prompt that stays, or "error"."""
 
     max_prompt_length: int | None = None
     max_length: int | None = None

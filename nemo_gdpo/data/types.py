@@ -1,4 +1,4 @@
-"""What travels through the data room: raw pairs from a file, tokenised pairs to a batch."""
+"""Types of the data package: raw pairs from a file, tokenised pairs to a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with the settings of an evaluation, before anything heavy is begun."""
+"""Checks of the settings of an evaluation, before anything heavy is begun."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nemo_gdpo.evaluation.metrics.encoder import PACKAGES
 from nemo_gdpo.evaluation.models import directory_problems
 
 REFERENCE = "reference"
-"""Stands for the data set's responses, so no run can have this name."""
+"""Name of the data set's responses, so no run can have it."""
 
 
 def problems(config: EvaluateConfig) -> list[Problem]:
-    """All that can be told from the settings and the presence of files."""
+    """Problems that the settings and the presence of files show."""
     evaluation = config.evaluation
     found = _runs(evaluation) + _models(evaluation) + _novelty(evaluation) + _judge(evaluation)
     output = Path(config.output_dir)
@@ -42,7 +42,7 @@ def _runs(evaluation: EvaluationConfig) -> list[Problem]:
         for name in names:
             if name not in evaluation.runs:
                 runs = ", ".join(evaluation.runs) or "none"
-                reason = f"there is no run of that name (the runs are {runs})"
+                reason = f"no run has that name (the runs are {runs})"
                 found.append(Problem(f"evaluation.{section}.{name}", reason, "correct the name"))
     return found
 
@@ -64,7 +64,7 @@ def _models(evaluation: EvaluationConfig) -> list[Problem]:
     titles = [reward.title for reward in evaluation.rewards]
     for title in sorted({title for title in titles if titles.count(title) > 1}):
         reason = f"two of them are called {title}"
-        found.append(Problem("evaluation.rewards", reason, "give each a name of its own"))
+        found.append(Problem("evaluation.rewards", reason, "give each its own name"))
     return found
 
 
@@ -101,7 +101,7 @@ def _judge(evaluation: EvaluationConfig) -> list[Problem]:
     references = evaluation.references_path
     if judge.url is None:
         if references is not None:
-            reason = "is set, and there is no judge to compare with the references"
+            reason = "is set, and no judge is configured to compare with the references"
             found.append(Problem("evaluation.references_path", reason, f"set {key}.url"))
         return found
     if judge.model is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, UserError
 from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
@@ -71,7 +71,7 @@ def measure_and_report(config: EvaluateConfig) -> Results:
     """
     from nemo_gdpo.evaluation.checks import problems
 
-    refuse(problems(config))
+    raise_problems(problems(config))
     from nemo_gdpo.evaluation.evaluate import evaluate as measure
     from nemo_gdpo.evaluation.report.page import write_report
     from nemo_gdpo.evaluation.results import write_results

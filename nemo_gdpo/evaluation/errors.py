@@ -1,4 +1,4 @@
-"""What goes wrong while something is measured."""
+"""The error of an evaluation that fails while it measures."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> Results:
 
 
 def _metadata(run: Generations, config: EvaluateConfig) -> dict[str, Any]:
-    """What the report says about a run's model: training, sampling, and what the settings add."""
+    """The report's metadata of a run's model: training, sampling, and what the settings add."""
     evaluation = config.evaluation
     training = evaluation.training.get(run.name)
     return {

@@ -48,7 +48,7 @@ RowScores = list[list[SequenceScores | None]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known about one point."""
+    """Measured values of one point."""
 
     values: Values
     counts: dict[str, int]

@@ -20,7 +20,7 @@ from nemo_gdpo.io.files import file_sha256
 
 
 def directory_problems(key: str, configured: str) -> list[Problem]:
-    """What is wrong with a Hugging Face directory, without opening its weights."""
+    """Problems of a Hugging Face directory, without opening its weights."""
     path = Path(configured)
     if not path.is_dir():
         reason = f"{path} is a file" if path.exists() else f"{path} does not exist"
@@ -32,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
     """`auto`, or a device's name.
 
     Raises:
-        UserError: this machine has no such device.
+        UserError: this machine lacks the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

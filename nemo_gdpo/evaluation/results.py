@@ -1,4 +1,4 @@
-"""What an evaluation found: every number, in one versioned JSON file that the report reads.
+"""The results of an evaluation: every number, in one versioned JSON file that the report reads.
 
 The dataclasses below are the file `output_dir/evaluation.json`, field for field. Reading is strict:
 an unknown field, a number that is text, a value that is not finite or a list of another length than
@@ -31,7 +31,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric is, so that a table or a plot needs no list of names of its own."""
+    """Description of a metric, so that a table or a plot needs no separate list of names."""
 
     __pydantic_config__ = _STRICT
 
@@ -72,7 +72,7 @@ Sampling = SamplingPoint
 
 @dataclass(frozen=True)
 class Flag:
-    """Why the diversity of a point must not be taken at face value."""
+    """A reason why the diversity of a point must not be taken at face value."""
 
     __pydantic_config__ = _STRICT
 
@@ -119,7 +119,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How often a judge preferred a run's responses; a tie counts half."""
+    """Share of pairs in which a judge preferred a run's responses; a tie counts half."""
 
     __pydantic_config__ = _STRICT
 
@@ -142,7 +142,7 @@ class Comparison:
     inconsistent: int
     """Pairs for which it preferred the same place in both orders: a tie caused by position."""
     unparsable: int
-    """Pairs left out since an answer was no verdict."""
+    """Pairs left out since an answer was not a verdict."""
     transcript: str
     """File of every question and answer, relative to the output directory."""
 
@@ -262,7 +262,7 @@ def _adapter() -> TypeAdapter[Results]:
 
 
 def write_results(results: Results, output_dir: Path) -> Path:
-    """Write `output_dir/evaluation.json`, whole or not at all; returns its path.
+    """Write `output_dir/evaluation.json`, completely or not at all; returns its path.
 
     Raises:
         UserError: the directory cannot be written.

@@ -1,4 +1,4 @@
-"""What `nemo-gdpo generate` wrote, checked line by line and brought into one order for all runs."""
+"""Reads what `nemo-gdpo generate` wrote, checked line by line, in one order for all runs."""
 
 from __future__ import annotations
 

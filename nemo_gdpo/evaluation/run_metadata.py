@@ -1,4 +1,4 @@
-"""What is known about a run's model beside its responses: how it was sampled and trained."""
+"""Metadata of a run's model beside its responses: how it was sampled and trained."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _last_step(file: Path) -> dict[str, Any]:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)
-                # Validation may have lines of its own.
+                # Validation may have separate lines.
                 last = {**last, **entry}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(

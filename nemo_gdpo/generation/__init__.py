@@ -1,3 +1,3 @@
-"""Sampling at scale: prompts x samples x a sweep, each sample with a seed of its own."""
+"""Sampling at scale: prompts x samples x a sweep, each sample with its own seed."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which engine samples, what it is before it starts, and how it is started."""
+"""Backends: the choice of engine, its versions and settings before it starts, and its start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
 from nemo_gdpo.config.problem import Problem
-from nemo_gdpo.generation.model import ModelFacts, engine_dtype
+from nemo_gdpo.generation.model import ModelInfo, engine_dtype
 from nemo_gdpo.generation.types import Engine, EngineSettings
 
 
@@ -15,20 +15,26 @@ from nemo_gdpo.generation.types import Engine, EngineSettings
 class Backend:
     """An engine that is known and not started: a run with nothing to do never starts it."""
 
-    facts: dict[str, str]
-    """As `Engine.describe` will say; the manifest compares them."""
+    info: dict[str, str]
+    """Versions and devices, as `Engine.describe` will say; the manifest compares them."""
     settings: dict[str, str]
-    """What else decides the samples: the type that is computed in."""
+    """Other settings that decide the samples: the type that is computed in."""
     context: int
     """Greatest length of prompt and answer together."""
     start: Callable[[int], Engine]
-    """Start it for prompts and answers of so many tokens together at most."""
+    """Starts it; the argument is the greatest length of prompt and answer together, in tokens."""
 
 
 _ENGINE = (
-    "python", "dtype", "tensor_parallel_size", "memory_utilization", "kv_cache_gib",
-    "max_num_seqs", "in_flight", "enforce_eager",
-)  # fmt: skip
+    "python",
+    "dtype",
+    "tensor_parallel_size",
+    "memory_utilization",
+    "kv_cache_gib",
+    "max_num_seqs",
+    "in_flight",
+    "enforce_eager",
+)
 UNREAD = {"vllm": ("server", "ray"), "ray": ("server",), "server": (*_ENGINE, "ray")}
 """Backend -> keys and sections of `generation` that it has no use for."""
 
@@ -45,7 +51,7 @@ def backend_problems(config: GenerateConfig) -> list[Problem]:
             remedy = "set it to the server's address: http://host:8000/v1"
             found.append(Problem("generation.server.url", "is not set", remedy))
         elif not generation.server.url.startswith(("http://", "https://")):
-            given = f"{generation.server.url} is no http or https address"
+            given = f"{generation.server.url} is not an http or https address"
             found.append(Problem("generation.server.url", given, "write http://host:port/v1"))
         elif (wrong := url_problem(generation.server.url)) is not None:
             found.append(Problem("generation.server.url", *wrong))
@@ -74,7 +80,7 @@ def _leaves(section: GenerationConfig) -> dict[str, object]:
     return found
 
 
-def open_backend(config: GenerateConfig, model: ModelFacts) -> Backend:
+def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
     """The configured backend.
 
     Raises:
@@ -100,32 +106,32 @@ def open_backend(config: GenerateConfig, model: ModelFacts) -> Backend:
         )
 
     if config.generation.backend == "ray":
-        from nemo_gdpo.generation.ray_engine import RayEngine, ray_facts
+        from nemo_gdpo.generation.ray_engine import RayEngine, ray_info
 
         return Backend(
-            facts=ray_facts(config.generation.ray, config.generation.tensor_parallel_size),
+            info=ray_info(config.generation.ray, config.generation.tensor_parallel_size),
             settings={"dtype": dtype},
             context=model.context,
             start=lambda length: RayEngine(settings(length), config.generation.ray),
         )
-    from nemo_gdpo.generation.vllm_engine import VLLMEngine, check_devices, engine_facts
+    from nemo_gdpo.generation.vllm_engine import VLLMEngine, check_devices, engine_info
 
     check_devices(config.generation)
     return Backend(
-        facts=engine_facts(),
+        info=engine_info(),
         settings={"dtype": dtype},
         context=model.context,
         start=lambda length: VLLMEngine(settings(length)),
     )
 
 
-def _server(config: GenerateConfig, model: ModelFacts) -> Backend:
+def _server(config: GenerateConfig, model: ModelInfo) -> Backend:
     from nemo_gdpo.generation.server_engine import ServerEngine
 
     engine = ServerEngine(config, model)
     limit = engine.max_model_len
     return Backend(
-        facts=engine.describe(),
+        info=engine.describe(),
         settings={"dtype": "of the server"},
         context=model.context if limit is None else min(model.context, limit),
         start=lambda _: engine,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
-from nemo_gdpo.config.problem import Problem, refuse
+from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.generation.environment import find_python, run_in_environment
 
 
 def problems(config: GenerateConfig) -> list[Problem]:
-    """All that can be told to be wrong before the engine's environment is entered."""
+    """Problems that can be found before the engine's environment is entered."""
     from nemo_gdpo.generation.backends import backend_problems
     from nemo_gdpo.generation.model import model_problems
     from nemo_gdpo.generation.sweep import sweep_problems
@@ -21,7 +21,7 @@ def problems(config: GenerateConfig) -> list[Problem]:
     if config.data.prompts_path is None:
         found.append(Problem("data.prompts_path", "is not set", "give a JSONL file of prompts"))
     elif not Path(config.data.prompts_path).is_file():
-        reason = f"{config.data.prompts_path} is no file"
+        reason = f"{config.data.prompts_path} is not a file"
         found.append(Problem("data.prompts_path", reason, "correct the path"))
     output = Path(config.output_dir)
     if output.exists() and not output.is_dir():
@@ -33,7 +33,7 @@ def run(request: Request) -> int:
     """Sample as configured; returns the exit status.
 
     Raises:
-        UserError: the configuration or the input is wrong, or there is no environment to sample in.
+        UserError: the configuration or the input is wrong, or no environment to sample in exists.
         GenerationError: disk, engine or server failed; what was written is intact.
         Stopped: a signal came before there was anything to finish.
     """
@@ -46,7 +46,7 @@ def generate(config: GenerateConfig) -> int:
     Raises:
         UserError: see `run`.
     """
-    refuse(problems(config))
+    raise_problems(problems(config))
     # A server needs no engine here.
     serving = config.generation.backend == "server"
     python = None if serving else find_python(config.generation.python)

@@ -1,7 +1,7 @@
-"""From settings and requests to vLLM's own arguments. Imports no vLLM: Ray's driver needs them too.
+"""vLLM's arguments from settings and requests. Imports no vLLM: Ray's driver needs them too.
 
-What is chosen here keeps samples independent of their company: every sample is a request of its own
-with a seed of its own. (One `n=8` request, or one seed for all, makes draws that depend on each
+What is chosen here keeps samples independent of their company: every sample is a separate request
+with its own seed. (One `n=8` request, or one seed for all, makes draws that depend on each
 other, or are the same.)
 """
 

@@ -1,6 +1,6 @@
 """The generation environment: where it is, and this command run again inside it.
 
-vLLM pins another torch than training, so it has an environment of its own. `nemo-gdpo generate`
+vLLM pins another torch than training, so it has a separate environment. `nemo-gdpo generate`
 works from any other, which needs neither vLLM nor a GPU.
 """
 
@@ -23,9 +23,9 @@ VARIABLE = "NEMO_GDPO_GENERATION_PYTHON"
 MODULE = "nemo_gdpo.generation.run"
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parents[2]
-"""Of a clone."""
+"""Repository root of a source checkout."""
 GPU_DEVICE = Path("/dev/nvidiactl")
-"""There when NVIDIA's driver is, whatever build of torch this interpreter has."""
+"""Device file of NVIDIA's driver, which is there whatever build of torch this interpreter has."""
 _PROBE = (
     "import importlib.util as u, sys; "
     "sys.exit(3 if u.find_spec('vllm') is None else 4 if u.find_spec('nemo_gdpo') is None else 0)"
@@ -33,7 +33,7 @@ _PROBE = (
 
 
 def has_vllm() -> bool:
-    """Can this interpreter import vLLM?"""
+    """Whether this interpreter can import vLLM."""
     return importlib.util.find_spec("vllm") is not None
 
 
@@ -48,7 +48,7 @@ def find_python(configured: str | None) -> Path | None:
         configured: `generation.python`.
 
     Raises:
-        UserError: there is none, or it lacks vLLM or this package.
+        UserError: no environment was found, or it lacks vLLM or this package.
     """
     named = configured or os.environ.get(VARIABLE)
     origin = "generation.python" if configured else VARIABLE
@@ -56,20 +56,20 @@ def find_python(configured: str | None) -> Path | None:
         python = Path(named).absolute()
         if not os.access(python, os.X_OK) or python.is_dir():
             raise UserError(
-                f"{origin}: {named} is no program; give the python of an environment with vLLM, "
+                f"{origin}: {named} is not a program; give the python of an environment with vLLM, "
                 "or leave it out and run `make python-generation`"
             )
         if python == Path(sys.executable).absolute() and has_vllm():
             return None
-        return _checked(python, origin)
+        return _check_python(python, origin)
     if has_vllm():
         return None
     for environment in _own_environments() if _is_clone() else ():
         python = ROOT / ".venv" / environment / "bin" / "python"
         if python.exists():
-            return _checked(python, str(python))
+            return _check_python(python, str(python))
     raise UserError(
-        "there is no generation environment (vLLM is not installed here); run `make "
+        "no generation environment was found (vLLM is not installed here); run `make "
         f"python-{_own_environments()[0]}` in the clone, or name the python of one with vLLM: "
         f"export {VARIABLE}=PYTHON"
     )
@@ -80,7 +80,7 @@ def _own_environments() -> tuple[str, ...]:
     return ("generation-gpu", "generation") if GPU_DEVICE.exists() else ("generation",)
 
 
-def _checked(python: Path, origin: str) -> Path:
+def _check_python(python: Path, origin: str) -> Path:
     done = subprocess.run(
         [str(python), "-c", _PROBE],
         env=child_environment(),
@@ -110,7 +110,7 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
-def _ended(child: subprocess.Popen[bytes]) -> int:
+def _wait_for_exit(child: subprocess.Popen[bytes]) -> int:
     """Wait for it, waking now and then.
 
     A signal that comes between Python's last look and the system call of a wait without end is
@@ -156,11 +156,11 @@ def _run_child(command: list[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored means nohup
             previous[number] = signal.signal(number, forward)
     try:
-        # A group of its own: a terminal's Ctrl-C reaches it only through this process.
+        # A separate group: a terminal's Ctrl-C reaches it only through this process.
         child = subprocess.Popen(command, env=child_environment(), process_group=0)
         for early in sorted(forwarded):  # came before there was a child
             child.send_signal(early)
-        status = _ended(child)
+        status = _wait_for_exit(child)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

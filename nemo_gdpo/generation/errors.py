@@ -1,4 +1,4 @@
-"""What goes wrong while samples are made."""
+"""The error of a run that fails while it samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all samples of a directory have in common; another run may add to it, not mix into it."""
+"""The manifest of what all samples of a directory share: another run may add, not mix."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _shown(value: Any) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """What is there; None when nothing is.
+    """The manifest that is there; None without one.
 
     Raises:
         UserError: it cannot be read.

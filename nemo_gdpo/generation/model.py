@@ -31,13 +31,13 @@ ENCODING_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-"""What decides the tokens of a prompt, where it is there."""
+"""Files that decide the tokens of a prompt, where they exist."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What the rows and the manifest say about the model."""
+class ModelInfo:
+    """Hashes and limits of the model, as rows and manifest record them."""
 
     path: Path
     model_hash: str
@@ -140,7 +140,7 @@ def encoder(config: GenerateConfig) -> PairEncoder:
     """The encoder that training uses, with this model's tokenizer and end tokens.
 
     Raises:
-        UserError: there is no tokenizer, or it needs code of its own.
+        UserError: the tokenizer is missing, or needs custom code.
     """
     from transformers import AutoTokenizer
 
@@ -169,7 +169,7 @@ def _encoding_hash(path: Path, template: str | None) -> str:
     return whole.hexdigest()
 
 
-def model_facts(config: GenerateConfig) -> ModelFacts:
+def model_info(config: GenerateConfig) -> ModelInfo:
     """Hash the weights (with a progress bar) and the tokenizer's files.
 
     Raises:
@@ -188,7 +188,7 @@ def model_facts(config: GenerateConfig) -> ModelFacts:
         model_hash = f"server:{name}"
     else:
         model_hash = weights_fingerprint(path, progress=True)
-    return ModelFacts(
+    return ModelInfo(
         path=path,
         model_hash=model_hash,
         encoding_hash=_encoding_hash(path, chat_template(config)),

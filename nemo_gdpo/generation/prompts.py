@@ -28,7 +28,7 @@ class GivenPrompt:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """What the model reads for a prompt, and what ends its answer."""
+    """Token ids of a prompt, and those that end its answer."""
 
     given: GivenPrompt
     token_ids: tuple[int, ...]
@@ -43,9 +43,9 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
             with file and line.
     """
     if not path.is_file():
-        raise UserError(f"{KEY}: {path} is no file; correct the path")
+        raise UserError(f"{KEY}: {path} is not a file; correct the path")
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{KEY}: {path} is no {', '.join(SUFFIXES)} file; rename or rewrite it")
+        raise UserError(f"{KEY}: {path} is not a {', '.join(SUFFIXES)} file; rename or rewrite it")
     empty = f"{KEY}: {path} is empty; write one prompt a line"
     if path.stat().st_size == 0:
         raise UserError(empty)
@@ -55,7 +55,7 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
         if given.id in found:
             raise UserError(
                 f"{given.where}: id {given.id!r} was already used at {found[given.id].where}; give "
-                "every prompt an id of its own"
+                "every prompt its own id"
             )
         found[given.id] = given
     if not found:

@@ -1,4 +1,4 @@
-"""The Ray cluster that the engines run on: found or started, and looked over before it is used."""
+"""The Ray cluster that the engines run on: joined or started, and checked before it is used."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from nemo_gdpo import __version__
 from nemo_gdpo.config.generation import RayConfig
 from nemo_gdpo.errors import Stopped, UserError
 from nemo_gdpo.generation.errors import GenerationError
-from nemo_gdpo.generation.ray_worker import facts_here
+from nemo_gdpo.generation.ray_worker import worker_info
 from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a cluster of our own. Rows are small and leave the store as soon as they are written."""
+"""Object store of a cluster started here. Rows are small and leave it as soon as written."""
 CONNECT_SECONDS = 5.0
 POLL_SECONDS = 1.0
-SOCKET_PATH_ROOM = 38
+MAX_TMPDIR_LENGTH = 38
 """Characters that Ray's directory may have: a Unix socket's path has 107, the rest is Ray's."""
-FACTS_SECONDS = 300.0
+INFO_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster offers."""
+    """Resources of the cluster."""
 
     gpus: tuple[int, ...]
-    """Of each node."""
+    """GPUs of each node."""
     cpus: int
-    """In all."""
+    """CPUs of all nodes together."""
 
     @property
     def on_gpus(self) -> bool:
-        """Do the engines run on GPUs? Where there is none at all, they run on CPUs."""
+        """Whether the engines run on GPUs; on a cluster without any they run on CPUs."""
         return sum(self.gpus) > 0
 
     def resources(self, tensor_parallel_size: int) -> dict[str, float]:
-        """What Ray sets aside for one engine."""
+        """Resources that Ray sets aside for one engine."""
         return {"num_cpus": 1, "num_gpus": tensor_parallel_size if self.on_gpus else 0}
 
-    def room(self, tensor_parallel_size: int) -> int:
+    def capacity(self, tensor_parallel_size: int) -> int:
         """Engines that fit; each stays on one node."""
         if not self.on_gpus:
             return self.cpus
@@ -75,12 +75,12 @@ def connect(config: RayConfig, tensor_parallel_size: int) -> Cluster:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     elif config.address not in (None, "auto"):
         assert config.address is not None
-        _knock(config.address, limit)
+        _wait_for_port(config.address, limit)
     import ray
 
     if not ray.is_initialized():
         _join(ray, config)
-    cluster = _look(ray)
+    cluster = _cluster_state(ray)
     while len(cluster.gpus) < config.nodes:
         if time.monotonic() > limit:
             raise UserError(
@@ -88,30 +88,30 @@ def connect(config: RayConfig, tensor_parallel_size: int) -> Cluster:
                 f"after {config.join_timeout:.0f} s; see the others' logs, or lower it"
             )
         time.sleep(POLL_SECONDS)
-        cluster = _look(ray)
+        cluster = _cluster_state(ray)
     check_size(cluster, config.replicas, tensor_parallel_size)
     return cluster
 
 
 def disconnect() -> None:
-    """Leave the cluster; one of our own ends."""
+    """Leave the cluster; one that was started here ends."""
     import ray
 
     ray.shutdown()
 
 
 @functools.cache
-def cluster_facts(cluster: Cluster) -> dict[str, str]:
-    """`engine_facts` where the engines will run.
+def cluster_info(cluster: Cluster) -> dict[str, str]:
+    """Versions and devices (`engine_info`) where the engines will run.
 
     Raises:
         UserError: another version of this package, or no vLLM, is installed there.
     """
     import ray
 
-    ask = ray.remote(num_cpus=1, num_gpus=1 if cluster.on_gpus else 0, max_retries=3)(facts_here)
+    ask = ray.remote(num_cpus=1, num_gpus=1 if cluster.on_gpus else 0, max_retries=3)(worker_info)
     try:
-        facts: dict[str, str] = ray.get(ask.remote(), timeout=FACTS_SECONDS)
+        info: dict[str, str] = ray.get(ask.remote(), timeout=INFO_TIMEOUT_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise UserError(
             f"generation.ray.address: the cluster's Python cannot sample ({last_line(error)}); "
@@ -121,25 +121,25 @@ def cluster_facts(cluster: Cluster) -> dict[str, str]:
         raise GenerationError(
             f"no worker of the Ray cluster answers ({last_line(error)})"
         ) from error
-    check_version(facts, "the Ray cluster")
-    return {name: value for name, value in facts.items() if name != "nemo_gdpo"}
+    check_version(info, "the Ray cluster")
+    return {name: value for name, value in info.items() if name != "nemo_gdpo"}
 
 
-def check_version(facts: dict[str, str], where: str) -> None:
+def check_version(info: dict[str, str], where: str) -> None:
     """Refuse workers that run another version of this package.
 
     Raises:
-        UserError: they do.
+        UserError: the versions differ.
     """
-    if facts["nemo_gdpo"] != __version__:
+    if info["nemo_gdpo"] != __version__:
         raise UserError(
-            f"{where} has nemo_gdpo {facts['nemo_gdpo']}, and this is {__version__}; install the "
+            f"{where} has nemo_gdpo {info['nemo_gdpo']}, and this is {__version__}; install the "
             "same version on every node"
         )
 
 
-def _knock(address: str, limit: float) -> None:
-    """Ask whether anything listens, until `limit`; Ray itself tries for minutes."""
+def _wait_for_port(address: str, limit: float) -> None:
+    """Wait until something listens, at most until `limit`; Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"generation.ray.address: {address} is neither auto nor HOST:PORT")
@@ -158,7 +158,7 @@ def _knock(address: str, limit: float) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray puts its own handler in the place of ours; a signal must still end the run in order."""
+    """Keep our signal handlers: Ray sets its own, and a signal must still end the run cleanly."""
     kept = {number: signal.getsignal(number) for number in INTERACTIVE_SIGNALS}
     try:
         yield
@@ -201,19 +201,19 @@ def check_temporary_directory() -> None:
     """Refuse a directory whose name is too long; Ray itself takes RAY_TMPDIR, or TMPDIR, or /tmp.
 
     Raises:
-        UserError: it is.
+        UserError: the name is too long.
     """
     for name in ("RAY_TMPDIR", "TMPDIR"):
         if name in os.environ:
-            if len(os.environ[name]) > SOCKET_PATH_ROOM:
+            if len(os.environ[name]) > MAX_TMPDIR_LENGTH:
                 raise UserError(
                     f"{name}={os.environ[name]} is too long for the names of Ray's sockets; export "
-                    f"RAY_TMPDIR with {SOCKET_PATH_ROOM} characters at most, such as /tmp"
+                    f"RAY_TMPDIR with {MAX_TMPDIR_LENGTH} characters at most, such as /tmp"
                 )
             return
 
 
-def _look(ray: Any) -> Cluster:
+def _cluster_state(ray: Any) -> Cluster:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(
         gpus=tuple(int(node.get("GPU", 0)) for node in nodes),
@@ -225,25 +225,25 @@ def check_size(cluster: Cluster, replicas: int, tensor_parallel_size: int) -> No
     """Refuse more engines than fit.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not fit.
     """
     if not cluster.on_gpus and tensor_parallel_size > 1:
         raise UserError(
             f"generation.tensor_parallel_size={tensor_parallel_size}: the Ray cluster has no GPUs, "
             "and on a CPU one process has the whole model; set 1"
         )
-    room = cluster.room(tensor_parallel_size)
-    if replicas > room:
+    capacity = cluster.capacity(tensor_parallel_size)
+    if replicas > capacity:
         share = f"{tensor_parallel_size} GPUs of one node" if cluster.on_gpus else "one CPU"
         raise UserError(
-            f"generation.ray.replicas={replicas}: each engine takes {share}, and {room} fit on the "
-            f"Ray cluster ({len(cluster.gpus)} nodes, {sum(cluster.gpus)} GPUs, {cluster.cpus} "
+            f"generation.ray.replicas={replicas}: each engine takes {share}, and {capacity} fit on "
+            f"the Ray cluster ({len(cluster.gpus)} nodes, {sum(cluster.gpus)} GPUs, {cluster.cpus} "
             "CPUs); lower replicas or generation.tensor_parallel_size, or add nodes"
         )
 
 
 def last_line(error: BaseException) -> str:
-    """What an error of Ray comes down to."""
+    """The last line of an error of Ray, which says what went wrong."""
     text = str(error).partition("Some common causes")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

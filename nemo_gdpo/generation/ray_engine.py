@@ -28,7 +28,7 @@ from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.ray_cluster import (
     Cluster,
     check_version,
-    cluster_facts,
+    cluster_info,
     connect,
     disconnect,
     last_line,
@@ -36,30 +36,30 @@ from nemo_gdpo.generation.ray_cluster import (
 from nemo_gdpo.generation.ray_worker import Failed, Replica, Started, model_files
 from nemo_gdpo.generation.types import Completed, EngineSettings, Request, SamplingPoint
 
-LOOK_SECONDS = 0.5
-"""How long a signal may wait to be noticed."""
-MOST_ROWS = 4096
-"""In one batch, which travels as a whole."""
+POLL_SECONDS = 0.5
+"""Greatest delay before a signal is noticed."""
+MAX_BATCH_ROWS = 4096
+"""Rows of one batch, which is sent in one piece."""
 Key = tuple[str, SamplingPoint]
 
 
 def key_of(request: Request) -> Key:
-    """What tells a row from all others of a run."""
+    """The key that tells a row from all others of a run."""
     return request.id, request.sampling
 
 
-def _say(text: str) -> None:
-    """To stderr, without breaking a progress bar."""
+def _log(text: str) -> None:
+    """Write a line to stderr without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
-def ray_facts(config: RayConfig, tensor_parallel_size: int) -> dict[str, str]:
-    """What `VLLMEngine.describe` says on the cluster, which is joined or started for it.
+def ray_info(config: RayConfig, tensor_parallel_size: int) -> dict[str, str]:
+    """Versions and devices on the cluster, which is joined or started for it.
 
     Raises:
-        UserError: there is no such cluster, or it does not fit.
+        UserError: the cluster does not answer, or the engines do not fit on it.
     """
-    return cluster_facts(connect(config, tensor_parallel_size))
+    return cluster_info(connect(config, tensor_parallel_size))
 
 
 @dataclass(eq=False)
@@ -71,32 +71,32 @@ class _Worker:
     reply: Any
     """What is waited for: the reference of `start`, then the stream of a batch; None is idle."""
     batch: dict[Key, Request] = field(default_factory=dict)
-    """Handed out and not given back."""
+    """Rows handed out and not given back."""
     node: str | None = None
     """None until it has started."""
 
 
 class RayEngine:
-    """An `Engine` that is several."""
+    """An `Engine` of several, which run on a Ray cluster."""
 
     def __init__(self, settings: EngineSettings, config: RayConfig) -> None:
         """Start the engines. They load the model while `generate` already waits for the first.
 
         Raises:
-            UserError: there is no such cluster, or it does not fit.
+            UserError: the cluster does not answer, or the engines do not fit on it.
         """
         self._settings = settings
         self._config = config
         self._cluster: Cluster = connect(config, settings.tensor_parallel_size)
-        self._facts = cluster_facts(self._cluster)
+        self._info = cluster_info(self._cluster)
         self._files = model_files(settings.model)
         self._stopping = False
         self._false_starts: Counter[int] = Counter()
-        """By engine: how often it was lost before it was up."""
+        """Engine's number -> how often it was lost before it was up."""
         self._workers = [self._start(number) for number in range(config.replicas)]
 
     def describe(self) -> dict[str, str]:
-        return self._facts
+        return self._info
 
     def stop(self) -> None:
         self._stopping = True
@@ -162,16 +162,16 @@ class RayEngine:
 
         waited = {worker.reply: worker for worker in self._workers if worker.reply is not None}
         if not waited:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             return
-        ray.wait(list(waited), timeout=LOOK_SECONDS)
+        ray.wait(list(waited), timeout=POLL_SECONDS)
         # All that is there: or a quick engine would keep the others waiting.
         ready, _ = ray.wait(list(waited), num_returns=len(waited), timeout=0)
         for reply in ready:
             worker = waited[reply]
             try:
                 if worker.node is None:
-                    self._started(worker, ray.get(reply))
+                    self._accept_started(worker, ray.get(reply))
                     continue
                 row = ray.get(next(reply))
             except StopIteration:
@@ -182,7 +182,7 @@ class RayEngine:
                     ) from None
                 worker.batch = {}
             except ray.exceptions.RayError as error:
-                self._lost(worker, work, last_line(error))
+                self._replace_lost(worker, work, last_line(error))
             else:
                 if isinstance(row, Failed):
                     raise GenerationError(row.problem)
@@ -191,30 +191,30 @@ class RayEngine:
                 if work.finish(completed):
                     yield completed
 
-    def _started(self, worker: _Worker, started: Started) -> None:
+    def _accept_started(self, worker: _Worker, started: Started) -> None:
         if started.problem is not None:
             raise UserError(started.problem)
-        check_version(started.facts, started.node)
-        facts = {name: value for name, value in started.facts.items() if name != "nemo_gdpo"}
-        if facts != self._facts:
+        check_version(started.info, started.node)
+        info = {name: value for name, value in started.info.items() if name != "nemo_gdpo"}
+        if info != self._info:
             raise UserError(
-                f"generation.ray: the engine on {started.node} is {facts}, and the run began with "
-                f"{self._facts}; samples would depend on where they are made: use equal nodes"
+                f"generation.ray: the engine on {started.node} is {info}, and the run began with "
+                f"{self._info}; samples would depend on where they are made: use equal nodes"
             )
         worker.node, worker.reply = started.node, None
-        _say(
+        _log(
             f"engine {worker.number} of {self._config.replicas} is up on {started.node}, process "
             f"{started.pid}"
         )
 
-    def _lost(self, worker: _Worker, work: Work, reason: str) -> None:
+    def _replace_lost(self, worker: _Worker, work: Work, reason: str) -> None:
         """Take back what it had, and start another engine in its place."""
         import ray
 
         if worker.node is None:
-            _say(f"nemo-gdpo: engine {worker.number} was lost before it was up ({reason})")
+            _log(f"nemo-gdpo: engine {worker.number} was lost before it was up ({reason})")
         else:
-            _say(
+            _log(
                 f"nemo-gdpo: engine {worker.number} on {worker.node} was lost ({reason}); "
                 f"{len(worker.batch)} rows are handed out again"
             )
@@ -237,7 +237,7 @@ class Work:
     def __init__(self, requests: Sequence[Request], config: RayConfig) -> None:
         self._waiting = deque(requests)
         self._again: deque[Request] = deque()
-        """Were with an engine that was lost: in small batches, should one of them be the cause."""
+        """Rows of engines that were lost: handed out in small batches, in case one is the cause."""
         self._open = {key_of(request) for request in requests}
         self._lost: Counter[Key] = Counter()
         self._config = config
@@ -255,7 +255,7 @@ class Work:
         if self._again:
             return [self._again.popleft() for _ in range(min(least, len(self._again)))]
         share = math.ceil(len(self._waiting) / (2 * engines))
-        size = max(least, min(share, MOST_ROWS))
+        size = max(least, min(share, MAX_BATCH_ROWS))
         return [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
 
     def take_back(self, requests: Sequence[Request], reason: str) -> None:
@@ -275,7 +275,7 @@ class Work:
             self._again.append(request)
 
     def finish(self, completed: Completed) -> bool:
-        """Was it still open?"""
+        """Take a row off the open ones; False if it was done already."""
         key = key_of(completed.request)
         if key not in self._open:
             return False

@@ -1,6 +1,6 @@
-"""What runs on the cluster: one vLLM engine in a Ray actor, and what is asked of it.
+"""The part that runs on the cluster: one vLLM engine in a Ray actor, and what is asked of it.
 
-Errors that a user can mend come back as values, so that the driver can tell them from a worker that
+Errors that a user can fix come back as values, so that the driver can tell them from a worker that
 was lost.
 """
 
@@ -20,12 +20,12 @@ from nemo_gdpo.generation.types import Completed, EngineSettings, Request
 
 @dataclass(frozen=True)
 class Started:
-    """How an engine came up."""
+    """Result of starting an engine."""
 
     node: str
     pid: int
-    facts: dict[str, str]
-    """Of the engine, and the package's own version."""
+    info: dict[str, str]
+    """Versions and devices of the engine, with the version of this package."""
     problem: str | None = None
     """Why it did not; for the user."""
 
@@ -41,24 +41,24 @@ def model_files(path: str) -> tuple[tuple[str, int], ...]:
     """(name, size in bytes) of a model's files: the same directory on every node, or not.
 
     Raises:
-        UserError: there is no such directory here.
+        UserError: the directory does not exist on this node.
     """
     directory = Path(path)
     if not directory.is_dir():
         raise UserError(
-            f"model.restore_from_path: {path} is no directory on {socket.gethostname()}; put the "
-            "model where every node sees it"
+            f"model.restore_from_path: {path} is not a directory on {socket.gethostname()}; put "
+            "the model where every node sees it"
         )
     return tuple(
         sorted((file.name, file.stat().st_size) for file in directory.iterdir() if file.is_file())
     )
 
 
-def facts_here() -> dict[str, str]:
-    """`engine_facts` of the process that this runs in, with the package's version."""
-    from nemo_gdpo.generation.vllm_engine import engine_facts
+def worker_info() -> dict[str, str]:
+    """`engine_info` of the process that this runs in, with the package's version."""
+    from nemo_gdpo.generation.vllm_engine import engine_info
 
-    return {**engine_facts(), "nemo_gdpo": __version__}
+    return {**engine_info(), "nemo_gdpo": __version__}
 
 
 class Replica:
@@ -89,7 +89,7 @@ class Replica:
             self._engine = VLLMEngine(settings)
         except UserError as error:
             return Started(node, pid, {}, str(error))
-        return Started(node, pid, facts_here())
+        return Started(node, pid, worker_info())
 
     def sample(self, requests: list[dict[str, Any]]) -> Iterator[dict[str, Any] | Failed]:
         """Rows as they finish; after `stop` only those that were begun."""

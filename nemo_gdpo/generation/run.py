@@ -18,7 +18,7 @@ from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.backends import Backend, open_backend
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.manifest import FORMAT
-from nemo_gdpo.generation.model import ModelFacts, encoder, model_facts
+from nemo_gdpo.generation.model import ModelInfo, encoder, model_info
 from nemo_gdpo.generation.prompts import EncodedPrompt, encode_prompts, read_prompts
 from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.store import Store
@@ -64,7 +64,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
     prompts_path = Path(config.data.prompts_path)
     encoding = encoder(config)
     prompts = encode_prompts(read_prompts(prompts_path), encoding)
-    model = model_facts(config)
+    model = model_info(config)
     backend = open_backend(config, model)
     fitting, skipped = split_by_length(prompts, config.generation.max_tokens, backend.context)
     if not fitting:
@@ -172,13 +172,13 @@ def build_requests(config: GenerateConfig, prompts: Sequence[EncodedPrompt]) -> 
 
 def build_manifest(
     config: GenerateConfig,
-    model: ModelFacts,
+    model: ModelInfo,
     backend: Backend,
     prompts_path: Path,
     count: int,
     stop_token_ids: list[int] | None,
 ) -> dict[str, Any]:
-    """What the samples of `output_dir` have in common; see `nemo_gdpo.generation.manifest`."""
+    """The manifest of the samples of `output_dir`; see `nemo_gdpo.generation.manifest`."""
     generation = config.generation
     return {
         "format": FORMAT,
@@ -196,7 +196,7 @@ def build_manifest(
             "logprobs": generation.logprobs,
             **backend.settings,
         },
-        "engine": backend.facts,
+        "engine": backend.info,
         "points": [point.to_dict() for point in sampling_points(generation)],
         "prompt_files": [
             {
@@ -212,7 +212,7 @@ def build_manifest(
 def _sample(
     missing: Sequence[Request],
     backend: Backend,
-    model: ModelFacts,
+    model: ModelInfo,
     store: Store,
     stop: StopRequest,
 ) -> None:
@@ -255,7 +255,7 @@ def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict
         "seeds": list(request.seeds),
         "token_counts": [sample.token_count for sample in samples],
         "prompt_token_ids": list(request.prompt_token_ids),
-        # A server may not tell its tokens; then there are none for the whole row.
+        # A server may not tell its tokens; then the row has none at all.
         "token_ids": None if None in ids else ids,
         "model_hash": model_hash,
         "versions": versions,
@@ -268,7 +268,7 @@ def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict
 
 
 def _end_with_parent() -> None:
-    """Have Linux kill this process when `nemo-gdpo generate` is killed: it holds the lock."""
+    """Make Linux kill this process when `nemo-gdpo generate` is killed: it holds the lock."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""Every sample's own seed, from nothing but what the sample is."""
+"""Per-sample seeds, derived from the content of the request alone."""
 
 from __future__ import annotations
 

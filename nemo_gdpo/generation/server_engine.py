@@ -16,7 +16,7 @@ from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.engine_arguments import sampling_arguments
 from nemo_gdpo.generation.errors import GenerationError
-from nemo_gdpo.generation.model import ModelFacts
+from nemo_gdpo.generation.model import ModelInfo
 from nemo_gdpo.generation.types import Completed, Request, Sample
 from nemo_gdpo.io.http import Client, Server
 
@@ -26,7 +26,7 @@ _VLLM_ONLY = ("min_p", "top_k", "stop_token_ids", "ignore_eos", "skip_special_to
 class ServerEngine:
     """An `Engine` behind a URL."""
 
-    def __init__(self, config: GenerateConfig, model: ModelFacts) -> None:
+    def __init__(self, config: GenerateConfig, model: ModelInfo) -> None:
         """Find the model on the server.
 
         Raises:
@@ -157,7 +157,7 @@ class ServerEngine:
             return _sample_of(answer, request.logprobs)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise GenerationError(
-                f"the server at {self._url} gave an answer that is no completion ({error!r})"
+                f"the server at {self._url} gave an answer that is not a completion ({error!r})"
             ) from None
 
 

@@ -2,7 +2,7 @@
 
 `generations-00000.jsonl`, `generations-00001.jsonl`, ... hold one JSON object a line. There is one
 writer at a time. A line counts once it ends in a new line; what a crash left of the last one is cut
-away and made again.
+away and sampled again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_generations(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row with its place (file and line). A torn last line is left out.
 
     Raises:
-        UserError: a line is no JSON object.
+        UserError: a line is not a JSON object.
     """
     for shard in shards(directory):
         for number, line in complete_lines(shard):
@@ -58,15 +58,15 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         found = json.loads(line)
     except ValueError as error:
         raise UserError(
-            f"{where}: damaged ({error}); remove the line, and it is made again"
+            f"{where}: damaged ({error}); remove the line, and it is sampled again"
         ) from None
     if not isinstance(found, dict):
-        raise UserError(f"{where}: no JSON object; remove the line, and it is made again")
+        raise UserError(f"{where}: not a JSON object; remove the line, and it is sampled again")
     return found
 
 
 def row_key(row: Mapping[str, Any], where: str) -> Key:
-    """Which row this is.
+    """The key of a row.
 
     Raises:
         UserError: it says neither id nor sampling.
@@ -123,7 +123,7 @@ class Store:
         try:
             self._check(manifest)
             self.done = self._read()
-            self._guarded(lambda: write_manifest(directory, manifest))
+            self._explain_write_errors(lambda: write_manifest(directory, manifest))
         except BaseException:
             self._unlock()
             raise
@@ -188,7 +188,7 @@ class Store:
         if key in self.done:
             raise GenerationError(f"the engine gave the row of prompt {key[0]!r} twice")
         line = encode_row(row)
-        self._guarded(lambda: self._write(line))
+        self._explain_write_errors(lambda: self._write(line))
         self.done.add(key)
 
     def _write(self, line: bytes) -> None:
@@ -207,7 +207,7 @@ class Store:
         file, self._file = self._file, None
         file.close()
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _explain_write_errors(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:
@@ -225,7 +225,7 @@ class Store:
         """
         try:
             if self._file is not None:
-                self._guarded(self._close_shard)
+                self._explain_write_errors(self._close_shard)
         finally:
             self._unlock()
 

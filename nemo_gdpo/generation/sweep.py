@@ -1,4 +1,4 @@
-"""The points of a sweep."""
+"""The sampling points of a sweep, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sampling_points(config: GenerationConfig) -> tuple[SamplingPoint, ...]:
 
 
 def sweep_problems(config: GenerationConfig) -> list[Problem]:
-    """What in a sweep cannot be honoured."""
+    """Problems of a sweep: what cannot be honoured."""
     found: list[Problem] = []
     lists: dict[str, Sequence[float]] = {
         "temperature": config.temperature,

@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it: plain data, which any process can carry."""
+"""Requests to an engine and completions from it: plain data that any process can carry."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Request:
     """One row to come: a prompt at one sampling point, and a seed for each of its samples."""
 
     id: str
-    """Of the prompt."""
+    """Id of the prompt."""
     prompt: Prompt
-    """As given; for the row."""
+    """Prompt as given; for the row."""
     prompt_token_ids: tuple[int, ...]
     """What the model reads."""
     sampling: SamplingPoint
@@ -57,7 +57,7 @@ class Request:
     max_tokens: int
     """Greatest number of tokens that a sample may have."""
     stop_token_ids: tuple[int, ...]
-    """A sample ends with the first of them, which belongs to it; there are no others."""
+    """The only end tokens: a sample ends with the first of them, which belongs to it."""
     stop: tuple[str, ...] = ()
     """A sample ends before the first of these texts."""
     logprobs: LogprobDetail = "none"
@@ -82,9 +82,9 @@ class Sample:
     """One answer to a request."""
 
     text: str
-    """Without the stop token or the stop text."""
+    """Text without the stop token or the stop text."""
     token_ids: tuple[int, ...] | None
-    """With the stop token where it ended in one. None: a server that does not tell."""
+    """Tokens, with the stop token where it ended in one. None: a server that does not tell."""
     finish_reason: str
     """stop (a stop token or text) or length (max_tokens)."""
     stop_reason: int | str | None
@@ -127,12 +127,12 @@ def _sample_from_dict(plain: Mapping[str, Any]) -> Sample:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to start a vLLM engine; the same for one in this process and for those of Ray."""
+    """Settings of a vLLM engine; the same for one in this process and for those of Ray."""
 
     model: str
     """A Hugging Face directory."""
     dtype: str
-    """Of weights and activations: float32, bfloat16 or float16."""
+    """Type of weights and activations: float32, bfloat16 or float16."""
     tensor_parallel_size: int
     """Devices that share one copy of the model."""
     max_model_len: int
@@ -165,7 +165,7 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """What decides the samples beside model and request: the engine's name and version."""
+        """Name and version of the engine: what decides the samples beside model and request."""
         ...
 
     def close(self) -> None:

@@ -31,8 +31,8 @@ def _platform() -> Any:
     return current_platform
 
 
-def engine_facts() -> dict[str, str]:
-    """What decides the samples beside model and request, without starting an engine."""
+def engine_info() -> dict[str, str]:
+    """Versions and devices that decide the samples, without starting an engine."""
     platform = _platform()
     import vllm
 
@@ -67,7 +67,7 @@ def sample_of(output: Any, detail: str) -> Sample:
     """One finished `vllm.CompletionOutput`.
 
     Raises:
-        GenerationError: a log-probability is no number: the model is broken.
+        GenerationError: a log-probability is not a number: the model is broken.
     """
     ids = tuple(int(token) for token in output.token_ids)
     each: tuple[float, ...] | None = None
@@ -93,11 +93,11 @@ def sample_of(output: Any, detail: str) -> Sample:
 
 
 def _engine_failed(error: RuntimeError) -> GenerationError:
-    """vLLM's own trace goes to stderr: nobody can mend an engine without it."""
+    """Print vLLM's own traceback to stderr: an engine cannot be fixed without it."""
     traceback.print_exception(error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return GenerationError(
-        f"vLLM failed ({lines[-1][:300]}); rows that are done are intact: mend what it names, and "
+        f"vLLM failed ({lines[-1][:300]}); rows that are done are intact: fix what it names, and "
         "run the same command again"
     )
 
@@ -130,7 +130,7 @@ class VLLMEngine:
         self._engine = llm.llm_engine
 
     def describe(self) -> dict[str, str]:
-        return engine_facts()
+        return engine_info()
 
     def stop(self) -> None:
         self._stopping = True

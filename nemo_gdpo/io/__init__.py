@@ -1,1 +1,1 @@
-"""Durable files and the wire: what every other room writes, locks, appends and asks with."""
+"""Durable files, locks, appended rows and the HTTP client, shared by all other packages."""

@@ -1,8 +1,8 @@
-"""Arrays that were computed for a text are kept, so that an interrupted evaluation can resume.
+"""A cache of arrays computed for texts, so that an interrupted evaluation can resume.
 
 One SQLite file holds arrays under a hash of everything that decides them (model, settings, text).
-A batch is one transaction: after any end, a killed process included, it is there whole or not at
-all. There is nothing to invalidate: another model or another text has another key.
+A batch is one transaction: after any end, a killed process included, it is there completely or not
+at all. There is nothing to invalidate: another model or another text has another key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cache:
         path: made if needed.
 
     Raises:
-        UserError: it is no such file, or cannot be written.
+        UserError: it is not a cache of this format, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Single files: on the disk, hashed, written whole or not at all.
+"""Single files: on disk, hashed, written completely or not at all.
 
 A file in the making has a name of its writer's own, `.NAME.HOST-PID-RANDOM.tmp`, and is locked by
 its writer. What a killed writer left is removed by the next writer of the same file, once the lock
@@ -51,7 +51,7 @@ def own_name(path: Path) -> Path:
 
 
 def own_names(directory: Path, pattern: str) -> list[Path]:
-    """What writers have in the making in `directory`, by a glob of the names it will get."""
+    """Unfinished entries of writers in `directory`, by a glob of the names it will get."""
     return [path for path in directory.glob(f".{pattern}.*.tmp") if _OWN.fullmatch(path.name)]
 
 

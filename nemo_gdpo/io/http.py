@@ -30,10 +30,10 @@ class _RetryError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """How to reach one, and how to speak of it."""
+    """Address, limits and names of a server, for requests and messages."""
 
     url: str
-    """Ends in /v1, as a rule."""
+    """Base URL; ends in /v1, as a rule."""
     key_variable: str | None
     """Environment variable that holds the key; None sends none."""
     timeout: float
@@ -45,13 +45,13 @@ class Server:
     setting: str
     """Section of the configuration that these come from: `evaluation.judge`."""
     what: str
-    """For messages: `the judge`."""
+    """Name of the server in messages: `the judge`."""
     check: str
     """What to check when the server refuses a request: `url and model`."""
     remedy: str
     """What is safe and what to do when it does not answer."""
     error: type[RunError]
-    """Raised when it does not answer."""
+    """Class of the error that is raised when it does not answer."""
 
 
 def url_problem(url: str) -> tuple[str, str] | None:
@@ -103,7 +103,7 @@ class Client:
 
         Args:
             method: GET or POST.
-            path: below the URL, or a URL of its own.
+            path: below the URL, or a complete URL.
             body: sent as JSON.
 
         Raises:

@@ -10,7 +10,7 @@ from nemo_gdpo.io.files import file_sha256, fsync_path, write_file
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-"""Of the writer of a directory in the making."""
+"""Lock file of the writer of an unfinished directory."""
 
 
 def list_files(directory: Path) -> list[str]:

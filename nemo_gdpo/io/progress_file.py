@@ -1,4 +1,4 @@
-"""Which files of an unfinished directory are complete, so that its next writer can continue."""
+"""The progress file: which files of an unfinished directory are complete, to be continued."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _is_whole(path: Path, file: FinishedFile) -> bool:
 
 
 def _read(path: Path, key: str) -> dict[str, FinishedFile] | None:
-    """The files of a progress file under this key; None if there is none that can be used."""
+    """The files of a progress file under this key; None without one that can be used."""
     try:
         values = json.loads(path.read_text())
         if values["version"] != _VERSION or values["key"] != key:

@@ -18,7 +18,7 @@ from typing import Any
 from nemo_gdpo.io.locks import hold_open_file
 
 SYNC_SECONDS = 5.0
-"""A machine that loses power loses at most the rows of so many seconds."""
+"""Seconds of rows that a machine may lose at most when it loses power."""
 _BLOCK = 1 << 16
 
 
@@ -105,7 +105,7 @@ class RowFile:
             self.sync()
 
     def sync(self) -> None:
-        """Have everything that was appended on the disk.
+        """Sync everything that was appended to disk.
 
         Raises:
             OSError: the disk failed.

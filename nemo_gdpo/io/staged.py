@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, forced to disk before they do.
+"""Directories that appear complete or not at all, forced to disk before they do.
 
 A directory in the making lies beside its destination and holds its writer's lock:
 
@@ -29,7 +29,7 @@ from nemo_gdpo.io.progress_file import PROGRESS
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 _VANISHED = (FileNotFoundError, FileExistsError)
-"""What locking a file says when another process moves or removes its directory meanwhile."""
+"""Errors of locking a file whose directory another process moves or removes meanwhile."""
 
 
 @dataclass
@@ -38,9 +38,9 @@ class StagedDirectory:
 
     destination: Path
     path: Path
-    """Where to write. Other processes may, too, once they are told."""
+    """Directory to write into. Other processes may, too, once they are told."""
     lock: BaseFileLock | None
-    """None where the file system has no locks."""
+    """Lock on it; None where the file system has none."""
     ended: bool = False
     """Published, discarded or left: its path may be another writer's by now."""
 

@@ -1,4 +1,4 @@
-"""Known failures become one line and an exit status; anything else stays a traceback."""
+"""Report of known failures as one line and an exit status; others stay a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
 
 KNOWN = (UserError, RunError, Stopped)
-"""Everything that `report` takes."""
+"""Classes of error that `report` takes."""
 
 
 def _say(text: str, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Local ranks: started as children, told of signals, ended together."""
+"""Local ranks: started as child processes, signals passed on, ended together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
 
 GRACE_SECONDS = 15.0
-"""How long the other ranks may take to notice that one failed, and then to obey SIGTERM."""
+"""Time for the other ranks to notice that one failed, and then to obey SIGTERM."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -41,8 +41,8 @@ def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
 class _Ranks:
     """Local ranks as children of this process.
 
-    Children rather than torchrun's: torchrun answers every failure with status 1 and a traceback of
-    its own, and gives ranks 30 seconds after SIGTERM, which a checkpoint may exceed.
+    Children rather than torchrun's: torchrun answers every failure with status 1 and its own
+    traceback, and gives ranks 30 seconds after SIGTERM, which a checkpoint may exceed.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _Ranks:
         port = free_port()
         for rank in range(size):
             environment = _rank_environment(rank, size, port)
-            # A group of its own: what the rank started can be stopped after the rank is gone.
+            # A separate group: what the rank started can be stopped after the rank is gone.
             self.processes.append(subprocess.Popen(command, env=environment, process_group=0))
 
     def forward(self, number: int, frame: FrameType | None = None) -> None:
@@ -69,16 +69,17 @@ class _Ranks:
         """Wait for all; when one fails, stop the others, which may wait for it for ever."""
         while True:
             statuses = [process.poll() for process in self.processes]
+            # A rank that asks to be requeued has not failed: it wrote a checkpoint first.
             done = (None, EXIT_DONE, EXIT_REQUEUE)
             failed = {rank: s for rank, s in enumerate(statuses) if s not in done}
             if failed:
-                return self._fail(failed)
+                return self._stop_after_failure(failed)
             if None not in statuses:
                 return EXIT_REQUEUE if EXIT_REQUEUE in statuses else EXIT_DONE
             time.sleep(0.1)
 
-    def _fail(self, failed: Mapping[int, int | None]) -> int:
-        _stop(self.processes, grace=GRACE_SECONDS)
+    def _stop_after_failure(self, failed: Mapping[int, int | None]) -> int:
+        _stop_ranks(self.processes, grace=GRACE_SECONDS)
         # A rank that found a mistake in the input takes others down with it; its word counts.
         if EXIT_USER_ERROR in [process.returncode for process in self.processes]:
             return EXIT_USER_ERROR
@@ -96,7 +97,7 @@ class _Ranks:
 
 
 def launch_ranks(size: int, command: list[str]) -> int:
-    """Start `size` local ranks, pass signals on to them, and return the status of the whole."""
+    """Start `size` local ranks, pass signals on to them, and return the exit status of all."""
     ranks = _Ranks()
     previous = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored means nohup
@@ -108,13 +109,13 @@ def launch_ranks(size: int, command: list[str]) -> int:
         signal.signal(signal.SIGINT, ranks.forward)
         return ranks.wait()
     finally:
-        _stop(ranks.processes, grace=0.0)
-        _sweep(ranks.processes)
+        _stop_ranks(ranks.processes, grace=0.0)
+        _kill_process_groups(ranks.processes)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _stop(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
+def _stop_ranks(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
     """Let ranks end by themselves for `grace` seconds, then ask them to, then kill them."""
     for request in (None, signal.SIGTERM, signal.SIGKILL):
         alive = [rank for rank in ranks if rank.poll() is None]
@@ -126,7 +127,7 @@ def _stop(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:
             time.sleep(0.05)
 
 
-def _sweep(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _kill_process_groups(ranks: list[subprocess.Popen[bytes]]) -> None:
     """Kill helper processes that a rank which was killed could not end itself."""
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Stop at the next good moment when the scheduler, or Ctrl-C, asks for it."""
+"""The stop request: a signal from the scheduler or Ctrl-C, obeyed at the next good moment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType
 from nemo_gdpo.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What a scheduler sends before it kills."""
+"""Signals that a scheduler sends before it kills."""
 INTERACTIVE_SIGNALS = (*STOP_SIGNALS, signal.SIGINT)
 """The same and Ctrl-C."""
 
@@ -50,7 +50,7 @@ class StopRequest:
             raise Stopped(self._interrupts)
 
     def notify(self, stop: Callable[[], None]) -> None:
-        """From now on a signal calls `stop`, which has to return at once."""
+        """Make every further signal call `stop`, which has to return at once."""
         self._notified = stop
 
     def __enter__(self) -> StopRequest:

@@ -118,7 +118,7 @@ usage: nemo-gdpo generate model.restore_from_path=DIR data.prompts_path=FILE out
          [generation=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
 
 Samples from a model with vLLM (or from a server), several answers to each prompt and at each point
-of a sweep, each with a seed of its own. The same command again makes what is missing.
+of a sweep, each with its own seed. The same command again makes what is missing.
 FILE is JSONL with id and prompt (text or messages). output_dir gets generations-*.jsonl.
 
   nemo-gdpo generate model.restore_from_path=runs/gdpo/hf data.prompts_path=prompts.jsonl \\

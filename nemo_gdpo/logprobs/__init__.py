@@ -1,4 +1,4 @@
-"""From hidden states to the log-probs of labels and EOS, without a [tokens, vocabulary] matrix."""
+"""Log-probs of labels and EOS from hidden states, without a [tokens, vocabulary] matrix."""
 
 from __future__ import annotations
 

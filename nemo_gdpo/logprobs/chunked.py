@@ -54,7 +54,7 @@ def selected_logprobs(
         chunk_tokens: tokens whose logits exist at the same time.
         logit_softcap: c of c * tanh(z / c) (Gemma 2).
         vocab_size: true vocabulary over all ranks; later rows are padding, take no part in the sum
-            and get a gradient of zero. None: there is no padding.
+            and get a gradient of zero. None: all rows are real.
 
     Returns:
         The hidden states' gradient is summed over `tp_group`; the weight's is this rank's.

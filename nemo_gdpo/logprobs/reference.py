@@ -22,7 +22,7 @@ def selected_logprobs_reference(
     logit_softcap: float | None = None,
     vocab_size: int | None = None,
 ) -> SelectedLogprobs:
-    """As `selected_logprobs`, without chunks; a sharded head is gathered whole on every rank."""
+    """As `selected_logprobs`, without chunks; a sharded head is gathered in full on every rank."""
     all_VH = weight_VH
     if tp_group is not None:
         all_VH = _GatherRows.apply(weight_VH, tp_group)  # type: ignore[no-untyped-call]
@@ -52,7 +52,7 @@ def selected_logprobs_reference(
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows in order of rank. Every rank computes the same loss from the whole, so that
+    """All ranks' rows in order of rank. Every rank computes the same loss from all of them, so that
     the gradient of its own rows is complete without a sum."""
 
     @staticmethod

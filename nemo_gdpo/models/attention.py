@@ -59,7 +59,7 @@ def window_mask(query_S: Tensor, key_S: Tensor, window: int | None) -> Tensor:
     Args:
         query_S: positions of the queries.
         key_S: positions of the keys.
-        window: how many positions back a query sees besides itself; None is no limit.
+        window: how many positions back a query sees besides itself; None does not limit.
     """
     distance = query_S[:, None] - key_S[None, :]
     seen = distance >= 0
@@ -163,7 +163,7 @@ class CoreAttention(nn.Module):
         return torch.cat(outputs)
 
     def _context_parallel(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
-        """Queries stay; keys and values of the whole sequence are gathered on every rank."""
+        """Queries stay; keys and values of the complete sequence are gathered on every rank."""
         group = self.cp_group
         assert group is not None
         world, length = group.size(), q_SBND.shape[0] * group.size()

@@ -1,4 +1,4 @@
-"""What one micro-batch carries, and how its log-probs become objective inputs.
+"""Contents of one micro-batch, and the way from its log-probs to objective inputs.
 
 Shapes: B pairs, N = 2B rows (all chosen, then all rejected), T response tokens of all rows in
 order, C columns (label; EOS; tempered EOS).
@@ -20,7 +20,7 @@ class PreferenceMicroBatch:
     """B pairs on their way through megatron's schedule."""
 
     rows: PaddedBatch | PackedBatch
-    slot_B: Tensor
+    batch_index_B: Tensor
     """Position of each pair in the global batch, int64; -1 marks a sentinel of weight zero."""
     reference_TC: Tensor | None = None
     """Reference log-probs in the layout of the policy's, float32; None while computing them."""
@@ -28,7 +28,7 @@ class PreferenceMicroBatch:
     @property
     def weight_B(self) -> Tensor:
         """1 for a pair that counts, 0 for a sentinel that only fills the batch; float32."""
-        return (self.slot_B >= 0).float()
+        return (self.batch_index_B >= 0).float()
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""From a model description and a mesh to megatron-core's GPTModel on this machine."""
+"""Builds megatron-core's GPTModel on this machine from a model description and a mesh."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from nemo_gdpo.platform import Platform
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """How a model is cut: the mesh and what goes with it. Sizes in ranks."""
+    """The cut of a model: the mesh and what goes with it. Sizes in ranks."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -102,7 +102,7 @@ def transformer_config(
         activation_func=_ACTIVATIONS[model.activation],
         layernorm_zero_centered_gamma=model.zero_centered_norms,
         qk_layernorm=model.qk_norms,
-        # YaRN scales rotated queries and keys alike; fused kernels of rope know no such factor.
+        # YaRN scales rotated queries and keys alike; fused kernels of rope do not have that factor.
         softmax_scale=scale * attention_factor(model) ** 2,
         **_windows(model),
         add_bias_linear=False,
@@ -242,7 +242,7 @@ def build_gpt_chunks(
             parallel_output=True,
             share_embeddings_and_output_weights=model.tie_word_embeddings,
             position_embedding_type="rope",
-            rotary_base=int(model.rotary_base),
+            rotary_base=int(model.rotary_base),  # not used: replaced below
             vp_stage=vp_stage,
             pg_collection=groups,
         )

@@ -27,7 +27,7 @@ from nemo_gdpo.models.batch import PreferenceMicroBatch
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What the head computes besides the label's log-prob."""
+    """Options of the head: what it computes besides the label's log-prob."""
 
     vocab_size: int
     """True vocabulary; the rows that pad it are masked out."""
@@ -41,7 +41,7 @@ class _GatherTokens(torch.autograd.Function):
     """All-gather tokens [T_r, C] of unequal counts along dim 0; each rank's backward keeps its own.
 
     Every context-parallel rank computes the same loss from the gathered values, so the gradient of
-    a rank's own part is already whole: summing over ranks would count it once per rank.
+    a rank's own part is already complete: summing over ranks would count it once per rank.
     """
 
     @staticmethod
@@ -99,7 +99,7 @@ def _head(
     return torch.stack([column for column in columns if column is not None], dim=1)
 
 
-def _whole_logits(
+def _full_logits(
     *,
     hidden_states: Tensor,
     output_layer: Any,
@@ -122,7 +122,7 @@ def _whole_logits(
 
 @torch.no_grad()
 def forward_logits(model: Any, tokens_NS: Tensor, options: HeadOptions) -> Tensor:
-    """Logits of whole rows, to compare models by; training never makes them.
+    """Logits of complete rows, to compare models by; training never makes them.
 
     Args:
         model: a chunk. Under pipeline parallelism megatron's schedule has to call this stage by
@@ -139,7 +139,7 @@ def forward_logits(model: Any, tokens_NS: Tensor, options: HeadOptions) -> Tenso
         input_ids=tokens_NS,
         position_ids=positions_NS,
         attention_mask=None,
-        output_processor=_whole_logits,
+        output_processor=_full_logits,
         output_processor_context=options,
     )
     return output
@@ -154,7 +154,7 @@ def _context_slice(x_NS: Tensor) -> Tensor:
 
 
 def _gather_context(values_TC: Tensor, labels_NS: Tensor) -> Tensor:
-    """Put the context-parallel ranks' tokens back into the order of the whole rows."""
+    """Put the context-parallel ranks' tokens back into the order of the complete rows."""
     group = parallel_state.get_context_parallel_group()
     if group.size() == 1:
         return values_TC
@@ -176,7 +176,7 @@ def forward_logprobs(
     """Run `model` (a chunk, as megatron's schedule hands it over) on one micro-batch.
 
     Returns:
-        On the last stage float32 [T, C]: T response tokens of the whole micro-batch in row order,
+        On the last stage float32 [T, C]: T response tokens of the micro-batch in row order,
         C = label, EOS, tempered EOS. On other stages the hidden states for the next stage.
     """
     packed: PackedSeqParams | None = None
@@ -193,6 +193,7 @@ def forward_logprobs(
     output: Tensor = model(
         input_ids=_context_slice(tokens),
         position_ids=_context_slice(position_ids),
+        # None: rows are padded on the right, where causality hides the padding.
         attention_mask=None,
         labels=_context_slice(labels),
         packed_seq_params=packed,

@@ -93,6 +93,7 @@ class PreferenceModel:
         """Wrap the policy for data parallelism. Call after the weights are loaded."""
         optim = self.config.optim
         ddp_config = DistributedDataParallelConfig(
+            # A bfloat16 sum over many ranks would lose the small gradients.
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=optim.overlap_grad_reduce,
             use_distributed_optimizer=optim.use_distributed_optimizer,
@@ -108,6 +109,7 @@ class PreferenceModel:
             for index, chunk in enumerate(self._in_precision(self.gpt_chunks))
         ]
         config = get_model_config(self.policy_chunks[0])
+        # At the schedule's end: reduces gradients and divides by the global number of pairs.
         config.finalize_model_grads_func = megatron_finalize_model_grads
         if optim.overlap_grad_reduce:
             syncs = [chunk.no_sync for chunk in self.policy_chunks]
@@ -171,7 +173,7 @@ class PreferenceModel:
             output = forward_logprobs(model, batch, options, is_last_stage=last)
 
             def collect(values_TC: Tensor, non_loss_data: bool = True) -> Tensor:
-                del non_loss_data
+                del non_loss_data  # megatron passes it with collect_non_loss_data
                 return values_TC.detach()
 
             def loss(values_TC: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -201,8 +203,9 @@ class PreferenceModel:
         for half in (policy.chosen, policy.rejected, reference.chosen, reference.rejected):
             # Padding is not looked at: only what the objective reads has to be finite.
             flag = flag.maximum(finite_or_flag(half.label_NT.detach().where(half.mask_NT, 0.0)))
+        # Cloned: the schedule divides the loss in place.
         per_pair = {LOSS: result.loss_N.detach().clone(), **result.metrics, NOT_FINITE: flag}
-        return total, count, {"slot_B": batch.slot_B, "per_pair": per_pair}
+        return total, count, {"batch_index_B": batch.batch_index_B, "per_pair": per_pair}
 
     def _run_schedule(
         self,
@@ -213,6 +216,7 @@ class PreferenceModel:
         forward_only: bool,
         collect: bool,
     ) -> list[Any]:
+        # The shape of the pipeline's buffers: rows, of which a pair has two, not pairs.
         rows, length = micro_batches[0].inputs[0].shape
         iterators = [iter(micro_batches) for _ in chunks]
         results: list[Any] = get_forward_backward_func()(
@@ -242,8 +246,8 @@ class PreferenceModel:
             forward_only: validation.
 
         Returns:
-            On the last stage one dict a micro-batch: `slot_B`, and `per_pair` values [B] by name.
-            Elsewhere an empty list.
+            On the last stage one dict a micro-batch: `batch_index_B`, and `per_pair` values [B] by
+            name. Elsewhere an empty list.
         """
         self._set_training(not forward_only)
         with torch.set_grad_enabled(not forward_only):

@@ -65,7 +65,7 @@ def _yarn_temperature(scale: float, weight: float = 1.0) -> float:
 
 
 def attention_factor(model: MegatronModelConfig) -> float:
-    """What YaRN multiplies rotated queries and keys by; 1 for every other scaling.
+    """Factor by which YaRN multiplies rotated queries and keys; 1 for every other scaling.
 
     Its square is a factor of the attention scores, where the builder puts it.
     """

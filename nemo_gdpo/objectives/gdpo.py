@@ -47,7 +47,7 @@ class GDPO(GDPOSettings, PairwiseObjective):
     `reward="cumulative"` is log R(s_t EOS) = sum_{i<t} A_i + E_t (Hu et al. 2023), with E of the
     reference's logits divided by `eos_temperature`. `"tokenwise"` is the reward of the released
     code, log R = A_t + E_t without the sum: content fluency under the reference drops out of its
-    target, and equality with the reference is no balance. It reads the label of state n too.
+    target, and equality with the reference is not balance. It reads the label of state n too.
     """
 
     needs_eos: ClassVar[bool] = True
@@ -213,5 +213,5 @@ class _Path:
             squares_NT = (sums_NT[:, length:] - sums_NT[:, :-length]).square()
             total_N = total_N + share_N * masked(squares_NT, exists_NT).sum(dim=1)
             weight_N = weight_N + share_N * exists_NT.sum(dim=1)
-        # Some sub-trajectory has weight 1, unless there is none at all.
+        # Some sub-trajectory has weight 1, unless none exists.
         return total_N / weight_N.clamp(min=1)

@@ -84,7 +84,7 @@ class ODPO(ODPOSettings, PairwiseObjective):
         return ObjectiveOutput(loss_N, {**sums.metrics(self.beta), "odpo/offset": offset_N})
 
     def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
-        """What the offsets alone give, log(1 + exp(offset)); float64 [N]."""
+        """The loss of the offsets alone, log(1 + exp(offset)); float64 [N]."""
         assert pairs.chosen_score_N is not None
         assert pairs.rejected_score_N is not None
         scores = PairTargets(pairs.chosen_score_N.double(), pairs.rejected_score_N.double())

@@ -1,4 +1,4 @@
-"""What the objectives share: response log-probs, the log-ratio difference h, common metrics."""
+"""Parts that objectives share: response log-probs, the log-ratio difference h, common metrics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mean_metrics(per_pair: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 class PairwiseObjective:
-    """What most objectives answer to the questions of `types.Objective`.
+    """Defaults of `types.Objective` that most objectives use.
 
     A paper's class states what differs: its loss, its loss at the reference, its columns, its
     citation. What it needs of the data stands with its settings.

@@ -1,4 +1,4 @@
-"""What goes into an objective and what comes out.
+"""Inputs and outputs of an objective.
 
 Shapes: N responses or pairs, T response positions.
 """
@@ -58,7 +58,7 @@ class ObjectiveOutput:
 
 @dataclass(frozen=True)
 class Step0Inputs:
-    """What the loss of a policy that equals its reference depends on; all [N]."""
+    """Inputs of the loss of a policy that equals its reference; all [N]."""
 
     rejected_length_N: Tensor
     """Response positions of the rejected response, EOS included, int64."""

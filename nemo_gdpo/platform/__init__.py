@@ -1,4 +1,4 @@
-"""What this machine can do: chosen once, at start; asked, never guessed.
+"""Capabilities of this machine: the platform is chosen once, at start; asked, never guessed.
 
 Import this package before any other megatron import: the CPU platform has to be installed first.
 """

@@ -18,7 +18,7 @@ FP8_RECIPES = {
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Facts about this machine. Reading them starts nothing and needs no process group."""
+    """Capabilities of this machine. Reading them starts nothing and needs no process group."""
 
     device_type: str
     """`"cuda"` or `"cpu"`."""

@@ -1,4 +1,4 @@
-"""From indices of a global batch to this rank's micro-batches."""
+"""This rank's micro-batches, built from the indices of a global batch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nemo_gdpo.training.reference_store import ReferenceStore
 
 def length_multiple(layout: ParallelLayout) -> int:
     """Row lengths must be a multiple of this, for the layout to cut a row evenly, in tokens."""
+    # Context parallelism gives each rank 2 of 2 * CP chunks; sequence parallelism cuts its part.
     sequence = layout.tensor if layout.sequence_parallel else 1
     context = 2 * layout.context if layout.context > 1 else 1
     return math.lcm(sequence * max(1, layout.context), context * sequence, 8)
@@ -75,16 +76,16 @@ class BatchBuilder:
         """
         filled = self._fill(indices)
         length = self._common_length(self._groups(filled))
-        slots = range(len(filled))
+        batch_indices = range(len(filled))
         return [
             self._micro_batch(
-                [filled[slot] for slot in group],
-                [SENTINEL if indices[slot] == SENTINEL else slot for slot in group],
+                [filled[index] for index in group],
+                [SENTINEL if indices[index] == SENTINEL else index for index in group],
                 length,
                 reference,
             )
             for group in PreferenceSampler.micro_batches(
-                slots, self.data_rank, self.data_size, self.micro_batch_size
+                batch_indices, self.data_rank, self.data_size, self.micro_batch_size
             )
         ]
 
@@ -95,7 +96,7 @@ class BatchBuilder:
     def _micro_batch(
         self,
         group: Sequence[int],
-        slots: Sequence[int],
+        batch_indices: Sequence[int],
         length: int,
         reference: ReferenceStore | None,
     ) -> PreferenceMicroBatch:
@@ -104,6 +105,6 @@ class BatchBuilder:
         rows = lay_out(pairs, length, self.pad_token_id).to(self.device)
         return PreferenceMicroBatch(
             rows=rows,
-            slot_B=torch.tensor(slots, dtype=torch.int64, device=self.device),
+            batch_index_B=torch.tensor(batch_indices, dtype=torch.int64, device=self.device),
             reference_TC=None if reference is None else reference.columns(group).to(self.device),
         )

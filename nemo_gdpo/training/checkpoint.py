@@ -44,15 +44,15 @@ class CheckpointError(RunError):
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at the checkpoint directory showed."""
+    """The newest complete checkpoint, and those that were skipped."""
 
     path: Path | None
     skipped: tuple[str, ...]
-    """One line for every newer checkpoint that is not whole: which, and why."""
+    """One line for every newer checkpoint that is incomplete: which, and why."""
 
 
 def step_directory(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lives."""
+    """Path of the checkpoint of a step."""
     return root / f"step_{step:08d}"
 
 
@@ -66,7 +66,7 @@ def _candidates(root: Path) -> list[Path]:
 
 
 def find_newest_valid(root: Path) -> Found:
-    """The newest whole checkpoint below `root`."""
+    """The newest complete checkpoint below `root`."""
     skipped: list[str] = []
     for path in _candidates(root):
         reason = why_invalid(path)
@@ -80,7 +80,7 @@ def newest_trainer_state(root: Path) -> tuple[Path | None, dict[str, Any]]:
     """The newest checkpoint whose trainer state can be read, and that state.
 
     Nothing else of it is looked at: this tells whose checkpoints these are, not whether they are
-    whole.
+    complete.
     """
     for path in _candidates(root):
         try:
@@ -134,7 +134,7 @@ def _split_step_tensors(optimizer: Any) -> None:
 
 
 def _what_failed(error: BaseException, root: Path) -> str:
-    """One line. Writers in processes of their own tell no more than that an OSError came."""
+    """One line. Writers in separate processes report only that an OSError came."""
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"
     causes = (
@@ -169,7 +169,7 @@ class Checkpointer:
             optimizer: megatron's.
             mesh: this rank's place.
             write_assets: writes model_config.json and hf_assets/ into a checkpoint directory.
-            keep: how many checkpoints to keep; older ones go once a newer one is whole.
+            keep: how many checkpoints to keep; older ones go once a newer one is complete.
         """
         self.root = root
         self._model = model
@@ -178,14 +178,14 @@ class Checkpointer:
         self._write_assets = write_assets
         self._keep = keep
         self._staged: StagedDirectory | None = None
-        """What the main rank is writing."""
+        """Directory that the main rank is writing."""
 
     def save(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`. Collective.
 
         Raises:
             CheckpointError: on every rank when any rank could not write; `latest` still names the
-                previous checkpoint, which is whole.
+                previous checkpoint, which is complete.
         """
         final = step_directory(self.root, step)
         try:
@@ -212,7 +212,7 @@ class Checkpointer:
             action()
         except (Exception, CheckpointException) as error:  # noqa: BLE001 - writers raise anything
             # torch.save on a full disk raises RuntimeError, safetensors its own subclass, and
-            # torch's collective writer something that is no Exception at all.
+            # torch's collective writer something that is not an Exception.
             reason = f"rank {self._mesh.rank}: {_what_failed(error, self.root)}"
         reasons: list[str] = [""] * self._mesh.world_size
         dist.all_gather_object(reasons, reason)
@@ -234,7 +234,7 @@ class Checkpointer:
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
 
     def _shared_path(self) -> Path:
-        """Where all ranks write: the main rank's staged directory."""
+        """Directory that all ranks write into: the main rank's staged one."""
         path = [None if self._staged is None else self._staged.path]
         dist.broadcast_object_list(path, src=0)
         assert path[0] is not None
@@ -273,15 +273,16 @@ class Checkpointer:
         write_manifest(self._staged.path, described)
         self._staged.publish(replace=True)
         write_file(self.root / LATEST, final.name + "\n")
+        # Last, so that a failed write never costs an older checkpoint.
         for old in _candidates(self.root)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self, step: int) -> Path:
-        """Where the checkpoint of `step` is."""
+        """Path of the checkpoint of `step`."""
         return step_directory(self.root, step)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Restore weights, optimizer and generators from a whole checkpoint; return trainer state.
+        """Restore weights, optimizer, generators from a complete checkpoint; return trainer state.
 
         Generator states are restored when the world has the same size; a resharded run draws from
         its seed again (training itself draws nothing: there is no dropout).

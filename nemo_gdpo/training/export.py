@@ -30,25 +30,28 @@ def _last_metrics(output_dir: Path) -> dict[str, float]:
     return {name: value for name, value in entry.items() if not name.startswith("perf/")}
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """What the model card of this run's export says, up to the last step that was logged."""
+def model_card_of(run: Run) -> dict[str, Any]:
+    """The model card of this run's export, up to the last step that was logged."""
     config, layout, data = run.config, run.mesh.layout, run.data["train"]
     objective = OBJECTIVES[config.objective.name]
     return {
         "base_model": run.source.name,
         "licence": base_licence(run.source.assets),
         "objective": {"method": objective.method} | plain_settings(config.objective),
-        "data": {"path": config.data.train_path, "fingerprint": data.fingerprint,
-                 "pairs": len(data)},
+        "data": {
+            "path": config.data.train_path,
+            "fingerprint": data.fingerprint,
+            "pairs": len(data),
+        },
         "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
-                  f"DP{run.mesh.data_size}",
+        f"DP{run.mesh.data_size}",
         "precision": config.precision,
         # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
         | _installed("megatron-core", "nemo-toolkit"),
         "metrics": _last_metrics(run.output_dir),
         "citations": [objective.citation],
-    }  # fmt: skip
+    }
 
 
 def _installed(*packages: str) -> dict[str, str]:
@@ -63,11 +66,11 @@ def _installed(*packages: str) -> dict[str, str]:
 def write_assets(run: Run, checkpoint: Path) -> None:
     """Put what an export needs, and what its card says, beside a training checkpoint."""
     run.source.write_assets(checkpoint)
-    write_card(checkpoint, run_facts(run))
+    write_card(checkpoint, model_card_of(run))
 
 
 def export_run(run: Run, checkpoint: Path) -> Path:
     """Write `output_dir/hf` from a checkpoint, on one rank, streaming."""
     target = run.output_dir / "hf"
-    convert_megatron_to_hf(checkpoint, target, card=run_facts(run), progress=True)
+    convert_megatron_to_hf(checkpoint, target, card=model_card_of(run), progress=True)
     return target

@@ -1,4 +1,4 @@
-"""Where metrics go: JSONL always; TensorBoard and Weights & Biases when asked for."""
+"""Metric loggers: JSONL always; TensorBoard and Weights & Biases when asked for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _WeightsAndBiases:
     def __init__(self, config: LoggerConfig, folder: Path, run_name: str) -> None:
         if not wandb_can_log_in():
             raise UserError(
-                "logger.wandb=true, but there is no key: export WANDB_API_KEY, or "
+                "logger.wandb=true, but no key was found: export WANDB_API_KEY, or "
                 "WANDB_MODE=offline, or set logger.wandb=false"
             )
         import wandb

@@ -54,6 +54,7 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     dist.init_process_group(
         platform.distributed_backend,
         timeout=datetime.timedelta(minutes=timeout_minutes),
+        # NCCL would guess the device at its first collective; gloo takes none.
         device_id=device if device.type == "cuda" else None,
     )
 
@@ -81,7 +82,7 @@ def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh
         # The optimizer gathers its state for checkpoints over gloo on every platform.
         create_gloo_process_groups=True,
     )
-    platform.manual_seed(seed)
+    platform.manual_seed(seed)  # after the groups: each tensor-parallel rank draws differently
     return Mesh(
         layout=layout,
         rank=dist.get_rank(),

@@ -25,12 +25,12 @@ def gather_per_pair(
     contributes: bool,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Put every pair's values into its slot of the global batch, on every rank.
+    """Put every pair's values at its position in the global batch, on every rank.
 
     Args:
         results: of `get_loss_and_metrics` on this rank.
         names: the values to gather, the same list on all ranks.
-        global_batch_size: slots.
+        global_batch_size: pairs in it.
         contributes: this rank's results count (one rank a model-parallel group).
         device: of the collective.
 
@@ -40,10 +40,10 @@ def gather_per_pair(
     table = torch.zeros(len(names), global_batch_size, dtype=torch.float32, device=device)
     if contributes:
         for result in results:
-            slots = result["slot_B"]
-            real = slots >= 0
+            batch_indices = result["batch_index_B"]
+            real = batch_indices >= 0
             for row, name in enumerate(names):
-                table[row, slots[real]] = result["per_pair"][name][real].float()
+                table[row, batch_indices[real]] = result["per_pair"][name][real].float()
     dist.all_reduce(table)
     host = table.cpu()
     return {name: host[row] for row, name in enumerate(names)}
@@ -67,7 +67,7 @@ def refuse_not_finite(per_pair: dict[str, Tensor], pair_ids: list[str], step: in
 def reduce_metrics(
     objective: Objective, per_pair: dict[str, Tensor], count: int
 ) -> dict[str, float]:
-    """One number a metric over the first `count` slots, as the objective reduces its own."""
+    """One number a metric over the first `count` pairs, as the objective reduces its own."""
     return objective.reduce(
         {name: values[:count] for name, values in per_pair.items() if name != NOT_FINITE}
     )

@@ -16,7 +16,7 @@ _DECAY_STYLES = {"CosineAnnealing": "cosine", "constant": "constant"}
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     """AdamW over the wrapped model chunks; clipping happens inside `step`, before the update."""
     optim = config.optim
-    low_precision = config.precision != "fp32"
+    low_precision = config.precision != "fp32"  # FP8 runs keep bfloat16 parameters, too
     megatron_config = OptimizerConfig(
         optimizer=optim.name,
         lr=optim.lr,
@@ -28,7 +28,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         bf16=low_precision,
         params_dtype=torch.bfloat16 if low_precision else torch.float32,
         use_distributed_optimizer=optim.use_distributed_optimizer,
-        clip_grad=config.trainer.gradient_clip_val or 0.0,
+        clip_grad=config.trainer.gradient_clip_val or 0.0,  # 0: megatron does not clip
     )
     return get_megatron_optimizer(megatron_config, chunks)
 

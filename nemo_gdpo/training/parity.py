@@ -33,7 +33,7 @@ class _Whole:
 
 
 @contextmanager
-def _alone() -> Iterator[torch.device]:
+def _single_rank_world() -> Iterator[torch.device]:
     """A world of one rank, gone afterwards.
 
     Raises:
@@ -70,7 +70,7 @@ def megatron_logits(checkpoint: Path, prompts: Sequence[Tensor]) -> list[Tensor]
     """
     config = read_checkpoint_model(checkpoint).config
     platform, layout = current_platform(), ParallelLayout()
-    with _alone() as device:
+    with _single_rank_world() as device:
         check_fits(ModelBridge(config), sum(map(len, prompts)), checkpoint, _free_bytes(device))
         chunks = build_gpt_chunks(
             config,

@@ -1,4 +1,4 @@
-"""ADPO's label queries: which pairs have been asked about, once each, over all ranks and epochs."""
+"""ADPO's label queries: which pairs were asked about, counted once over all ranks and epochs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class QueryCount:
         """Note the pairs of a global batch whose label was asked for.
 
         Args:
-            indices: data-set index of each slot.
-            queried: 1 or 0 for each slot.
+            indices: data-set index of each pair of the global batch.
+            queried: 1 or 0 for each of them.
         """
         asked = queried.numpy() > 0
         self._asked[np.asarray(indices)[asked]] = True

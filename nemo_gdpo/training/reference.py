@@ -71,19 +71,25 @@ def compute_cache(
         nonlocal staged
         staged = start_cache(directory)
 
-    _agree(_reason_of(start) if mesh.is_main else "", mesh, directory)
+    _raise_on_all_ranks(_reason_of(start) if mesh.is_main else "", mesh, directory)
     try:
         shared = [None if staged is None else staged.path]
         dist.broadcast_object_list(shared, src=0)
         assert shared[0] is not None
         writer = ReferenceShardWriter(shared[0], f"{mesh.data_rank:04d}")
         _compute_rows(
-            model, mesh, builder, writer, directory,
-            global_batch_size=global_batch_size, stop=stop, label=label,
-        )  # fmt: skip
+            model,
+            mesh,
+            builder,
+            writer,
+            directory,
+            global_batch_size=global_batch_size,
+            stop=stop,
+            label=label,
+        )
         lengths = response_lengths(builder.pairs)
         finish = None if staged is None else partial(finish_cache, staged, key, lengths)
-        _agree("" if finish is None else _reason_of(finish), mesh, directory)
+        _raise_on_all_ranks("" if finish is None else _reason_of(finish), mesh, directory)
     finally:
         if staged is not None:  # nothing of it, once it is in its place
             staged.discard()
@@ -103,6 +109,7 @@ def _compute_rows(
     """Forward every pair and write this rank's rows; raises as `compute_cache` does."""
     count = len(builder.pairs)
     with progress_bar(total=count, unit="pair", label=label, enabled=mesh.is_main) as bar:
+        # In the order of the file: the cache serves every seed.
         for indices in PreferenceSampler(count, 0, "").validation_batches(global_batch_size):
             if any_rank_stopped(stop, mesh.device):
                 raise Stopped
@@ -112,13 +119,13 @@ def _compute_rows(
             reason = ""
             if model.holds_loss:
                 reason = _reason_of(partial(_write_all, writer, micro_batches, outputs, indices))
-            _agree(reason, mesh, directory)
+            _raise_on_all_ranks(reason, mesh, directory)
             bar.update(sum(index != SENTINEL for index in indices))
-    _agree(_reason_of(writer.flush), mesh, directory)
+    _raise_on_all_ranks(_reason_of(writer.flush), mesh, directory)
 
 
 def _reason_of(action: Callable[[], object]) -> str:
-    """Why writing failed on this rank, or nothing."""
+    """The reason why writing failed on this rank, or nothing."""
     try:
         action()
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -126,7 +133,7 @@ def _reason_of(action: Callable[[], object]) -> str:
     return ""
 
 
-def _agree(reason: str, mesh: Mesh, directory: Path) -> None:
+def _raise_on_all_ranks(reason: str, mesh: Mesh, directory: Path) -> None:
     """Raise on every rank when any could not write; nobody waits for a rank that has left.
 
     Raises:
@@ -163,10 +170,12 @@ def _refuse_not_finite(
             flags = [
                 not bool(torch.isfinite(row).all()) for row in _split_rows(values, micro_batch)
             ]
-            slots = micro_batch.slot_B.tolist()
-            for position, slot in enumerate(slots):
-                if slot != SENTINEL:
-                    bad[slot] = float(flags[position] or flags[position + len(slots)])
+            batch_indices = micro_batch.batch_index_B.tolist()
+            for position, batch_index in enumerate(batch_indices):
+                if batch_index != SENTINEL:
+                    bad[batch_index] = float(
+                        flags[position] or flags[position + len(batch_indices)]
+                    )
     dist.all_reduce(bad)
     if bool(bad.any()):
         named = [builder.pairs[indices[i]].id for i in bad.nonzero().flatten().tolist()]
@@ -194,13 +203,13 @@ def _write_rows(
 ) -> None:
     """Queue a micro-batch's rows; sentinels are passed over."""
     rows = _split_rows(values_TC, micro_batch)
-    slots = micro_batch.slot_B.tolist()
-    for position, slot in enumerate(slots):
-        if slot == SENTINEL:
+    batch_indices = micro_batch.batch_index_B.tolist()
+    for position, batch_index in enumerate(batch_indices):
+        if batch_index == SENTINEL:
             continue
-        index = indices[slot]
+        index = indices[batch_index]
         writer.add(2 * index, rows[position])
-        writer.add(2 * index + 1, rows[position + len(slots)])
+        writer.add(2 * index + 1, rows[position + len(batch_indices)])
 
 
 def cached_reference(
@@ -214,7 +223,7 @@ def cached_reference(
     stop: StopRequest,
     label: str,
 ) -> tuple[ReferenceStore, bool]:
-    """The cache at `directory`, made first when there is none; and whether it was there already.
+    """The cache at `directory`, made first where it is missing; and whether it was there already.
 
     Raises:
         UserError: what is there is incomplete, damaged or foreign.
@@ -224,7 +233,13 @@ def cached_reference(
     dist.broadcast_object_list(found, src=0)
     if not found[0]:
         compute_cache(
-            model, mesh, builder, directory, key,
-            global_batch_size=global_batch_size, stop=stop, label=label,
-        )  # fmt: skip
+            model,
+            mesh,
+            builder,
+            directory,
+            key,
+            global_batch_size=global_batch_size,
+            stop=stop,
+            label=label,
+        )
     return load_cache(directory, key, response_lengths(builder.pairs)), found[0]

@@ -1,9 +1,8 @@
 """Reference log-probs on disk: per token, in safetensors shards, under a key that says of what.
 
-A cache is used only when it is whole and belongs to this run's model, data, template, truncation,
-precision and temperature; anything else is refused, because a foreign reference trains quietly
-towards the wrong target.
-"""
+A cache is used only when it is complete and belongs to this run's model, data, template,
+truncation, precision and temperature; anything else is refused, because a foreign reference trains
+quietly towards the wrong target."""
 
 from __future__ import annotations
 
@@ -169,7 +168,7 @@ def _assemble(directory: Path, names: Sequence[str], lengths: Sequence[int]) -> 
 def load_cache(
     directory: Path, key: ReferenceKey, expected_lengths: Sequence[int]
 ) -> ReferenceStore:
-    """Read a cache that is whole and belongs to `key`.
+    """Read a cache that is complete and belongs to `key`.
 
     Args:
         directory: holds the manifest and the shards.

@@ -1,4 +1,4 @@
-"""Is this the run that left these checkpoints? And if it is, take up where they end."""
+"""Resuming: checks that the checkpoints are of this run, then restores the newest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.trainer import PreferenceTrainer
 
 FIXED = ("weights", "objective", "global_batch_size", "precision")
-"""What the numbers in a checkpoint mean. The length of the run, the learning rate and the like may
-be changed on purpose."""
+"""Settings that give a checkpoint's numbers their meaning. The length of the run, the learning rate
+and the like may be changed on purpose."""
 
 
 def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
-    """What a resumed run must share with the one that saved the checkpoint; plain JSON.
+    """Settings that a resumed run must share with the one that saved; plain JSON.
 
     Args:
         config: of the run.
@@ -47,8 +47,11 @@ def agree_on_config(config: RunConfig) -> None:
     own = _leaves(plain_data(config))
     main: list[Any] = [own]
     dist.broadcast_object_list(main, src=0)
-    differing = [f"{key}: {main[0].get(key)} on rank 0, {value} on rank {dist.get_rank()}"
-                 for key, value in own.items() if main[0].get(key) != value]  # fmt: skip
+    differing = [
+        f"{key}: {main[0].get(key)} on rank 0, {value} on rank {dist.get_rank()}"
+        for key, value in own.items()
+        if main[0].get(key) != value
+    ]
     reasons: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(reasons, differing)
     first = next((found[0] for found in reasons if found), None)
@@ -123,11 +126,11 @@ def resume(root: Path, trainer: PreferenceTrainer, mesh: Mesh) -> list[str]:
     found = [find_newest_valid(root) if mesh.is_main else None]
     dist.broadcast_object_list(found, src=0)
     assert found[0] is not None
-    said = list(found[0].skipped)
+    lines = list(found[0].skipped)
     if found[0].path is not None:
         saved = json.loads((found[0].path / "trainer_state.json").read_text())
         _check_identity(saved["identity"], trainer.identity, found[0].path)
         trainer.restore(trainer.checkpointer.load(found[0].path))
         step, last = trainer.progress.step, trainer.total_steps
-        said.append(f"resumed {found[0].path.name}: {step} of {last} steps")
-    return said
+        lines.append(f"resumed {found[0].path.name}: {step} of {last} steps")
+    return lines

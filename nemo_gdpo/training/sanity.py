@@ -22,7 +22,7 @@ class Step0MismatchError(RunError):
 
 
 def step0_inputs(pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor]) -> Step0Inputs:
-    """What the closed forms need of the first global batch.
+    """Inputs of the closed forms, from the first global batch.
 
     Args:
         pairs: of the batch, N.

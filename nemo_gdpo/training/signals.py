@@ -1,4 +1,4 @@
-"""All ranks stop at the same step."""
+"""The agreement of all ranks to stop at the same step."""
 
 from __future__ import annotations
 

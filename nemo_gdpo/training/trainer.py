@@ -37,11 +37,11 @@ from nemo_gdpo.training.signals import any_rank_stopped
 
 
 class Outcome(Enum):
-    """How `fit` ended."""
+    """The way `fit` ended."""
 
     DONE = "done"
     STOPPED = "stopped"
-    """By a signal, after a checkpoint: to be requeued."""
+    """Stopped by a signal, after a checkpoint: to be requeued."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Split:
 
 @dataclass
 class Progress:
-    """Where the run is; everything in it is the same on every rank."""
+    """Progress of the run; everything in it is the same on every rank."""
 
     step: int = 0
     tokens: int = 0
@@ -72,7 +72,7 @@ def metric_names(objective: Objective) -> list[str]:
 
 
 def total_steps(config: RunConfig, num_pairs: int) -> int:
-    """Updates of the whole run, from max_steps and max_epochs, whichever ends first."""
+    """Updates of the run, from max_steps and max_epochs, whichever ends first."""
     limits = []
     if config.trainer.max_steps is not None:
         limits.append(config.trainer.max_steps)
@@ -195,7 +195,9 @@ class PreferenceTrainer:
         Raises:
             NotFiniteError: before anything is changed.
         """
+        # First: at the schedule's step 0 a warm-up has learning rate 0.
         self.scheduler.step(increment=1)
+        # Not left to `step`: the norm has to be checked before anything changes.
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(grad_norm):
@@ -304,6 +306,7 @@ class PreferenceTrainer:
             enabled=self.mesh.is_main,
         ) as bar:
             while self.progress.step < self.total_steps:
+                # Agreed by all: a rank that stopped alone would leave the others waiting for it.
                 if any_rank_stopped(self.stop, self.mesh.device):
                     self.save()
                     return Outcome.STOPPED
@@ -312,7 +315,7 @@ class PreferenceTrainer:
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
                 ):
-                    entry |= self.validate() or {}
+                    entry |= self.validate() or {}  # nothing after a signal: the next turn saves
                 log.write(entry)
                 bar.set_postfix_str(
                     f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do that belongs to no single room."""
+"""Verbs of the command line that need several packages at once."""

@@ -1,4 +1,4 @@
-"""`nemo-gdpo convert`: the conversion room, with megatron lent to it for `verify`."""
+"""`nemo-gdpo convert`: the conversion package, with megatron passed to it for `verify`."""
 
 from __future__ import annotations
 

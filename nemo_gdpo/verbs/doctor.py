@@ -1,4 +1,7 @@
-"""What is installed here and what this machine can do. A missing package is not a failure."""
+"""`nemo-gdpo doctor`: what is installed and what this machine can do.
+
+A missing package is not a failure.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one rank does: `python -m nemo_gdpo.verbs.rank train|reference CONFIG`.
+"""The program of one rank: `python -m nemo_gdpo.verbs.rank train|reference CONFIG`.
 
 The configuration was composed and checked by the process that started the ranks. Only training
 builds NeMo's classes, so a rank that computes a reference never imports nemo.

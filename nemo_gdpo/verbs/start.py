@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemo_gdpo.config.composition import config_yaml
-from nemo_gdpo.config.problem import refuse
+from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
@@ -25,7 +25,7 @@ FAILURE = "failure.txt"
 
 
 def detect_hardware(precision: str, *, joined: bool) -> Hardware:
-    """What the checks may know about this machine and the ranks that were started.
+    """Detect the hardware of this machine and the ranks that were started.
 
     Args:
         precision: of the configuration, to say why it is not to be had.
@@ -70,7 +70,7 @@ def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
     joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
     hardware = detect_hardware(str(plain.get("precision")), joined=joined)
     config, found = problems_of_mapping(plain, hardware)
-    refuse(found)
+    raise_problems(found)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return config, joined
 

@@ -87,7 +87,7 @@ def test_gdpo_starts_from_the_pairwise_balance_at_kappa_8() -> None:
     assert -objective["alpha"] * objective["rejected_log_reward"] == 8.0
 
 
-def test_the_released_setting_is_a_preset_of_its_own() -> None:
+def test_the_released_setting_is_a_separate_preset() -> None:
     released = TRAIN.parse(compose(["objective=gdpo_released"], TRAIN).plain).objective
     assert released == GDPOSettings(
         alpha=0.1,
@@ -161,16 +161,19 @@ def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective=gdpoo", r"objective=gdpoo: there is no such choice \(did you mean gdpo\?\)"),
+        ("objective=gdpoo", r"objective=gdpoo: unknown choice \(did you mean gdpo\?\)"),
         ("experiment=gdpo_llama_8b", r"did you mean gdpo_llama3_8b\?"),
-        ("data=movie_reviews", "data=movie_reviews: there is no such choice; the choices are anth"),
+        ("data=movie_reviews", "data=movie_reviews: unknown choice; the choices are anth"),
         ("precision=fp9", "the choices are bf16, fp32, fp8_blockwise"),
         ("objectve=dpo", r"did you mean objective\?"),
         ("trainer.max_step=3", r"trainer.max_step: is not a key .*did you mean trainer.max_steps"),
         ("trainer.lr=1", r"did you mean optim.lr\?"),
         ("+model.micro_batchsize=2", r"did you mean model.micro_batch_size\?"),
         ("zzz.qqq=1", r"zzz.qqq: is not a key of the configuration; correct or remove it"),
-        ("objective.beta=1", "objective.beta: objective=gdpo has no such setting, only .*dpo"),
+        (
+            "objective.beta=1",
+            "objective.beta: objective=gdpo does not have this setting, only .*dpo",
+        ),
         ("~trainer.max_steps", "cannot be taken away"),
         ("seed=1,2", "asks for several runs"),
         ("experiment=[demo]", "takes one choice"),
@@ -323,7 +326,7 @@ def test_a_file_may_leave_keys_out(tmp_path: Path) -> None:
         ("- 1", [], "holds no mapping"),
         ("a: [", [], "cannot be read"),
         ("logger: {wandb_api_key: x}", [], "looks like a credential"),
-        ("seed: 1", ["experiment=demo"], "each describes a whole run"),
+        ("seed: 1", ["experiment=demo"], "each describes a complete run"),
     ],
 )
 def test_files_that_are_refused(
@@ -336,6 +339,8 @@ def test_files_that_are_refused(
 
 def test_a_wrong_value_in_a_file_is_named(tmp_path: Path) -> None:
     path = _file(tmp_path, "seed: x\nobjective: {name: gdpo, beta: 1}\n")
-    with pytest.raises(UserError, match=r"objective.beta: objective=gdpo has no such setting") as e:
+    with pytest.raises(
+        UserError, match=r"objective.beta: objective=gdpo does not have this setting"
+    ) as e:
         TRAIN.parse(_with(path).plain)
     assert "seed: 'x' is not allowed" in str(e.value)

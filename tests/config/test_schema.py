@@ -101,7 +101,7 @@ def test_infinite_gamma_is_plain_dpo_and_allowed() -> None:
         ({"precision": "fp9"}, "precision: 'fp9' is not one of fp32, bf16, fp8_delayed"),
         ({"objective": {"name": "gpdo"}}, "objective.name: gpdo is not an objective"),
         ({"trainer": {"max_epoch": 1}}, r"did you mean trainer.max_epochs\?"),
-        ({"objective": {"name": "dpo", "alpha": 1.0}}, "objective=dpo has no such setting"),
+        ({"objective": {"name": "dpo", "alpha": 1.0}}, "objective=dpo does not have this setting"),
         ({"extra": 1}, "extra: is not a key of the configuration"),
     ],
 )
@@ -149,7 +149,7 @@ def test_conflicting_settings_are_refused_alike_on_both_sides() -> None:
         parse_config({"objective": {"name": "gdpo", "reward": "tokenwise"}})
 
 
-def test_what_an_objective_needs_of_the_data_stands_with_its_settings() -> None:
+def test_data_needs_are_declared_with_objective_settings() -> None:
     needing = {name for name, section in OBJECTIVE_SECTIONS.items() if section.needs_scores}
     assert needing == {"odpo"}
     assert not ObjectiveSettings.needs_scores

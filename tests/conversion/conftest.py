@@ -46,8 +46,13 @@ def build(**changes: Any) -> LlamaForCausalLM:
 def make_model(tmp_path: Path) -> ModelMaker:
     """Save a tiny model with tokenizer-like files beside it; returns the directory."""
 
-    def make(name: str = "hf", *, dtype: torch.dtype = torch.float32,
-             max_shard_size: str = "5GB", **changes: Any) -> Path:  # fmt: skip
+    def make(
+        name: str = "hf",
+        *,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: str = "5GB",
+        **changes: Any,
+    ) -> Path:
         directory = tmp_path / name
         model = build(**changes).to(dtype)
         model.generation_config = GenerationConfig(eos_token_id=2, max_new_tokens=5)

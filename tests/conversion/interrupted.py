@@ -1,4 +1,4 @@
-"""One conversion in a process of its own, killed (SIGKILL) in the middle.
+"""One conversion in a separate process, killed (SIGKILL) in the middle.
 
 python -m tests.conversion.interrupted DIRECTION SOURCE DESTINATION TENSORS
 

@@ -120,10 +120,13 @@ def test_several_processes_convert_once(make_model: ModelMaker) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(source)],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(3)
-    ]  # fmt: skip
+    ]
     printed = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sum("made" in text for text in printed) == 1

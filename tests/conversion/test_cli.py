@@ -51,7 +51,9 @@ def test_tools_are_the_same_command(make_model: ModelMaker, tmp_path: Path) -> N
     done = subprocess.run(
         [sys.executable, str(script), str(make_model()), str(tmp_path / "m")],
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "m" / "dist" / ".metadata").is_file()

@@ -68,9 +68,15 @@ def test_files_that_travel_and_files_that_do_not(make_model: ModelMaker, tmp_pat
     convert_megatron_to_hf(tmp_path / "megatron", tmp_path / "back")
     present = {p.name for p in (tmp_path / "back").iterdir()}
     assert present == {
-        "LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json",
-        "model.safetensors", "nemo_gdpo_conversion.json", "tokenizer.json",
-    }  # fmt: skip
+        "LICENSE",
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "nemo_gdpo_conversion.json",
+        "tokenizer.json",
+    }
     for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json"):
         assert (tmp_path / "back" / name).read_text() == (source / name).read_text()
     card = (tmp_path / "back" / "README.md").read_text()

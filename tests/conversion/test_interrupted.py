@@ -1,4 +1,4 @@
-"""A conversion that was killed goes on where it stopped; a failed one leaves what was there."""
+"""A conversion that was killed resumes where it stopped; a failed one leaves what was there."""
 
 from __future__ import annotations
 
@@ -74,10 +74,19 @@ def killed(
             source = tmp_path / "megatron"
         destination = tmp_path / "out"
         done = subprocess.run(
-            [sys.executable, "-m", "tests.conversion.interrupted", direction, str(source),
-             str(destination), str(TENSORS[direction])],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "tests.conversion.interrupted",
+                direction,
+                str(source),
+                str(destination),
+                str(TENSORS[direction]),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
         assert done.returncode == -signal.SIGKILL
         staging = tmp_path / ".out.partial"
         suffix = ".distcp" if direction == "hf-to-megatron" else ".safetensors"
@@ -91,10 +100,12 @@ def killed(
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_goes_on_where_it_was_killed(
-    killed: Callable[[str], Any], tmp_path: Path, direction: str,
+def test_resumes_where_it_was_killed(
+    killed: Callable[[str], Any],
+    tmp_path: Path,
+    direction: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     source, destination, staging, finished = killed(direction)
     before = identity(staging, finished)
     convert(direction, source, destination)
@@ -109,9 +120,13 @@ def test_goes_on_where_it_was_killed(
 @pytest.mark.parametrize("change", ["setting", "source"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_another_source_or_setting_starts_afresh(
-    killed: Callable[[str], Any], make_model: ModelMaker, tmp_path: Path, direction: str,
-    change: str, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    killed: Callable[[str], Any],
+    make_model: ModelMaker,
+    tmp_path: Path,
+    direction: str,
+    change: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source, destination, _, _ = killed(direction)
     options: dict[str, Any] = {}
     if change == "setting":
@@ -134,7 +149,7 @@ def test_another_source_or_setting_starts_afresh(
 def test_finished_files_are_checked(
     killed: Callable[[str], Any], tmp_path: Path, direction: str
 ) -> None:
-    """One has another bit, one is shorter: both are made again, the others are kept."""
+    """One has another bit, one is shorter: both are converted again, the others are kept."""
     source, destination, staging, finished = killed(direction)
     first, second = (staging / name for name in finished[:2])
     data = bytearray(first.read_bytes())
@@ -155,10 +170,19 @@ def test_what_was_there_stays_until_the_end(
     convert(direction, source, destination)
     before = contents(destination)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conversion.interrupted", direction, str(source),
-         str(destination), "4"],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.conversion.interrupted",
+            direction,
+            str(source),
+            str(destination),
+            "4",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL
     assert contents(destination) == before
 
@@ -234,9 +258,12 @@ def test_a_limit_on_file_sizes_in_the_middle(
     before, present = contents(destination), sorted(p.name for p in tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "40000", direction, str(source), str(destination)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "File too large" in done.stderr

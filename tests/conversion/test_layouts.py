@@ -174,8 +174,12 @@ def test_shards_reassemble() -> None:
             case _:
                 assert torch.equal(torch.cat(shards), whole)
     assert kinds == {
-        ReplicatedMapping, RowParallelMapping, GatedMLPMapping, QKVMapping, VocabMapping
-    }  # fmt: skip
+        ReplicatedMapping,
+        RowParallelMapping,
+        GatedMLPMapping,
+        QKVMapping,
+        VocabMapping,
+    }
 
 
 def test_a_rank_holds_whole_groups() -> None:
@@ -228,15 +232,19 @@ def test_parts_of_two_types_are_refused_and_can_be_cast() -> None:
 @pytest.mark.parametrize(
     ("live", "canonical"),
     [
-        ("decoder.layers.1.input_layernorm.weight",
-         "decoder.layers.5.self_attention.linear_qkv.layer_norm_weight"),
-        ("decoder.layers.0.pre_mlp_layernorm.weight",
-         "decoder.layers.4.mlp.linear_fc1.layer_norm_weight"),
+        (
+            "decoder.layers.1.input_layernorm.weight",
+            "decoder.layers.5.self_attention.linear_qkv.layer_norm_weight",
+        ),
+        (
+            "decoder.layers.0.pre_mlp_layernorm.weight",
+            "decoder.layers.4.mlp.linear_fc1.layer_norm_weight",
+        ),
         ("decoder.layers.0.mlp.linear_fc2.weight", "decoder.layers.4.mlp.linear_fc2.weight"),
         ("decoder.final_layernorm.weight", "decoder.final_layernorm.weight"),
         ("output_layer.weight", "output_layer.weight"),
     ],
-)  # fmt: skip
+)
 def test_live_names(live: str, canonical: str) -> None:
     assert canonical_name(live, ModelBridge(config()), 4) == canonical
 

@@ -79,8 +79,11 @@ def sparse_model(directory: Path) -> int:
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         entries, start = {}, 0
         for spec in shard:
-            entries[spec.name] = {"dtype": "BF16", "shape": list(spec.shape),
-                                  "data_offsets": [start, start + spec.nbytes]}  # fmt: skip
+            entries[spec.name] = {
+                "dtype": "BF16",
+                "shape": list(spec.shape),
+                "data_offsets": [start, start + spec.nbytes],
+            }
             start += spec.nbytes
             weight_map[spec.name] = file_name
         header = json.dumps(entries).encode()
@@ -104,9 +107,12 @@ def peak(*arguments: str) -> int:
     torch, buffers, and pages of files that are mapped."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *arguments],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["status"] == 0, done.stderr
@@ -119,9 +125,12 @@ def test_peak_memory_both_ways(workplace: Path) -> None:
     inwards = peak("hf-to-megatron", str(workplace / "hf"), str(workplace / "megatron"))
     shutil.rmtree(workplace / "hf")
     outwards = peak(
-        "megatron-to-hf", str(workplace / "megatron"), str(workplace / "back"),
-        "--max-shard-gb", "3",
-    )  # fmt: skip
+        "megatron-to-hf",
+        str(workplace / "megatron"),
+        str(workplace / "back"),
+        "--max-shard-gb",
+        "3",
+    )
     print(f"{size / GIB:.2f} GiB: in {inwards / GIB:.2f}, out {outwards / GIB:.2f} GiB")
     shards = list((workplace / "back").glob("*.safetensors"))
     assert len(shards) > 1
@@ -150,9 +159,12 @@ def test_a_rank_reads_its_own_slices_only(workplace: Path) -> None:
     }
     done = subprocess.run(
         [sys.executable, "-c", LOADED, str(workplace / "hf"), json.dumps(shapes)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     grown = int(json.loads(done.stdout.splitlines()[-1])["grown"])
     print(f"above the parameters: {grown / GIB:.2f} GiB")

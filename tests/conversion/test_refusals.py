@@ -310,7 +310,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def test_failure_in_the_middle_of_an_export_leaves_the_previous_one(
+def test_failed_export_keeps_the_previous_one(
     megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination = tmp_path / "out"
@@ -335,8 +335,9 @@ def test_damage_found_in_the_middle_leaves_nothing(megatron: Path, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "megatron"]
 
 
-def test_full_disk_in_the_middle_of_an_import(make_model: ModelMaker, tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_full_disk_in_the_middle_of_an_import(
+    make_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: Any) -> None:
         raise RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")
 

@@ -59,6 +59,6 @@ def test_every_key_of_the_section_reaches_the_pairs(
 
 def test_a_chat_template_that_is_not_there(llama3: Any, tmp_path: Path) -> None:
     section = DataConfig(train_path="pairs.jsonl", chat_template=str(tmp_path / "gone.jinja"))
-    message = r"data\.chat_template=.*gone\.jinja: there is no such file; correct the path"
+    message = r"data\.chat_template=.*gone\.jinja does not exist; correct the path"
     with pytest.raises(UserError, match=message):
         build_split(section, "train", llama3, tmp_path, require_scores=False)

@@ -114,11 +114,23 @@ def film_results(*, runs: dict[str, str] | None = None, hostile: bool = True) ->
         ],
         comparisons=[
             Comparison(
-                "gdpo-tb-k8", SamplingPoint(), "dpo", SamplingPoint(), "judge-model",
-                "the better film review", interval(0.45, 0.08), 40, 50, 10, 6, 2,
+                "gdpo-tb-k8",
+                SamplingPoint(),
+                "dpo",
+                SamplingPoint(),
+                "judge-model",
+                "the better film review",
+                interval(0.45, 0.08),
+                40,
+                50,
+                10,
+                6,
+                2,
                 "judge/transcript.jsonl",
             )
-        ] if runs is None else [],
+        ]
+        if runs is None
+        else [],
         samples=[
             Sample(
                 id=prompt,
@@ -146,4 +158,4 @@ def film_results(*, runs: dict[str, str] | None = None, hostile: bool = True) ->
             )
             for number, prompt in enumerate(PROMPTS)
         ],
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""Whole evaluations in this process: figures, flags, edge cases, what is cached."""
+"""Complete evaluations in this process: figures, flags, edge cases, what is cached."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_figures_are_those_of_the_functions(tmp_path: Path) -> None:
     assert found.counts["responses"] == found.counts["finish.stop"] == 9
 
 
-def test_one_response_has_no_diversity_figures_rather_than_zeros(tmp_path: Path) -> None:
+def test_single_response_has_no_diversity_values(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "in", [row("a", [GOOD[0]]), row("b", [GOOD[1]])])
     results = run(tmp_path / "out", {"base": directory}, "evaluation.novelty.utility_reward=vader")
     found = point(results)

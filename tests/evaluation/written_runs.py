@@ -58,7 +58,7 @@ def ordinary(directory: Path, *, prompts: int = 4, **changes: Any) -> Path:
 
 
 def run(output: Path, runs: dict[str, Path], *overrides: str) -> Results:
-    """A whole evaluation in this process."""
+    """A complete evaluation in this process."""
     named = ", ".join(f"{name}: {path}" for name, path in runs.items())
     arguments = [
         f"evaluation.runs={{{named}}}",

@@ -114,7 +114,7 @@ def test_execution_waits_runs_side_by_side_and_learns() -> None:
     assert known.measured["train"] == [1.0, 50.0, 50.0, 50.0]
 
 
-def test_what_is_done_is_not_done_again_and_what_does_not_fit_is_named() -> None:
+def test_finished_jobs_are_skipped_and_unfitting_ones_named() -> None:
     todo = [job("base"), job("adpo"), job("dpo-random"), job("dpo")]
     ran: list[Job] = []
 
@@ -123,9 +123,14 @@ def test_what_is_done_is_not_done_again_and_what_does_not_fit_is_named() -> None
         return noted()
 
     outcome = execute(
-        todo, costs(100.0), run,
-        workers=1, budget=RESERVE + 300.0, done={todo[0]: noted()}, say=lambda text: None,
-    )  # fmt: skip
+        todo,
+        costs(100.0),
+        run,
+        workers=1,
+        budget=RESERVE + 300.0,
+        done={todo[0]: noted()},
+        say=lambda text: None,
+    )
     assert ran == []
     assert outcome.left_out == todo[1:]
     assert list(outcome.done) == [todo[0]]

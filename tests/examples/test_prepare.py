@@ -70,7 +70,7 @@ def test_none_lifts_counts_and_thresholds(source: Path, tmp_path: Path) -> None:
         (["--chosen-min", "none"], "chosen_min and rejected_max: only one is set; give both"),
         (["--chosen-min", "-1"], "chosen_min=-1.0: it must be greater than rejected_max=-0.5; "),
         (["--num-train", "500"], "500 train pairs asked for, "),
-        (["--source", "gone.tar.gz"], "gone.tar.gz: there is no such file; fetch it with `pip "),
+        (["--source", "gone.tar.gz"], "gone.tar.gz does not exist; fetch it with `pip "),
     ],
 )
 def test_mistakes_are_one_line(

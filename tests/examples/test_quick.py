@@ -1,4 +1,4 @@
-"""The whole program on a tiny model: two updates, vLLM, the metrics, the page; and resuming."""
+"""The complete program on a tiny model: two updates, vLLM, the metrics, the page; and resuming."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def test_leftovers_of_other_settings_are_removed(tmp_path: Path) -> None:
     assert not (directory / "half").exists()
 
 
-def test_a_failed_command_says_its_last_word(tmp_path: Path) -> None:
+def test_a_failed_command_reports_its_last_line(tmp_path: Path) -> None:
     code = "import sys; print('nemo-gdpo: error: no'); print('more'); sys.exit(3)"
-    with pytest.raises(StageError, match=r"status 3: nemo-gdpo: error: no \(whole output: "):
+    with pytest.raises(StageError, match=r"status 3: nemo-gdpo: error: no \(complete output: "):
         Children().run([sys.executable, "-c", code], tmp_path / "log", dict(os.environ))
     assert (tmp_path / "log").read_text().startswith("$ ")
 
@@ -102,7 +102,7 @@ def test_a_signal_reaches_what_runs_and_nothing_more_begins(tmp_path: Path) -> N
         children.run(command, tmp_path / "log", dict(os.environ))
 
 
-def test_each_arm_with_a_reference_of_its_own_or_a_shared_one(tmp_path: Path) -> None:
+def test_arms_with_own_or_shared_reference(tmp_path: Path) -> None:
     where = world(tmp_path)
 
     def cache(name: str) -> str:

@@ -67,7 +67,7 @@ def test_the_same_is_not_decided() -> None:
 
 
 def test_another_reward_cannot_be_compared() -> None:
-    # Far more diverse, and not aligned at all: that is no support for the claim.
+    # Far more diverse, and not aligned at all: that does not support the claim.
     made = verdicts(found(([0.1, 0.05, 0.0], [0.8, 0.85, 0.9])), 400)
     verdict = outcome(made, "is more diverse than dpo")
     assert verdict.outcome == "could not be asked: no comparable reward"

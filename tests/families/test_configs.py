@@ -54,8 +54,12 @@ MAPPED: dict[str, Any] = {
     "_sliding_window_pattern": 2,
 }
 """Field -> another value that has to arrive somewhere, where the family has the field."""
-WITHOUT_TYPES = ("num_hidden_layers", "max_window_layers", "_sliding_window_pattern",
-                 "use_sliding_window")  # fmt: skip
+WITHOUT_TYPES = (
+    "num_hidden_layers",
+    "max_window_layers",
+    "_sliding_window_pattern",
+    "use_sliding_window",
+)
 """Matter, or are possible, only where the file does not name the layers' types."""
 
 
@@ -117,11 +121,7 @@ def test_the_window_of_the_second_rope_is_mapped() -> None:
         read("gemma3_text", values | {"rope_parameters": parts})
 
 
-NEUTRAL_CASES = [
-    (family, field)
-    for family in FAMILIES
-    for field in FAMILIES[family].neutral
-]  # fmt: skip
+NEUTRAL_CASES = [(family, field) for family in FAMILIES for field in FAMILIES[family].neutral]
 
 
 @pytest.mark.parametrize(("family", "field"), NEUTRAL_CASES)

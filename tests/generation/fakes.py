@@ -1,4 +1,4 @@
-"""Requests, rows and manifests for the tests of this room; an engine that needs no model."""
+"""Requests, rows and manifests for the tests of this package; an engine that needs no model."""
 
 from __future__ import annotations
 

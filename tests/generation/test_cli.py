@@ -83,7 +83,7 @@ def test_the_configuration_is_printed(capsys: Capture) -> None:
         ("objective=gdpo", "objective: is not a key of the configuration"),
         ("model=llama3_8b", "model: is a section, not a value"),
         ("generation.server.api_key=x", "looks like a credential"),
-        ("--elsewhere", "there is no such flag"),
+        ("--elsewhere", "unknown flag"),
     ],
 )
 def test_mistakes_are_one_line(argument: str, message: str, capsys: Capture) -> None:
@@ -99,7 +99,9 @@ def test_all_that_is_missing_is_named_together(capsys: Capture) -> None:
     assert keys == ["model.restore_from_path", "data.prompts_path", "generation.num_samples"]
 
 
-def test_a_directory_that_is_no_export(valid: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_a_directory_that_is_not_an_export(
+    valid: list[str], tmp_path: Path, capsys: Capture
+) -> None:
     wrong = tmp_path / "wrong"
     key = f"model.restore_from_path={wrong}"
     assert "does not exist" in _refused(capsys, *valid, key)
@@ -127,7 +129,7 @@ def test_a_directory_that_is_no_export(valid: list[str], tmp_path: Path, capsys:
         (["generation.backend=server"], "generation.server.url: is not set"),
         (
             ["generation.backend=server", "generation.server.url='host:1'"],
-            "is no http or https address",
+            "is not an http or https address",
         ),
         (
             ["generation.backend=server", "generation.server.url='http://me:word@host/v1'"],
@@ -159,7 +161,7 @@ def test_settings_of_another_backend(
 
 def test_no_environment_names_the_command_that_makes_one(valid: list[str], capsys: Capture) -> None:
     error = _refused(capsys, *valid)
-    assert "there is no generation environment" in error
+    assert "no generation environment was found" in error
     assert "`make python-generation`" in error
     assert error.count("\n") == 1
 
@@ -167,11 +169,11 @@ def test_no_environment_names_the_command_that_makes_one(valid: list[str], capsy
 def test_a_named_python_that_is_none(
     valid: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert "generation.python: /no/python is no program" in _refused(
+    assert "generation.python: /no/python is not a program" in _refused(
         capsys, *valid, "generation.python=/no/python"
     )
     monkeypatch.setenv(environment.VARIABLE, str(tmp_path))
-    assert f"{environment.VARIABLE}: {tmp_path} is no program" in _refused(capsys, *valid)
+    assert f"{environment.VARIABLE}: {tmp_path} is not a program" in _refused(capsys, *valid)
     monkeypatch.setenv(environment.VARIABLE, "/bin/false")
     assert "a Python that does not start" in _refused(capsys, *valid)
 
@@ -263,7 +265,7 @@ def test_signals_are_passed_on(number: signal.Signals, tmp_path: Path) -> None:
         "for n in (signal.SIGTERM, signal.SIGUSR1): signal.signal(n, stop)\n"
         "open(here + '/ready', 'w').close()\nfor _ in range(1200): time.sleep(0.05)",
     )
-    # A job in the background inherits that it ignores Ctrl-C, and would rightly go on ignoring it.
+    # A job in the background inherits that it ignores Ctrl-C, and would rightly keep ignoring it.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from nemo_gdpo.generation.environment import "

@@ -67,9 +67,9 @@ def test_mistakes_name_file_and_line(tmp_path: Path, text: str, message: str) ->
 
 
 def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.prompts_path: .*is no file"):
+    with pytest.raises(UserError, match=r"data\.prompts_path: .*is not a file"):
         read_prompts(tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match=r"p\.csv is no .*\.jsonl"):
+    with pytest.raises(UserError, match=r"p\.csv is not a .*\.jsonl"):
         read_prompts(_write(tmp_path / "p.csv", "id,prompt"))
 
 
@@ -89,7 +89,7 @@ def test_the_tokens_are_those_of_training(tokenizer: Any, prompt: Any) -> None:
     assert chosen[-1] in encoded.stop_token_ids
 
 
-def test_without_generation_config_the_end_is_that_of_the_kind_of_prompt(tokenizer: Any) -> None:
+def test_end_token_without_generation_config(tokenizer: Any) -> None:
     prompts = [GivenPrompt("a", CHAT, "p"), GivenPrompt("b", "good film", "p")]
     chat, text = encode_prompts(prompts, PairEncoder(tokenizer))
     assert chat.stop_token_ids == (tokenizer.convert_tokens_to_ids("<|eot_id|>"),)

@@ -52,7 +52,7 @@ class TestAddress:
         with pytest.raises(UserError, match="is neither auto nor HOST:PORT"):
             connect(RayConfig(address=address), 1)
 
-    def test_nobody_answers(self) -> None:
+    def test_no_server_answers(self) -> None:
         with socket.socket() as taken:  # bound and not listening
             taken.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -98,7 +98,7 @@ class TestSize:
         with pytest.raises(UserError, match="8 GPUs of one node, and 0 fit"):
             check_size(cluster, 1, 8)
 
-    def test_without_gpus_an_engine_takes_a_cpu_and_has_the_whole_model(self) -> None:
+    def test_engine_on_a_cpu_holds_the_complete_model(self) -> None:
         cluster = Cluster(gpus=(0, 0), cpus=3)
         check_size(cluster, 3, 1)
         with pytest.raises(UserError, match="one CPU, and 3 fit"):
@@ -117,7 +117,7 @@ def test_workers_of_another_version_are_refused() -> None:
 
 
 def test_a_model_that_a_node_does_not_see_is_refused() -> None:
-    with pytest.raises(UserError, match="/none is no directory on"):
+    with pytest.raises(UserError, match="/none is not a directory on"):
         model_files("/none")
 
 

@@ -37,7 +37,7 @@ def test_more_samples_keep_the_first_ones() -> None:
 
 
 def test_no_two_alike_and_none_too_large() -> None:
-    """Of two runs, twenty prompts, three points and fifty samples."""
+    """Seeds of two runs, twenty prompts, three points and fifty samples."""
     points = [SamplingPoint(t) for t in (0.7, 1.0, 1.3)]
     seeds = [
         seed

@@ -12,14 +12,14 @@ from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.errors import GenerationError
-from nemo_gdpo.generation.model import ModelFacts
+from nemo_gdpo.generation.model import ModelInfo
 from nemo_gdpo.generation.server_engine import ServerEngine
 from nemo_gdpo.io import http
 from tests.support.servers import FakeServer, completions_server
 
 from .fakes import request
 
-MODEL = ModelFacts(Path("/m"), "h", "e", 64)
+MODEL = ModelInfo(Path("/m"), "h", "e", 64)
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +70,14 @@ def test_another_servers_interface_is_openais(server: FakeServer) -> None:
     engine = _engine(server)
     (row,) = engine.generate([request("a")])
     assert set(server.bodies[0]) == {
-        "model", "prompt", "n", "seed", "temperature", "top_p", "max_tokens",
-    }  # fmt: skip
+        "model",
+        "prompt",
+        "n",
+        "seed",
+        "temperature",
+        "top_p",
+        "max_tokens",
+    }
     assert row.samples[0].token_ids is None
     assert row.samples[0].token_count == 2
     with pytest.raises(UserError, match=r"generation\.top_k: .*is not vLLM's server"):
@@ -110,7 +116,7 @@ def test_a_busy_server_is_asked_again(server: FakeServer, status: int) -> None:
     assert server.bodies[0] == server.bodies[2]
 
 
-def test_a_server_that_keeps_failing_ends_the_run_and_keeps_whole_rows(
+def test_failing_server_ends_the_run_and_keeps_complete_rows(
     server: FakeServer,
 ) -> None:
     server.fail = lambda count: 200 if count < 4 else 500
@@ -151,7 +157,7 @@ def test_mistakes_are_not_tried_again(server: FakeServer, status: int, message: 
 )
 def test_answers_that_are_none(server: FakeServer, answer: Any) -> None:
     server.answer = lambda _: answer
-    with pytest.raises(GenerationError, match="an answer that is no completion"):
+    with pytest.raises(GenerationError, match="an answer that is not a completion"):
         list(_engine(server).generate([request("a", seeds=(1,))]))
 
 

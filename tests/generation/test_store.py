@@ -65,7 +65,7 @@ def test_shards_have_so_many_rows_also_over_several_runs(tmp_path: Path) -> None
     assert _ids(tmp_path) == list("abcdefg")
 
 
-def test_a_torn_line_is_cut_away_and_made_again(tmp_path: Path) -> None:
+def test_a_torn_line_is_cut_away_and_sampled_again(tmp_path: Path) -> None:
     _fill(tmp_path, "a", "b", "c")
     shard = tmp_path / "generations-00000.jsonl"
     whole = shard.read_bytes()
@@ -148,7 +148,7 @@ def test_samples_of_another_kind_are_refused(
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
-def test_the_same_weights_may_lie_elsewhere_and_the_sweep_may_grow(tmp_path: Path) -> None:
+def test_model_path_may_change_and_sweep_may_grow(tmp_path: Path) -> None:
     _fill(tmp_path, "a")
     wanted = manifest()
     wanted["model"]["path"] = "/elsewhere"
@@ -194,8 +194,8 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
-    """With a real limit: the kernel writes what fits, then refuses."""
+def test_a_full_disk_leaves_complete_rows(tmp_path: Path) -> None:
+    """Under a real limit the kernel writes what fits, then refuses."""
     code = f"""
 import resource, signal, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The cache: batches are whole or absent, an interrupted computation goes on."""
+"""The cache: batches are complete or absent, an interrupted computation resumes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(cache: Cache, compute: Counting) -> list[float]:
     return [float(value[0]) for value in found]
 
 
-def test_an_interrupted_computation_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_computation_resumes(tmp_path: Path) -> None:
     squares = [float(n * n) for n in range(10)]
     with Cache(tmp_path / "new" / "c.sqlite") as cache, pytest.raises(KeyboardInterrupt):
         run(cache, Counting(fail_at=7))

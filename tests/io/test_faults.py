@@ -1,4 +1,4 @@
-"""Every writer of the room under the same faults: what was there stays, or the new is whole."""
+"""Every writer of the package under the same faults: the old stays, or the new is complete."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ every_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=list(WRIT
 def _in_process(*arguments: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "tests.io.writers", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -112,7 +116,7 @@ def test_a_kill_before_each_step_that_reaches_the_disk(tmp_path: Path, writer: W
         assert [] in [entry["interim"] for entry in killed]
 
 
-def test_the_contents_that_a_stop_between_two_renames_moved_away_come_back(tmp_path: Path) -> None:
+def test_stop_between_two_renames_is_recovered(tmp_path: Path) -> None:
     WRITERS["directory"].write(tmp_path / "place", "a")
     (tmp_path / "place").rename(tmp_path / ".place.old")
     stage(tmp_path / "place").discard()

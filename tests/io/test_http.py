@@ -47,11 +47,18 @@ class Wire:
 def client(*, key_variable: str | None = None, retries: int = 4) -> Client:
     return Client(
         Server(
-            url="http://host/v1/", key_variable=key_variable, timeout=5.0, retries=retries,
-            concurrency=2, setting="some.server", what="the server", check="url and model",
-            remedy="start it again", error=GoneError,
+            url="http://host/v1/",
+            key_variable=key_variable,
+            timeout=5.0,
+            retries=retries,
+            concurrency=2,
+            setting="some.server",
+            what="the server",
+            check="url and model",
+            remedy="start it again",
+            error=GoneError,
         )
-    )  # fmt: skip
+    )
 
 
 def test_pauses_double_and_a_server_may_ask_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every writer of the room behind one interface, so that one test of faults goes through all.
+"""Every writer of the package behind one interface, so that one test of faults goes through all.
 
 python -m tests.io.writers kill NAME DIRECTORY       kills it before each step that reaches the disk
 python -m tests.io.writers limit NAME DIRECTORY N    writes with files limited to N bytes
@@ -204,7 +204,7 @@ def hidden(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name.startswith("."))
 
 
-# --- in processes of their own ---------------------------------------------------------------
+# --- in separate processes ------------------------------------------------------------------
 
 
 def _die_at(step: int) -> None:

@@ -40,7 +40,7 @@ def test_rank_0_speaks_for_all(
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_a_stop_without_words_is_silent(capsys: Capture) -> None:
+def test_a_stop_without_a_message_is_silent(capsys: Capture) -> None:
     assert guarded(_raises(Stopped())) == 75
     assert capsys.readouterr().err == ""
 

@@ -145,7 +145,7 @@ def test_a_mask_or_bias_is_refused_and_not_ignored(argument: str) -> None:
         core_attention()(query, key, value, **given)
 
 
-def test_context_parallel_chunks_cover_a_sequence_and_balance_its_work() -> None:
+def test_context_parallel_chunks_cover_and_balance() -> None:
     device = torch.device("cpu")
     assert zigzag_positions(8, 0, 2, device).tolist() == [0, 1, 6, 7]
     assert zigzag_positions(8, 1, 2, device).tolist() == [2, 3, 4, 5]

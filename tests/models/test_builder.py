@@ -20,7 +20,7 @@ def test_an_unknown_activation_is_refused_by_name() -> None:
         transformer_config(activation="gelu_fast")
 
 
-def test_dropout_is_off_and_losses_are_divided_by_the_number_of_pairs() -> None:
+def test_no_dropout_and_loss_averaged_over_pairs() -> None:
     config = transformer_config()
     assert config.hidden_dropout == config.attention_dropout == 0.0
     assert config.calculate_per_token_loss
@@ -70,8 +70,12 @@ def test_windows_count_without_the_query_itself_and_go_by_layer() -> None:
 
 
 def test_the_factor_of_yarn_is_squared_into_the_scale() -> None:
-    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
-               "attention_factor": 1.5}  # fmt: skip
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "attention_factor": 1.5,
+    }
     assert transformer_config().softmax_scale == pytest.approx(8**-0.5)
     found = transformer_config(rotary_scaling=scaling, softmax_scale=0.2).softmax_scale
     assert found == pytest.approx(0.2 * 2.25)

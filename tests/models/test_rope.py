@@ -87,9 +87,12 @@ def test_dynamic_scaling_goes_by_the_longest_sequence(length: int) -> None:
     """128 positions are the model's own."""
     scaling = {"rope_type": "dynamic", "factor": 3.0}
     config = LlamaConfig(
-        hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=128,
+        hidden_size=512,
+        num_attention_heads=4,
+        head_dim=128,
+        max_position_embeddings=128,
         rope_parameters={**scaling, "rope_theta": 10000.0},
-    )  # fmt: skip
+    )
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, torch.device("cpu"), seq_len=length)
     model = replace(MODEL, kv_channels=128, max_position_embeddings=128, rotary_scaling=scaling)
     found = inverse_frequencies(model, length)

@@ -66,7 +66,7 @@ def test_every_eos_that_counts_has_a_gradient(name: str) -> None:
 
 
 @EVERY_FORM
-def test_the_label_column_is_no_substitute(name: str) -> None:
+def test_the_label_column_is_not_a_substitute(name: str) -> None:
     """With labels in place of the EOS column, on either side, the loss is another one."""
     policy, reference, _ = random_batch((3, 5), (4, 2))
     objective = GDPO_FORMS[name]

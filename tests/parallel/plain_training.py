@@ -39,7 +39,7 @@ class Trajectory:
     """Sums of each pair's policy log-probs, by side."""
     queried: list[list[float]] = field(default_factory=list)
     gradient: dict[str, Tensor] = field(default_factory=dict)
-    """Of the first batch, under transformers' names."""
+    """Gradients of the first batch, under transformers' names."""
 
 
 def columns(

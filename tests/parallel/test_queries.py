@@ -72,7 +72,7 @@ def test_ranks_really_ask_for_unequal_numbers(world: World, size: int, key: str)
 
 
 def test_a_pair_is_really_asked_about_twice(world: World) -> None:
-    """In two epochs; it counts once."""
+    """A pair asked about in two epochs counts once."""
     result = world(1)["adpo/tied/plain"]
     answers = sum(sum(values["queried"]) for values in result["per_pair"])
     assert 0 < result["entries"][-1]["adpo/queries_total"] < answers

@@ -33,7 +33,7 @@ class Result:
 
 @contextlib.contextmanager
 def started(verb: str, *overrides: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process of its own; killed with its ranks if a test fails."""
+    """The command line in a separate process; killed with its ranks if a test fails."""
     process = subprocess.Popen(
         [sys.executable, "-m", "nemo_gdpo.cli", verb, *overrides],
         stdout=subprocess.PIPE,

@@ -37,7 +37,7 @@ PROMPTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a training run left its model."""
+    """Directory in which a training run left its model."""
 
     output: Path
     data: Path
@@ -66,7 +66,7 @@ class Trained:
             return self.model(torch.tensor([token_ids])).logits[0]
 
     def overrides(self, output: Path, *more: str) -> list[str]:
-        """Of `nemo-gdpo generate`: four prompts at two temperatures, four answers each."""
+        """Arguments of `generate`: four prompts at two temperatures, four answers each."""
         return [
             f"model.restore_from_path={self.hf}",
             f"data.prompts_path={self.prompts}",
@@ -92,7 +92,7 @@ def rows(directory: Path) -> Rows:
 
 
 def generate(*overrides: str) -> Result:
-    """The command, in a process of its own."""
+    """The command, in a separate process."""
     return cli("generate", *overrides)
 
 

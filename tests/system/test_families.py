@@ -25,9 +25,12 @@ CASES = {
 def save_with_tokenizer(kind: str, directory: Path) -> Path:
     """A model of the zoo with a Gemma-like tokenizer and chat template."""
     tokenizer = build_tokenizer(
-        bos="<bos>", eos="<eos>", extra=["<start_of_turn>", "<end_of_turn>"], template=GEMMA,
+        bos="<bos>",
+        eos="<eos>",
+        extra=["<start_of_turn>", "<end_of_turn>"],
+        template=GEMMA,
         adds_bos=True,
-    )  # fmt: skip
+    )
     stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     model = models.build(kind, vocab_size=len(tokenizer), eos_token_id=stop)
     model.generation_config = GenerationConfig(eos_token_id=stop)

@@ -41,7 +41,7 @@ def _mount(*arguments: str) -> None:
 
 @pytest.fixture
 def small_disk(root: Path) -> Iterator[Path]:
-    """`output/checkpoints` on a file system of its own; its size is set by remounting."""
+    """`output/checkpoints` on a separate file system; its size is set by remounting."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small file system")
     place = root / "output" / "checkpoints"
@@ -52,7 +52,7 @@ def small_disk(root: Path) -> Iterator[Path]:
 
 
 def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_disk: Path) -> None:
-    """Start, fill up, go read-only, mend: one run through all of it."""
+    """Start, fill up, go read-only, fix: one run through all of it."""
     output = small_disk.parent
     train = ["train", *common(model, data, output, *steps(6), "trainer.save_interval=3")]
 
@@ -60,25 +60,28 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
         return ["!", "sh", "-euc", f"cd {small_disk}; {script}"]
 
     state, abandoned = "ls -A; cat latest", ".step_00000006.node-1-0a1b2c3d.tmp"
-    done = several(root / "logs-disk", {
-        "begun": train,
-        # Room for half a checkpoint beside the first.
-        "shrink": shell(
-            "rm -r step_00000006; echo step_00000003 > latest; "
-            "used=$(df -B1 --output=used . | tail -1); "
-            "mount -o remount,size=$((used + used / 2)) ."
-        ),
-        "full": train,
-        "after_full": shell(
-            f"{state}; mkdir -p {abandoned}/dist; touch {abandoned}/.lock; "
-            "mount -o remount,ro,size=64m ."
-        ),
-        "read_only": train,
-        "after_read_only": shell(f"{state}; mount -o remount,rw ."),
-        "mended": train,
-        "end": shell(state),
-    })  # fmt: skip
-    for name in ("begun", "shrink", "after_full", "after_read_only", "mended", "end"):
+    done = several(
+        root / "logs-disk",
+        {
+            "begun": train,
+            # Space for half a checkpoint beside the first.
+            "shrink": shell(
+                "rm -r step_00000006; echo step_00000003 > latest; "
+                "used=$(df -B1 --output=used . | tail -1); "
+                "mount -o remount,size=$((used + used / 2)) ."
+            ),
+            "full": train,
+            "after_full": shell(
+                f"{state}; mkdir -p {abandoned}/dist; touch {abandoned}/.lock; "
+                "mount -o remount,ro,size=64m ."
+            ),
+            "read_only": train,
+            "after_read_only": shell(f"{state}; mount -o remount,rw ."),
+            "fixed": train,
+            "end": shell(state),
+        },
+    )
+    for name in ("begun", "shrink", "after_full", "after_read_only", "fixed", "end"):
         assert done[name].status == 0, f"{name}: {done[name].err}"
     for name, reason in (("full", "MiB are free"), ("read_only", "Read-only file system")):
         assert done[name].status == 1, done[name].err
@@ -91,7 +94,7 @@ def test_full_and_read_only_disks(root: Path, model: Path, data: Path, small_dis
     # Half a checkpoint does not keep the disk full, and `latest` has not moved.
     assert done["after_full"].out.split() == ["latest", "step_00000003", "step_00000003"]
     assert done["after_read_only"].out.split()[-1] == "step_00000003"
-    assert "resumed step_00000003: 3 of 6 steps" in done["mended"].out
+    assert "resumed step_00000003: 3 of 6 steps" in done["fixed"].out
     left = ["latest", "step_00000003", "step_00000006", "step_00000006"]
     assert done["end"].out.split() == left
     assert [entry["step"] for entry in metrics(output)] == [*range(6)]

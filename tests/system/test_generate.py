@@ -66,9 +66,13 @@ def test_ends_and_texts(trained: Trained, sampled: Sampled) -> None:
     seen = set()
     for row in sampled.rows.values():
         samples = zip(
-            row["token_ids"], row["finish_reasons"], row["stop_reasons"], row["outputs"],
-            row["token_counts"], strict=True,
-        )  # fmt: skip
+            row["token_ids"],
+            row["finish_reasons"],
+            row["stop_reasons"],
+            row["outputs"],
+            row["token_counts"],
+            strict=True,
+        )
         for ids, finish_reason, stop_reason, text, count in samples:
             seen.add(finish_reason)
             assert count == len(ids) <= MAX_TOKENS
@@ -83,7 +87,7 @@ def test_ends_and_texts(trained: Trained, sampled: Sampled) -> None:
 
 
 def test_log_probs_are_transformers(trained: Trained, sampled: Sampled) -> None:
-    """Of the model as it is, also at temperature 0.7."""
+    """Log-probs of the model itself, also at temperature 0.7."""
     for row in sampled.rows.values():
         prompt = row["prompt_token_ids"]
         for ids, found, total in zip(
@@ -146,7 +150,7 @@ def _first_token_counts(row: dict[str, Any], vocabulary: int) -> torch.Tensor:
 def test_samples_follow_the_distribution(trained: Trained, tmp_path: Path) -> None:
     """First tokens of 600 answers against softmax(z / temperature), cut to the 6 likeliest.
 
-    Seeds are fixed, so this is no game of chance. Shared or neighbouring draws would fail it.
+    Seeds are fixed, so chance plays no part. Shared or neighbouring draws would fail it.
     """
     count, top_k = 600, 6
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "x", "prompt": PROMPTS["one"]}])
@@ -237,7 +241,7 @@ def test_killed_stopped_and_resumed_is_uninterrupted(
         assert found[key]["finish_reasons"] == row["finish_reasons"]
         for one, other in zip(found[key]["token_logprobs"], row["token_logprobs"], strict=True):
             assert one == pytest.approx(other, abs=1e-5)
-    assert all(found[key] == row for key, row in before.items())  # nothing was made again
+    assert all(found[key] == row for key, row in before.items())  # nothing was sampled again
 
 
 def test_nothing_to_do_starts_no_engine(trained: Trained, sampled: Sampled) -> None:

@@ -42,11 +42,16 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
     """One process; `dpo` converts the model, `from_ready` finds that, others read it directly."""
     held_out = write_jsonl(root / "validation.jsonl", pairs(6, seed=9))
     cases = {
-        "dpo": ["train", *common(model, data, root / "dpo", "objective=dpo", *steps(4)),
-                "export_hf=true", f"data.validation_path={held_out}",
-                "trainer.val_check_interval=2", "logger.tensorboard=true",
-                "model.cache_converted=true"],
-    }  # fmt: skip
+        "dpo": [
+            "train",
+            *common(model, data, root / "dpo", "objective=dpo", *steps(4)),
+            "export_hf=true",
+            f"data.validation_path={held_out}",
+            "trainer.val_check_interval=2",
+            "logger.tensorboard=true",
+            "model.cache_converted=true",
+        ],
+    }
     for name, chosen in {
         "ipo": ["objective=ipo"],
         "spl": ["objective=spl", "objective.alpha=0.2"],
@@ -57,8 +62,10 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
         "gdpo_db": ["objective=gdpo", "objective.balance=db", "export_hf=true"],
     }.items():
         cases[name] = ["train", *common(model, data, root / name, *chosen, *steps(4))]
-    cases["resident"] = ["train", *common(model, data, root / "resident", "objective=gdpo",
-                                          "reference=resident", *steps(4))]  # fmt: skip
+    cases["resident"] = [
+        "train",
+        *common(model, data, root / "resident", "objective=gdpo", "reference=resident", *steps(4)),
+    ]
     # The same run from data and reference that were made ahead of it.
     ahead = root / "ahead"
     prepared = ["objective=gdpo", f"data.validation_path={held_out}"]
@@ -72,8 +79,18 @@ def runs(root: Path, model: Path, data: Path) -> dict[str, Result]:
         "reference",
         *common(model, data, ahead / "run", "objective=gdpo", *ready),
     ]
-    cases["from_ready"] = ["train", *common(model, data, ahead / "run", "objective=gdpo", *ready,
-                                            "model.cache_converted=true", *steps(4))]  # fmt: skip
+    cases["from_ready"] = [
+        "train",
+        *common(
+            model,
+            data,
+            ahead / "run",
+            "objective=gdpo",
+            *ready,
+            "model.cache_converted=true",
+            *steps(4),
+        ),
+    ]
     done = several(root / "output", cases)
     for name, result in done.items():
         assert result.status == 0, f"{name}: {result.out[-500:]}\n{result.err[-3000:]}"
@@ -170,10 +187,10 @@ def test_cached_and_resident_reference_train_alike(runs: dict[str, Result], root
         assert left == pytest.approx(right, rel=1e-5, abs=1e-5)
 
 
-def test_prepared_data_and_a_ready_reference_train_as_the_file_does(
+def test_prepared_data_and_cached_reference_train_equally(
     runs: dict[str, Result], root: Path
 ) -> None:
-    """To the bit, although `gdpo` and the reference read the model directly."""
+    """Equal to the bit, although `gdpo` and the reference read the model directly."""
     run = runs["from_ready"]
     assert "reference train: reused" in run.out
     assert "reference validation: reused" in run.out

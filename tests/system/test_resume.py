@@ -108,10 +108,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(root: Path, model: Path, data: Path) -> dict[str, Path]:
     """Uninterrupted runs on one rank: plain, and with the distributed optimizer."""
     outputs = {"plain": root / "plain", "distributed": root / "distributed"}
-    done = several(root / "logs-whole", {
-        "plain": ["train", *run(model, data, outputs["plain"], "export_hf=true")],
-        "distributed": ["train", *run(model, data, outputs["distributed"], *DISTRIBUTED)],
-    })  # fmt: skip
+    done = several(
+        root / "logs-whole",
+        {
+            "plain": ["train", *run(model, data, outputs["plain"], "export_hf=true")],
+            "distributed": ["train", *run(model, data, outputs["distributed"], *DISTRIBUTED)],
+        },
+    )
     for name, result in done.items():
         assert result.status == 0, f"{name}: {result.err[-3000:]}"
     return outputs
@@ -140,25 +143,36 @@ def one_rank(
     other_model = save_model(root / "other-model", seed=8)
     # A fresh reference each: the caches' own refusal is tested elsewhere.
     fresh = {name: f"reference_cache_dir={root / 'fresh' / name}" for name in outputs}
-    done = several(root / "logs", {
-        "damaged": ["train", *run(model, data, outputs["damaged"], "export_hf=true")],
-        "distributed_resumed":
-            ["train", *run(model, data, outputs["distributed_resumed"], *DISTRIBUTED, CONVERTED)],
-        "other_data": ["train", *run(model, other_data, outputs["other_data"],
-                                     fresh["other_data"])],
-        "other_objective": ["train", *run(model, data, outputs["other_objective"],
-                                          "objective.gamma=0.06")],
-        "other_model": ["train", *run(other_model, data, outputs["other_model"],
-                                      fresh["other_model"])],
-        "complete": ["train", *run(model, data, outputs["complete"])],
-    })  # fmt: skip
+    done = several(
+        root / "logs",
+        {
+            "damaged": ["train", *run(model, data, outputs["damaged"], "export_hf=true")],
+            "distributed_resumed": [
+                "train",
+                *run(model, data, outputs["distributed_resumed"], *DISTRIBUTED, CONVERTED),
+            ],
+            "other_data": [
+                "train",
+                *run(model, other_data, outputs["other_data"], fresh["other_data"]),
+            ],
+            "other_objective": [
+                "train",
+                *run(model, data, outputs["other_objective"], "objective.gamma=0.06"),
+            ],
+            "other_model": [
+                "train",
+                *run(other_model, data, outputs["other_model"], fresh["other_model"]),
+            ],
+            "complete": ["train", *run(model, data, outputs["complete"])],
+        },
+    )
     return done, outputs
 
 
 Resumed = tuple[dict[str, Result], dict[str, Path]]
 
 
-def test_damaged_checkpoints_are_named_and_the_newest_whole_one_goes_on(
+def test_resume_names_and_skips_damaged_checkpoints(
     one_rank: Resumed, whole: dict[str, Path]
 ) -> None:
     result, output = one_rank[0]["damaged"], one_rank[1]["damaged"]
@@ -258,10 +272,14 @@ def test_sigterm_on_one_rank(root: Path, model: Path, data: Path, whole: dict[st
 def test_sigusr1_on_two_pipeline_ranks(root: Path, model: Path, data: Path) -> None:
     output, uninterrupted = root / "pp2-stopped", root / "pp2"
     stopped_at(model, data, output, signal.SIGUSR1, *PP2, *DISTRIBUTED)
-    done = several(root / "logs-pp2", {
-        "resumed": ["train", *run(model, data, output, *PP2, *DISTRIBUTED)],
-        "whole": ["train", *run(model, data, uninterrupted, *PP2, *DISTRIBUTED)],
-    }, ranks=2)  # fmt: skip
+    done = several(
+        root / "logs-pp2",
+        {
+            "resumed": ["train", *run(model, data, output, *PP2, *DISTRIBUTED)],
+            "whole": ["train", *run(model, data, uninterrupted, *PP2, *DISTRIBUTED)],
+        },
+        ranks=2,
+    )
     for result in done.values():
         assert result.status == 0, result.err
     assert_same_run(output, uninterrupted)

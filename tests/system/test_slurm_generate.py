@@ -50,7 +50,7 @@ def _wait_until(condition: Callable[[], bool], log: Path) -> None:
 
 
 def _nodes(log: Path) -> list[str]:
-    """On which an engine came up."""
+    """Nodes on which an engine came up."""
     found = re.findall(r"engine \d of 2 is up on (\w+),", log.read_text() if log.exists() else "")
     return sorted(found)
 

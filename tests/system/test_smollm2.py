@@ -76,9 +76,13 @@ def test_two_hundred_greedy_tokens(hf: Path, megatron: Path, policy: Any) -> Non
     """
     prompt = chat(hf, QUESTIONS[1])
     text = policy.generate(
-        prompt[None], do_sample=False, max_new_tokens=GREEDY, min_new_tokens=GREEDY,
-        eos_token_id=None, pad_token_id=0,
-    )[0]  # fmt: skip
+        prompt[None],
+        do_sample=False,
+        max_new_tokens=GREEDY,
+        min_new_tokens=GREEDY,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0]
     assert len(text) == len(prompt) + GREEDY
     logits_SV = megatron_logits(megatron, [text])[0]
     assert torch.equal(logits_SV[len(prompt) - 1 : -1].argmax(-1), text[len(prompt) :])
@@ -98,23 +102,40 @@ def test_two_training_steps(hf: Path, megatron: Path, tmp_path: Path) -> None:
     weight. Adam's first step moves each weight by the learning rate in the direction of its
     gradient's sign, so that rounding shows where a gradient is zero within rounding.
     """
-    answers = [("Light is scattered by the air.", "Because it is painted."),
-               ("The lamp burned all night.", "I do not know any stories.")]  # fmt: skip
+    answers = [
+        ("Light is scattered by the air.", "Because it is painted."),
+        ("The lamp burned all night.", "I do not know any stories."),
+    ]
     rows = [
-        {"prompt": [{"role": "user", "content": question}],
-         "chosen": [{"role": "assistant", "content": good}],
-         "rejected": [{"role": "assistant", "content": bad}]}
+        {
+            "prompt": [{"role": "user", "content": question}],
+            "chosen": [{"role": "assistant", "content": good}],
+            "rejected": [{"role": "assistant", "content": bad}],
+        }
         for question, (good, bad) in zip(QUESTIONS, answers, strict=True)
-    ]  # fmt: skip
+    ]
     data = write_jsonl(tmp_path / "pairs.jsonl", rows)
     done = cli(
-        "train", "objective=dpo", f"objective.beta={BETA}", f"model.restore_from_path={megatron}",
-        f"data.train_path={data}", f"output_dir={tmp_path / 'run'}", "model.global_batch_size=2",
-        "model.micro_batch_size=2", "trainer.max_steps=2", "trainer.max_epochs=null",
-        "data.max_length=128", "data.max_prompt_length=64", f"optim.lr={RATE}",
-        "optim.weight_decay=0", "optim.betas=[0.9,0.95]", "optim.sched.name=constant",
-        "optim.sched.warmup_steps=0", "trainer.gradient_clip_val=null", *QUIET,
-    )  # fmt: skip
+        "train",
+        "objective=dpo",
+        f"objective.beta={BETA}",
+        f"model.restore_from_path={megatron}",
+        f"data.train_path={data}",
+        f"output_dir={tmp_path / 'run'}",
+        "model.global_batch_size=2",
+        "model.micro_batch_size=2",
+        "trainer.max_steps=2",
+        "trainer.max_epochs=null",
+        "data.max_length=128",
+        "data.max_prompt_length=64",
+        f"optim.lr={RATE}",
+        "optim.weight_decay=0",
+        "optim.betas=[0.9,0.95]",
+        "optim.sched.name=constant",
+        "optim.sched.warmup_steps=0",
+        "trainer.gradient_clip_val=null",
+        *QUIET,
+    )
     assert done.status == 0, done.err
     entries = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

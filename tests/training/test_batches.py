@@ -36,9 +36,14 @@ PAIRS = [pair(number) for number in range(4)]
 
 def layout(**sizes: int | bool) -> ParallelLayout:
     settings = {
-        "tensor": 1, "pipeline": 1, "virtual_pipeline": None, "context": 1,
-        "sequence_parallel": False, "recompute": None, "vocab_divisible_by": 128,
-    }  # fmt: skip
+        "tensor": 1,
+        "pipeline": 1,
+        "virtual_pipeline": None,
+        "context": 1,
+        "sequence_parallel": False,
+        "recompute": None,
+        "vocab_divisible_by": 128,
+    }
     return ParallelLayout(**(settings | sizes))  # type: ignore[arg-type]
 
 
@@ -96,7 +101,7 @@ def test_data_parallel_ranks_share_a_global_batch() -> None:
     seen = []
     for rank in range(2):
         for batch in builder(rank=rank, size=2, micro=1).build([3, 1, 0, 2], None):
-            (slot,) = batch.slot_B.tolist()
+            (slot,) = batch.batch_index_B.tolist()
             seen.append((slot, *chosen_pairs(batch)))
             # Rank 0 has short pairs only in some batches; the length is the batch's nonetheless.
             assert batch.inputs[0].shape[1] == 24
@@ -105,8 +110,8 @@ def test_data_parallel_ranks_share_a_global_batch() -> None:
 
 def test_a_sentinel_is_laid_out_but_weighs_nothing() -> None:
     (first, second) = builder().build([2, 0, 1, -1], None)
-    assert first.slot_B.tolist() == [0, 1]
-    assert second.slot_B.tolist() == [2, -1]
+    assert first.batch_index_B.tolist() == [0, 1]
+    assert second.batch_index_B.tolist() == [2, -1]
     assert second.weight_B.tolist() == [1.0, 0.0]
     # Any real pair of the batch stands in.
     assert chosen_pairs(second) == ["p1", "p2"]

@@ -24,7 +24,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return make(tmp_path / "step_00000001")
 
 
-def test_a_whole_one_has_no_reason(checkpoint: Path) -> None:
+def test_a_complete_one_has_no_reason(checkpoint: Path) -> None:
     assert why_invalid(checkpoint) is None
     listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
     assert sorted(listed) == ["dist/a.distcp", "trainer_state.json"]
@@ -52,7 +52,7 @@ def test_a_damaged_manifest_is_a_reason(checkpoint: Path, content: str) -> None:
     assert why_invalid(checkpoint) == "its manifest.json is damaged"
 
 
-def test_the_newest_whole_one_is_found_by_number(tmp_path: Path) -> None:
+def test_the_newest_complete_one_is_found_by_number(tmp_path: Path) -> None:
     for step in (9, 10, 100, 1000):
         make(step_directory(tmp_path, step))
     (step_directory(tmp_path, 1000) / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""A reference cache is used whole and by its own run, or not at all."""
+"""A reference cache is used complete and by its own run, or not at all."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_foreign_cache_is_refused_by_the_field_that_differs(
     assert "reference_cache_dir" in str(caught.value)
 
 
-def test_an_interrupted_attempt_is_no_cache_and_is_begun_again(tmp_path: Path) -> None:
+def test_interrupted_cache_is_restarted(tmp_path: Path) -> None:
     directory = tmp_path / "train"
     write(directory, [0, 1, 2]).leave()
     assert not directory.exists()

@@ -114,7 +114,7 @@ def test_figures_by_hand() -> None:
 @pytest.mark.parametrize(
     "objective", [GDPO(reward="tokenwise", balance="db"), GDPO(eos_temperature=0.1)]
 )
-def test_no_closed_form_where_equality_is_no_balance(objective: GDPO) -> None:
+def test_no_closed_form_where_equality_is_not_balance(objective: GDPO) -> None:
     assert objective.loss_at_reference(inputs()) is None
 
 
@@ -157,7 +157,7 @@ def test_adpo_must_ask_for_everything() -> None:
         check_step0_loss(ADPO(), inputs(), found, IDS, exact=True)
 
 
-def test_low_precision_has_room_for_rounding_but_not_for_another_model() -> None:
+def test_low_precision_tolerance() -> None:
     policy = batch()
     policy.chosen.label_NT[2, 0] += 0.05
     check_step0_loss(DPO(), inputs(), values(DPO(), policy, batch()), IDS, exact=False)

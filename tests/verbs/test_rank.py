@@ -32,7 +32,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (UserError("data.train_path=x: there is no such file"), EXIT_USER_ERROR),
+        (UserError("data.train_path=x: file not found"), EXIT_USER_ERROR),
         (Step0MismatchError("step 0: two models"), EXIT_FAILED),
         (NotFiniteError("step 3: pairs a, b"), EXIT_FAILED),
         (ReferenceWriteError("the reference cache r could not be written"), EXIT_FAILED),

@@ -96,10 +96,14 @@ def main(argv: list[str] | None = None) -> int:
         _material(world, options, sorted({job.seed for job in todo}))
         with _Signals(world):
             outcome = execute(
-                todo, costs, lambda job: run_job(job, world),
-                workers=workers, budget=options.hours * 3600 - (time.monotonic() - begun),
-                done=_known(todo, world), say=say,
-            )  # fmt: skip
+                todo,
+                costs,
+                lambda job: run_job(job, world),
+                workers=workers,
+                budget=options.hours * 3600 - (time.monotonic() - begun),
+                done=_known(todo, world),
+                say=say,
+            )
         return _finish(outcome, world, options, workers)
     except UserError as error:
         print(f"experiment: error: {error}", file=sys.stderr)
@@ -135,7 +139,7 @@ def _known(todo: list[Job], world: World) -> dict[Job, dict[str, object]]:
 def show_plan(
     todo: list[Job], costs: Costs, workers: int, hours: float, done: frozenset[Job]
 ) -> None:
-    """What is going to be done, in which order, and what does not fit."""
+    """Print the plan: the jobs, their order, and those that do not fit."""
     lines = plan(todo, costs, workers=workers, budget=hours * 3600, done=done)
     say(f"{'job':28}{'begins':>8}{'ends':>8}")
     for line in lines:
@@ -235,7 +239,7 @@ def _finish(outcome: Outcome, world: World, options: argparse.Namespace, workers
 
 
 def _notes(outcome: Outcome, world: World, options: argparse.Namespace, workers: int) -> list[str]:
-    """What a reader has to know: machine, model, what is missing."""
+    """Notes for the reader: machine, model, what is missing."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

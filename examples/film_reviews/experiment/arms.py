@@ -30,7 +30,7 @@ class Arm:
     """Trains on as many random pairs as this arm asked labels for."""
 
     def overrides(self) -> list[str]:
-        """For `nemo-gdpo train`."""
+        """Overrides for `nemo-gdpo train`."""
         rest = dict(self.objective)
         name = rest.pop("name")
         return [f"objective={name}", *(f"objective.{key}={_text(v)}" for key, v in rest.items())]
@@ -77,7 +77,7 @@ ARMS = (
         cache="label+eos+tempered",
     ),
 )
-"""In the order of their importance. ADPO stands before the arm that takes its number of labels."""
+"""All arms, by importance. ADPO stands before the arm that takes its number of labels."""
 BY_NAME = {arm.name: arm for arm in ARMS}
 
 

@@ -115,11 +115,11 @@ def plan(
 
 @dataclass
 class Outcome:
-    """What came of a schedule."""
+    """Result of a schedule."""
 
     done: dict[Job, dict[str, Any]]
     left_out: list[Job]
-    """For want of time."""
+    """Jobs left out for want of time."""
     failed: dict[Job, str]
 
 

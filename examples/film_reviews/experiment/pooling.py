@@ -1,4 +1,4 @@
-"""From one evaluation a job to one of arms: seeds of an arm become one run.
+"""Pools one evaluation a job into one of arms: seeds of an arm become one run.
 
 A prompt's value is the mean over seeds. Intervals draw seeds and prompts anew, both with
 replacement, so that they cover another training as far as so few seeds can tell.
@@ -92,7 +92,7 @@ def in_order(results: Results) -> Results:
 
 
 def refuse_other_prompts(found: Mapping[str, Mapping[int, Results]]) -> None:
-    """What is paired has to have the same prompts in the same order.
+    """Refuse to pair runs whose prompts or their order differ.
 
     Raises:
         ValueError: naming the arm and the seed.

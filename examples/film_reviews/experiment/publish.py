@@ -40,7 +40,7 @@ COLUMNS = (
     ("metric", "kl_token"),
     ("metric", "valid"),
 )
-"""Of the first table; the second has the rest."""
+"""Columns of the first table; the second has the rest."""
 
 
 def publish(
@@ -75,7 +75,7 @@ def publish(
         "settings": settings.plain(),
         "notes": list(notes),
         "arms": {name: {**BY_NAME[name].objective, "seeds": sorted(found[name])} for name in found},
-        "jobs": {job.name: _job_facts(facts) for job, facts in noted.items()},
+        "jobs": {job.name: _job_record(facts) for job, facts in noted.items()},
         "verdicts": [dataclasses.asdict(verdict) for verdict in judged],
         "pooled": json.loads(pooled.to_json()) | {"samples": []},
         "frontiers": json.loads((run_dir / "frontier.json").read_text())["frontiers"],
@@ -91,7 +91,7 @@ def publish(
 
 
 def _relative(value: Any, run_dir: Path) -> Any:
-    """Paths as seen from `run_dir`: where that is on one machine is nobody's business."""
+    """Paths as seen from `run_dir`: where they lie on one machine does not matter."""
     if isinstance(value, dict):
         return {key: _relative(inner, run_dir) for key, inner in value.items()}
     if isinstance(value, list):
@@ -99,7 +99,7 @@ def _relative(value: Any, run_dir: Path) -> Any:
     return value.replace(f"{run_dir}/", "") if isinstance(value, str) else value
 
 
-def _job_facts(noted: Mapping[str, Any]) -> dict[str, Any]:
+def _job_record(noted: Mapping[str, Any]) -> dict[str, Any]:
     last = noted.get("last_step", {})
     kept = ("loss", "grad_norm", "rewards/margins", "adpo/queries_total", "adpo/query_rate")
     return {
@@ -282,7 +282,7 @@ def _jobs(noted: Mapping[Job, Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for job, facts in noted.items():
-        short = _job_facts(facts)
+        short = _job_record(facts)
         asked = short.get("adpo/queries_total")
         cells = [
             job.name,

@@ -38,13 +38,20 @@ class Settings:
     resamples: int = 2000
 
     def plain(self) -> dict[str, Any]:
-        """For manifests and the report."""
+        """Plain values for manifests and the report."""
         return asdict(self)
 
 
 FULL = Settings()
 QUICK = Settings(
-    updates=2, pairs=8, batch=4, warmup=0, temperatures=(0.7, 1.3), samples=3, max_tokens=8,
-    prompts=3, resamples=200,
-)  # fmt: skip
-"""To try the program, not the methods."""
+    updates=2,
+    pairs=8,
+    batch=4,
+    warmup=0,
+    temperatures=(0.7, 1.3),
+    samples=3,
+    max_tokens=8,
+    prompts=3,
+    resamples=200,
+)
+"""Settings to try the program, not the methods."""

@@ -75,7 +75,7 @@ class Children:
         if self.stopped:
             raise StoppedError
         if status:
-            raise StageError(f"status {status}: {_last_words(log)} (whole output: {log})")
+            raise StageError(f"status {status}: {_last_words(log)} (complete output: {log})")
 
 
 def _last_words(log: Path) -> str:
@@ -96,7 +96,7 @@ class World:
     """The same, converted."""
     prompts: Path
     train_overrides: tuple[str, ...] = ()
-    """Of the machine: mesh, precision, logger."""
+    """Settings of the machine: mesh, precision, logger."""
     generate_overrides: tuple[str, ...] = ()
     keep_models: bool = False
     children: Children = field(default_factory=Children)
@@ -125,7 +125,7 @@ class World:
 
 
 def identity(job: Job, world: World) -> dict[str, Any]:
-    """What has to be the same for a finished job to count."""
+    """Settings that have to be the same for a finished job to count."""
     plain: dict[str, Any] = json.loads(
         json.dumps(
             {
@@ -149,7 +149,7 @@ def model_stamp(directory: Path) -> str:
 
 
 def finished(job: Job, world: World) -> dict[str, Any] | None:
-    """What a finished job noted, or None."""
+    """Notes of a finished job, or None."""
     path = world.job_dir(job) / DONE
     if not path.is_file():
         return None
@@ -158,7 +158,7 @@ def finished(job: Job, world: World) -> dict[str, Any] | None:
 
 
 def run_job(job: Job, world: World) -> dict[str, Any]:
-    """All stages; returns what was noted, seconds of each stage among it.
+    """Run all stages; returns what was noted, seconds of each stage among it.
 
     Raises:
         StageError: a command failed.
@@ -232,19 +232,24 @@ def _train_overrides(job: Job, world: World, train_path: Path) -> list[str]:
         else world.run_dir / "reference" / f"seed-{job.seed}" / job.arm.cache.replace("+", "-")
     )
     return [
-        "experiment=demo", *job.arm.overrides(),
+        "experiment=demo",
+        *job.arm.overrides(),
         f"model.restore_from_path={world.megatron}",
         f"data.train_path={train_path}",
         f"data.validation_path={world.data_dir(job.seed) / 'validation.jsonl'}",
-        f"data.seed={job.seed}", f"seed={job.seed}",
+        f"data.seed={job.seed}",
+        f"seed={job.seed}",
         f"model.global_batch_size={settings.batch}",
         f"model.micro_batch_size={settings.micro_batch}",
-        f"optim.lr={settings.learning_rate}", f"optim.sched.warmup_steps={settings.warmup}",
-        f"trainer.max_steps={settings.updates}", "trainer.max_epochs=null",
+        f"optim.lr={settings.learning_rate}",
+        f"optim.sched.warmup_steps={settings.warmup}",
+        f"trainer.max_steps={settings.updates}",
+        "trainer.max_epochs=null",
         "logger.tensorboard=false",
-        f"reference_cache_dir={cache}", f"output_dir={world.job_dir(job) / 'train'}",
+        f"reference_cache_dir={cache}",
+        f"output_dir={world.job_dir(job) / 'train'}",
         *world.train_overrides,
-    ]  # fmt: skip
+    ]
 
 
 def _reference(job: Job, world: World, train_path: Path) -> None:
@@ -276,13 +281,17 @@ def _generate(job: Job, world: World, model: Path) -> None:
     settings = world.settings
     temperatures = ",".join(str(t) for t in settings.temperatures)
     world.command(
-        world.job_dir(job) / "generate.log", "generate",
-        f"model.restore_from_path={model}", f"data.prompts_path={world.prompts}",
+        world.job_dir(job) / "generate.log",
+        "generate",
+        f"model.restore_from_path={model}",
+        f"data.prompts_path={world.prompts}",
         f"generation.num_samples={settings.samples}",
         f"generation.temperature=[{temperatures}]",
-        f"generation.max_tokens={settings.max_tokens}", f"generation.seed={job.seed}",
-        f"output_dir={world.job_dir(job) / 'generations'}", *world.generate_overrides,
-    )  # fmt: skip
+        f"generation.max_tokens={settings.max_tokens}",
+        f"generation.seed={job.seed}",
+        f"output_dir={world.job_dir(job) / 'generations'}",
+        *world.generate_overrides,
+    )
 
 
 def _evaluate(job: Job, world: World, model: Path) -> None:

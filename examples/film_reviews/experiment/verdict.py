@@ -30,7 +30,7 @@ from examples.film_reviews.experiment.pooling import (
 from nemo_gdpo.evaluation.results import Interval, Point, Results, Sampling
 
 MARGIN = 0.05
-"""Of sentiment, which goes from -1 to 1: losing less than this counts as a comparable reward."""
+"""Margin of sentiment, from -1 to 1: losing less than this counts as a comparable reward."""
 DEGENERATE = "could not be asked: the arm looks degenerate"
 OUTSIDE = 0.2
 """Share of draws in which a curve may fail to reach the other arm's reward."""
@@ -94,7 +94,7 @@ class Comparison:
         return sorted(common)
 
     def points(self, arm: str, sampling: Sampling, seeds: Sequence[int]) -> list[Point]:
-        """Of each seed."""
+        """Values of each seed."""
         return [
             next(p for p in self.found[arm][seed].runs[0].points if p.sampling == sampling)
             for seed in seeds
@@ -337,7 +337,7 @@ def _simple(
 def _differences(
     c: Comparison, first: str, second: str, metric: str
 ) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
-    """At every setting at which both are sound, and a line for each setting."""
+    """Differences at every setting at which both are sound, and a line for each setting."""
     known = tuple(
         d
         for s in c.sound(first, second)

@@ -21,7 +21,7 @@ megatron."""
 
 @dataclass(frozen=True)
 class LogitsComparison:
-    """How far two models are apart on a set of prompts."""
+    """Differences of two models' logits on a set of prompts."""
 
     prompts: str
     """Description of the prompts."""

@@ -1,4 +1,4 @@
-"""What a comparison of two checkpoints found, for people (Markdown) and for programs (JSON)."""
+"""Report of a comparison of two checkpoints, for people (Markdown) and for programs (JSON)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Comparison:
         }
 
     def lines(self) -> list[str]:
-        """What was found, for the terminal."""
+        """Lines of the result, for the terminal."""
         found = [f"architecture differs: {line}" for line in self.tensors.config_differences]
         found += [difference.line() for difference in self.tensors.differences[:_SHOWN]]
         more = len(self.tensors.differences) - _SHOWN

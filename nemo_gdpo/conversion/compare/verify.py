@@ -22,7 +22,7 @@ class TensorDifference:
     """None where the shapes differ, or where one of them has a NaN."""
 
     def line(self) -> str:
-        """What differs, for people."""
+        """One line that says what differs."""
         largest = self.max_abs_difference
         return f"{self.name} differs: {self.reason}" + (
             "" if largest is None else f", up to {largest:.3g}"
@@ -31,7 +31,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a comparison found."""
+    """Result of a comparison of two checkpoints."""
 
     tensors: int
     """Number of tensors compared."""

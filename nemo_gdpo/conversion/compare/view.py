@@ -80,7 +80,7 @@ def view_directory(directory: Path, name: str | None = None) -> CheckpointView:
         name: what the user called it; None is the directory.
 
     Raises:
-        UserError: there is no model in it.
+        UserError: it holds no model.
     """
     shown = str(directory) if name is None else name
     if is_megatron_checkpoint(directory):
@@ -96,7 +96,7 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointView]:
     Temporary directories are made under TMPDIR.
 
     Raises:
-        UserError: there is no model at `path`.
+        UserError: `path` holds no model.
     """
     if path.suffix != SUFFIX or path.is_dir():
         yield view_directory(path)

@@ -77,9 +77,9 @@ def head_norm(megatron: str, hf: str) -> TensorMapping:
 
 
 ATTENTION_NORM = "self_attention.linear_qkv.layer_norm_weight"
-"""Before attention, under the name of Transformer Engine's fused layer."""
+"""Norm before attention, under the name of Transformer Engine's fused layer."""
 MLP_NORM = "mlp.linear_fc1.layer_norm_weight"
-"""Before the MLP, likewise."""
+"""Norm before the MLP, likewise."""
 POST_ATTENTION_NORM = "self_attention.linear_proj.post_layernorm"
 POST_MLP_NORM = "mlp.linear_fc2.post_layernorm"
 QUERY_NORM, KEY_NORM = "self_attention.q_layernorm", "self_attention.k_layernorm"
@@ -88,14 +88,14 @@ PRE_NORMS = (
     layer_norm(ATTENTION_NORM, "input_layernorm"),
     layer_norm(MLP_NORM, "post_attention_layernorm"),
 )
-"""Where only the inputs of attention and MLP are normalised."""
+"""Norms of families that normalise only the inputs of attention and MLP."""
 PRE_AND_POST_NORMS = (
     layer_norm(ATTENTION_NORM, "input_layernorm"),
     layer_norm(f"{POST_ATTENTION_NORM}.weight", "post_attention_layernorm"),
     layer_norm(MLP_NORM, "pre_feedforward_layernorm"),
     layer_norm(f"{POST_MLP_NORM}.weight", "post_feedforward_layernorm"),
 )
-"""Where their outputs are, too; the same Hugging Face name means another norm here."""
+"""Norms of families that also normalise the outputs, where one Hugging Face name means another."""
 HEAD_NORMS = (
     head_norm(QUERY_NORM, "self_attn.q_norm"),
     head_norm(KEY_NORM, "self_attn.k_norm"),

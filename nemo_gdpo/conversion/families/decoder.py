@@ -1,4 +1,4 @@
-"""What all supported decoders say alike in config.json: sizes, heads, vocabulary."""
+"""Fields of config.json that all supported decoders share: sizes, heads, vocabulary."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def read_sizes(
     heads = fields.size("num_attention_heads")
     groups = fields.size("num_key_value_heads", default_groups or heads)
     if heads % groups:
-        raise fields.refuse(
+        raise fields.error(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; "
             "restore the file"
         )
     if fields.optional("head_dim") is None and default_head_dim is None and hidden % heads:
-        raise fields.refuse(
+        raise fields.error(
             f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim "
             "is missing; restore the file"
         )

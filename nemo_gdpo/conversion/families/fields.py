@@ -60,14 +60,14 @@ class ConfigFields:
         """The file, for errors."""
         return self._where
 
-    def refuse(self, message: str) -> UserError:
+    def error(self, message: str) -> UserError:
         """An error about this file."""
         return UserError(f"{self._where}: {message}")
 
     def refuse_quantized(self) -> None:
         """Refuse a quantised checkpoint, whose tensors are not the weights."""
         if self._values.get("quantization_config") is not None:
-            raise self.refuse(
+            raise self.error(
                 "quantization_config is set: the checkpoint is quantised and cannot be converted "
                 "exactly; give the unquantised model"
             )
@@ -78,12 +78,10 @@ class ConfigFields:
         value = self.optional(name)
         if value is None:
             if default is None:
-                raise self.refuse(f"{name} is missing; restore the file")
+                raise self.error(f"{name} is missing; restore the file")
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refuse(
-                f"{name} is {value!r} instead of a positive integer; restore the file"
-            )
+            raise self.error(f"{name} is {value!r} instead of a positive integer; restore the file")
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -92,11 +90,11 @@ class ConfigFields:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise self.refuse(f"{name} is {value!r} instead of a positive number; restore the file")
+            raise self.error(f"{name} is {value!r} instead of a positive number; restore the file")
         return float(value)
 
     def number_or_none(self, name: str, default: float | None) -> float | None:
-        """A positive number; null is none at all, and not the default."""
+        """A positive number; null means no number, not the default."""
         if name in self._values and self.optional(name) is None:
             return None
         return default if self.optional(name) is None else self.number(name, 1.0)
@@ -107,7 +105,7 @@ class ConfigFields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.refuse(f"{name} is {value!r} instead of true or false; restore the file")
+            raise self.error(f"{name} is {value!r} instead of true or false; restore the file")
         return value
 
     def optional(self, name: str) -> Any:
@@ -121,7 +119,7 @@ class ConfigFields:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise self.refuse(f"{name} is {value!r} instead of an object; restore the file")
+            raise self.error(f"{name} is {value!r} instead of an object; restore the file")
         return dict(value)
 
     def refuse_unless_neutral(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
@@ -129,7 +127,7 @@ class ConfigFields:
         for name, allowed in {**NEUTRAL, **neutral}.items():
             value = self.optional(name)
             if name in self._values and value not in allowed:
-                raise self.refuse(
+                raise self.error(
                     f"{name} is {value!r}, which is not supported (supported: "
                     f"{' or '.join(repr(a) for a in allowed)}); use another model"
                 )
@@ -138,7 +136,7 @@ class ConfigFields:
         """Refuse fields that nobody asked for: they may change the arithmetic."""
         unknown = sorted(self._values.keys() - self._seen)
         if unknown:
-            raise self.refuse(
+            raise self.error(
                 f"unknown fields {', '.join(unknown)}; they may change the arithmetic: if they do "
                 "not, remove them from the file"
             )

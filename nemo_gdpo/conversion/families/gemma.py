@@ -136,7 +136,7 @@ def _pattern(fields: ConfigFields) -> int:
     }
     numbers = found - {None}
     if len(numbers) > 1:
-        raise fields.refuse("sliding_window_pattern and _sliding_window_pattern differ")
+        raise fields.error("sliding_window_pattern and _sliding_window_pattern differ")
     return int(numbers.pop()) if numbers else _PATTERN
 
 

@@ -29,18 +29,18 @@ def _one_type(fields: ConfigFields, where: str, rope: dict[str, Any]) -> str:
     # `type` is the name that came first; some files have both.
     kinds = [k for k in (rope.pop("rope_type", None), rope.pop("type", None)) if k is not None]
     if len(set(map(str, kinds))) > 1:
-        raise fields.refuse(f"{where} has two types ({kinds[0]} and {kinds[1]}); remove one")
+        raise fields.error(f"{where} has two types ({kinds[0]} and {kinds[1]}); remove one")
     return str(kinds[0]) if kinds else "default"
 
 
 def _scaling(fields: ConfigFields, where: str, rope: dict[str, Any]) -> dict[str, Any] | None:
     kind = _one_type(fields, where, rope)
     if kind not in SCALINGS:
-        raise fields.refuse(
+        raise fields.error(
             f"rope type {kind} ({where}) is not supported; supported: {', '.join(SCALINGS)}"
         )
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise fields.refuse(f"{where}.partial_rotary_factor other than 1 is not supported")
+        raise fields.error(f"{where}.partial_rotary_factor other than 1 is not supported")
     wanted, optional = SCALINGS[kind], OPTIONAL.get(kind, frozenset())
     rope = {
         name: value for name, value in rope.items() if name not in optional or value is not None
@@ -51,16 +51,16 @@ def _scaling(fields: ConfigFields, where: str, rope: dict[str, Any]) -> dict[str
             "original_max_position_embeddings", fields.optional("max_position_embeddings")
         )
     if not wanted <= rope.keys() <= wanted | optional:
-        raise fields.refuse(
+        raise fields.error(
             f"{where} of type {kind} has the fields {sorted(rope)} instead of {sorted(wanted)}"
             f"{f' and perhaps {sorted(optional)}' if optional else ''}; restore the file"
         )
     truncate = rope.pop("truncate", True)
     if not isinstance(truncate, bool):
-        raise fields.refuse(f"{where}.truncate is {truncate!r} instead of true or false")
+        raise fields.error(f"{where}.truncate is {truncate!r} instead of true or false")
     for name, value in rope.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise fields.refuse(f"{where}.{name} is {value!r} instead of a positive number")
+            raise fields.error(f"{where}.{name} is {value!r} instead of a positive number")
     if not truncate:
         rope["truncate"] = False
     return None if kind == "default" else {"rope_type": kind, **rope}
@@ -85,14 +85,14 @@ def read_rope(
         return old_base, _scaling(fields, "rope_scaling", old)
     base = new.pop("rope_theta", old_base)
     if isinstance(base, bool) or not isinstance(base, int | float) or base <= 0:
-        raise fields.refuse(f"rope_parameters.rope_theta is {base!r} instead of a positive number")
+        raise fields.error(f"rope_parameters.rope_theta is {base!r} instead of a positive number")
     scaling = _scaling(fields, "rope_parameters", new)
     if top is not None and float(base) != old_base:
-        raise fields.refuse(f"rope_theta is {old_base} and in rope_parameters {base}; remove one")
+        raise fields.error(f"rope_theta is {old_base} and in rope_parameters {base}; remove one")
     if old:
         old.pop("rope_theta", None)
         if _scaling(fields, "rope_scaling", old) != scaling:
-            raise fields.refuse("rope_scaling and rope_parameters differ; remove one")
+            raise fields.error("rope_scaling and rope_parameters differ; remove one")
     return float(base), scaling
 
 
@@ -114,7 +114,7 @@ def read_two_ropes(
     fields.optional("rope_local_base_freq")
     unknown = sorted(new.keys() - {"full_attention", "sliding_attention"})
     if unknown:
-        raise fields.refuse(f"rope_parameters has unknown parts {', '.join(unknown)}")
+        raise fields.error(f"rope_parameters has unknown parts {', '.join(unknown)}")
     bases, scalings = [], []
     for name, default in (
         ("full_attention", default_base),
@@ -122,17 +122,19 @@ def read_two_ropes(
     ):
         part = new.get(name) or {}
         if not isinstance(part, dict):
-            raise fields.refuse(f"rope_parameters.{name} is {part!r} instead of an object")
+            raise fields.error(f"rope_parameters.{name} is {part!r} instead of an object")
         one = ConfigFields(
-            {"rope_parameters": {"rope_theta": default, **part},
-             "max_position_embeddings": fields.optional("max_position_embeddings")},
+            {
+                "rope_parameters": {"rope_theta": default, **part},
+                "max_position_embeddings": fields.optional("max_position_embeddings"),
+            },
             fields.where,
-        )  # fmt: skip
+        )
         base, scaling = read_rope(one)
         bases.append(base)
         scalings.append(scaling)
     if scalings[1] is not None:
-        raise fields.refuse(
+        raise fields.error(
             "rope_parameters.sliding_attention has a scaling, which is not supported"
         )
     return bases[0], scalings[0], bases[1]

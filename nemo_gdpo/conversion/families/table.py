@@ -1,4 +1,4 @@
-"""All that conversion knows of a model family."""
+"""The description of a model family that conversion works from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_gdpo.conversion.model_config import MegatronModelConfig
 
 @dataclass(frozen=True)
 class Family:
-    """All that conversion knows of a model family."""
+    """Names, config reader and tensor table of a model family."""
 
     name: str
     model_type: str

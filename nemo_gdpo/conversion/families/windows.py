@@ -1,4 +1,4 @@
-"""Which layers of a model see a window only, from the several ways that config.json says it."""
+"""Sliding windows by layer, from the several ways in which config.json states them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def read_layer_windows(
     if types is None:
         types = [SLIDING if is_sliding(layer) else FULL for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers:
-        raise fields.refuse(f"layer_types does not name the types of {layers} layers")
+        raise fields.error(f"layer_types does not name the types of {layers} layers")
     unknown = sorted({str(kind) for kind in types} - {FULL, SLIDING})
     if unknown:
-        raise fields.refuse(f"layer_types has {', '.join(unknown)}; supported: {FULL}, {SLIDING}")
+        raise fields.error(f"layer_types has {', '.join(unknown)}; supported: {FULL}, {SLIDING}")
     if SLIDING not in types:
         return None
     if window is None:
-        raise fields.refuse("layer_types has sliding layers and sliding_window is not set")
+        raise fields.error("layer_types has sliding layers and sliding_window is not set")
     return [window if kind == SLIDING else None for kind in types]

@@ -17,10 +17,15 @@ TOKENIZER_FILES = frozenset(
 """Any of them holds a vocabulary."""
 _NAMES = TOKENIZER_FILES | frozenset(
     {
-        CONFIG, "added_tokens.json", "chat_template.jinja", "chat_template.json",
-        "generation_config.json", "special_tokens_map.json", "tokenizer_config.json",
+        CONFIG,
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
     }
-)  # fmt: skip
+)
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _TEMPLATES = "additional_chat_templates"
 _LICENCE_LINE = re.compile(r"^licen[sc]e(?:_name)?:\s*[\"']?([^\"'\n]+?)[\"']?\s*$", re.MULTILINE)

@@ -40,7 +40,7 @@ def write_card(directory: Path, card: Mapping[str, Any]) -> None:
 
 
 def read_card(directory: Path) -> dict[str, Any]:
-    """What `write_card` kept; empty where there is nothing.
+    """The card that `write_card` kept; empty without one.
 
     Raises:
         UserError: the file is damaged.

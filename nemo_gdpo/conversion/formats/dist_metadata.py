@@ -37,19 +37,30 @@ ALLOWED = frozenset(
         *(
             (_CHECKPOINT + "metadata", name)
             for name in (
-                "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex",
-                "StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+                "BytesStorageMetadata",
+                "ChunkStorageMetadata",
+                "Metadata",
+                "MetadataIndex",
+                "StorageMeta",
+                "TensorProperties",
+                "TensorStorageMetadata",
+                "_MEM_FORMAT_ENCODING",
             )
         ),
         *(
             (_CHECKPOINT + "planner", name)
-            for name in ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem",
-                         "WriteItemType")
+            for name in (
+                "BytesIOWriteData",
+                "SavePlan",
+                "TensorWriteData",
+                "WriteItem",
+                "WriteItemType",
+            )
         ),
         (_CHECKPOINT + "filesystem", "_StorageInfo"),
         (_CHECKPOINT + "filesystem", "_StoragePrefix"),
     }
-)  # fmt: skip
+)
 """(module, name) of every class that a `.metadata` file may name. Paths like `a.b` never match."""
 
 
@@ -93,10 +104,10 @@ def _check_entries(path: Path, metadata: Any) -> Metadata:
 
 
 def read_metadata(dist_directory: Path) -> Metadata:
-    """What a distributed checkpoint holds and where. Runs nothing that the file asks for.
+    """Read what a distributed checkpoint holds and where. Runs nothing that the file asks for.
 
     Raises:
-        UserError: no such file, a damaged one, or one that names anything but the classes of a
+        UserError: a missing or damaged file, or one that names anything but the classes of a
             checkpoint's metadata: such a file could run code, and the checkpoint must not be
             loaded.
     """

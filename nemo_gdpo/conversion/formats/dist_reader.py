@@ -1,4 +1,4 @@
-"""Reads whole tensors from a Megatron distributed checkpoint, without building the model."""
+"""Reads complete tensors from a Megatron distributed checkpoint, without building the model."""
 
 from __future__ import annotations
 

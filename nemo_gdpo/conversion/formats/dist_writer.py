@@ -80,7 +80,7 @@ def _in_files(plan: SavePlan) -> list[SavePlan]:
 
 
 def _to_json(results: Sequence[WriteResult]) -> list[dict[str, Any]]:
-    """Where a file holds what: all that the metadata of the whole needs of it."""
+    """Positions of the tensors in one file: what the checkpoint's metadata needs of it."""
     return [
         {
             "name": result.index.fqn,
@@ -114,7 +114,7 @@ def _from_json(values: Sequence[dict[str, Any]], part: SavePlan) -> list[WriteRe
 
 
 class _Parts:
-    """Writes part by part, each to a file of its own, and notes each in the journal."""
+    """Writes part by part, each to its own file, and notes each in the progress file."""
 
     def __init__(self, directory: Path, writer: _Writer, planner: _StreamingPlanner) -> None:
         self._directory = directory
@@ -122,7 +122,7 @@ class _Parts:
         self._planner = planner
 
     def write(self, part: SavePlan) -> list[WriteResult]:
-        """Write a part as if by a rank of its own.
+        """Write a part as if it came from a separate rank.
 
         Raises:
             OSError: the disk is full or read-only.
@@ -147,16 +147,16 @@ def write_dist_checkpoint(
     specs: Sequence[TensorSpec],
     fetch: Callable[[str], Tensor],
     extra_states: Sequence[str] = (),
-    journal: ProgressFile | None = None,
+    progress_file: ProgressFile | None = None,
 ) -> None:
     """Write a distributed checkpoint that megatron-core loads under any mesh.
 
     Args:
-        directory: new or empty, or with what `journal` says is finished.
-        specs: all tensors, whole.
+        directory: new or empty, or with what `progress_file` says is finished.
+        specs: all tensors, complete.
         fetch: reads one of them by name; called once for each that is not finished, in order.
         extra_states: modules that get an empty extra state.
-        journal: of the directory above `directory`.
+        progress_file: of the directory above `directory`.
 
     Raises:
         OSError: the disk is full or read-only.
@@ -178,13 +178,13 @@ def write_dist_checkpoint(
     results: list[list[WriteResult]] = []
     for number, part in enumerate(writer.prepare_global_plan(plans)):
         name = f"{directory.name}/__{number}_0.distcp"
-        finished = None if journal is None else journal.get(name)
+        finished = None if progress_file is None else progress_file.get(name)
         if finished is None:
             details = _to_json(parts.write(part))
             if {value["file"] for value in details} != {Path(name).name}:
                 raise RuntimeError(f"torch wrote another file than {name}")
-            if journal is not None:
-                journal.add(name, details)
+            if progress_file is not None:
+                progress_file.add(name, details)
         else:
             details = finished.details
         results.append(_from_json(details, part))

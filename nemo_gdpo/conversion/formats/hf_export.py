@@ -88,5 +88,9 @@ def write_hf(
         _state_dtype(staging.path / CONFIG, specs)
         (staging.path / README).write_text(render_card(stated), encoding="utf-8")
         write_shards(
-            staging.path, specs, read, max_shard_bytes=max_shard_bytes, journal=staging.journal
+            staging.path,
+            specs,
+            read,
+            max_shard_bytes=max_shard_bytes,
+            progress_file=staging.progress_file,
         )

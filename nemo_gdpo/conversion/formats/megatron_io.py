@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointModel:
-    """What `model_config.json` says."""
+    """Contents of `model_config.json`."""
 
     config: MegatronModelConfig
     padded_vocab_size: int
@@ -131,7 +131,7 @@ def write_megatron_checkpoint(
         write_checkpoint_assets(staging.path, model, hf_assets)
         write_card(staging.path, card)
         write_dist_checkpoint(
-            staging.path / DIST, specs, fetch, bridge.extra_states, staging.journal
+            staging.path / DIST, specs, fetch, bridge.extra_states, staging.progress_file
         )
 
 

@@ -73,16 +73,16 @@ def write_shards(
     read: Callable[[Set[str]], Iterator[tuple[str, Tensor]]],
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    journal: ProgressFile | None = None,
+    progress_file: ProgressFile | None = None,
 ) -> list[str]:
     """Write `model.safetensors`, or numbered shards with an index.
 
     Args:
-        directory: exists; may hold the shards that `journal` says are finished.
+        directory: exists; may hold the shards that `progress_file` says are finished.
         specs: all tensors, in order.
         read: (names) -> (name, tensor) of just those, in the order of `specs`, read one by one.
         max_shard_bytes: upper bound of a shard's data, except for a single larger tensor.
-        journal: of `directory`.
+        progress_file: of `directory`.
 
     Returns:
         The names of the shards.
@@ -94,7 +94,7 @@ def write_shards(
     unfinished = {
         name: shard
         for name, shard in zip(names, shards, strict=True)
-        if journal is None or journal.get(name) is None
+        if progress_file is None or progress_file.get(name) is None
     }
     tensors = read({spec.name for shard in unfinished.values() for spec in shard})
     for file_name, shard in unfinished.items():
@@ -103,8 +103,8 @@ def write_shards(
             for spec in shard:
                 name, tensor = next(tensors)
                 _write_tensor(file, spec, name, tensor)
-        if journal is not None:
-            journal.add(file_name)
+        if progress_file is not None:
+            progress_file.add(file_name)
     if count > 1:
         weight_map = {s.name: n for n, shard in zip(names, shards, strict=True) for s in shard}
         total = sum(spec.nbytes for spec in specs)

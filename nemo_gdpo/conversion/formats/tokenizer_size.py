@@ -1,4 +1,4 @@
-"""How many rows of the embedding a tokenizer needs, read from its files without running it."""
+"""The number of embedding rows that a tokenizer needs, read from its files without running it."""
 
 from __future__ import annotations
 

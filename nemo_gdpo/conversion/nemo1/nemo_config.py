@@ -56,7 +56,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Fields -> the values whose arithmetic is built; any other value is refused."""
 REQUIRED = ("bias", "mcore_gpt", "position_embedding_type")
-"""Where an absent field means another value than the one that is built."""
+"""Fields whose absence means another value than the one that is built."""
 
 NEUTRAL = frozenset(
     {
@@ -108,13 +108,13 @@ NEUTRAL = frozenset(
 
 @dataclass(frozen=True)
 class NemoModel:
-    """What a NeMo GPT is, apart from its vocabulary."""
+    """Description of a NeMo GPT, apart from its vocabulary."""
 
     family: str
     hf_config: dict[str, Any]
     """config.json without `vocab_size` and type."""
     norm_offset: float
-    """To add to norm weights: NeMo stores Gemma's with 1 added, Hugging Face without."""
+    """Number to add to norm weights: NeMo stores Gemma's with 1 added, Hugging Face without."""
     override_vocab_size: int | None
     tokenizer: dict[str, Any]
     """`library`, `type`, `model`: where the tokenizer came from."""
@@ -128,7 +128,7 @@ class _Fields:
         self.where = where
         self._seen: set[str] = set()
 
-    def refuse(self, reason: str) -> UserError:
+    def error(self, reason: str) -> UserError:
         return UserError(f"{self.where}: {reason}")
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -137,7 +137,7 @@ class _Fields:
         try:
             value = self._values.get(name)
         except OmegaConfBaseException as error:
-            raise self.refuse(f"{name} cannot be resolved ({str(error).splitlines()[0]})") from None
+            raise self.error(f"{name} cannot be resolved ({str(error).splitlines()[0]})") from None
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=False)
         return default if value is None else value
@@ -145,24 +145,24 @@ class _Fields:
     def integer(self, name: str) -> int:
         value = self.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refuse(f"{name} is {value!r} instead of a positive integer")
+            raise self.error(f"{name} is {value!r} instead of a positive integer")
         return value
 
     def number(self, name: str, default: float) -> float:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise self.refuse(f"{name} is {value!r} instead of a positive number")
+            raise self.error(f"{name} is {value!r} instead of a positive number")
         return float(value)
 
     def refuse_what_is_not_built(self) -> None:
         for name, allowed in ONLY.items():
             value = self.get(name)
             if name not in self._values and name in REQUIRED:
-                raise self.refuse(
+                raise self.error(
                     f"{name} is missing, which stands for a value that is not supported"
                 )
             if name in self._values and value not in allowed:
-                raise self.refuse(
+                raise self.error(
                     f"{name} is {value!r}, which is not supported (supported: "
                     f"{' or '.join(repr(a) for a in allowed)}); use another model"
                 )
@@ -174,7 +174,7 @@ class _Fields:
             if name not in self._seen and name not in NEUTRAL and name not in ignored
         )
         if unknown:
-            raise self.refuse(
+            raise self.error(
                 f"unknown fields {', '.join(unknown)}; they may change the arithmetic: if they do "
                 f"not, say so with --ignore-field {unknown[0]}"
             )
@@ -207,7 +207,7 @@ def _family(fields: _Fields) -> str:
     family = _ACTIVATIONS.get((activation.removeprefix("fast-"), openai))
     scaled = bool(fields.get("apply_embedding_scaling", False))
     if family is None or scaled != (family == GEMMA):
-        raise fields.refuse(
+        raise fields.error(
             f"activation {activation}, openai_gelu {openai}, apply_embedding_scaling {scaled}: is "
             "neither a Llama (swiglu, without both) nor a Gemma (geglu, with both)"
         )
@@ -225,7 +225,7 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     }
     scaled = bool(fields.get("scale_positional_embedding", False))
     if scaled and linear is not None:
-        raise fields.refuse(
+        raise fields.error(
             "seq_len_interpolation_factor and scale_positional_embedding together are not supported"
         )
     found: dict[str, Any] = {"rope_theta": fields.number("rotary_base", 10000)}
@@ -240,15 +240,15 @@ def _rope(fields: _Fields) -> dict[str, Any]:
 def _norm_offset(fields: _Fields, family: str) -> float:
     normalization = str(fields.get("normalization", "layernorm")).lower()
     if normalization != "rmsnorm":
-        raise fields.refuse(f"normalization {normalization} is not supported (supported: rmsnorm)")
+        raise fields.error(f"normalization {normalization} is not supported (supported: rmsnorm)")
     zero_centered = bool(fields.get("layernorm_zero_centered_gamma", False))
     if family == LLAMA and zero_centered:
-        raise fields.refuse("layernorm_zero_centered_gamma is set, which no Llama has")
+        raise fields.error("layernorm_zero_centered_gamma is set, which no Llama has")
     return 0.0 if family == LLAMA or zero_centered else -1.0
 
 
 def read_nemo_config(path: Path, ignored: frozenset[str] = frozenset()) -> NemoModel:
-    """What a `model_config.yaml` describes.
+    """Read the model that a `model_config.yaml` describes.
 
     Args:
         path: of the file.
@@ -262,9 +262,11 @@ def read_nemo_config(path: Path, ignored: frozenset[str] = frozenset()) -> NemoM
     family = _family(fields)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     groups, channels = fields.get("num_query_groups"), fields.get("kv_channels")
-    activation = {"hidden_act": "silu"} if family == LLAMA else {
-        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"
-    }  # fmt: skip
+    activation = (
+        {"hidden_act": "silu"}
+        if family == LLAMA
+        else {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+    )
     config = {
         "architectures": ["LlamaForCausalLM" if family == LLAMA else "GemmaForCausalLM"],
         "model_type": family,
@@ -283,7 +285,7 @@ def read_nemo_config(path: Path, ignored: frozenset[str] = frozenset()) -> NemoM
     override = fields.get("override_vocab_size")
     tokenizer = fields.get("tokenizer", {})
     if not isinstance(tokenizer, Mapping):
-        raise fields.refuse("tokenizer is not a group of fields")
+        raise fields.error("tokenizer is not a group of fields")
     found = NemoModel(
         family=family,
         hf_config=config,

@@ -117,7 +117,7 @@ def _tokenizer_assets(
 
 
 def _vocab_size(where: Path, nemo: NemoModel, assets: Path, chosen: int | None) -> int:
-    """Rows of the embedding that are tokens. NeMo keeps no such number: it asks the tokenizer."""
+    """Rows of the embedding that are tokens. NeMo does not store it: it asks the tokenizer."""
     last = last_token(assets)
     found = chosen or nemo.override_vocab_size or (None if last is None else last[0] + 1)
     if found is None:
@@ -141,7 +141,7 @@ class _Reader:
     dtype: torch.dtype | None
 
     def spec(self, mapping: TensorMapping) -> TensorSpec:
-        """What `tensor` will give."""
+        """Spec of what `tensor` gives."""
         shape = mapping.megatron_shape(self.bridge.config, self.padded)
         return TensorSpec(mapping.name, shape, self.dtype or self.source.dtype(mapping.name))
 

@@ -32,7 +32,7 @@ def chosen_rows(generations: Generations, wanted: PointConfig, sample: int) -> d
         sample: every row must have so many responses and one more.
 
     Raises:
-        UserError: no such point, or several of them; too few responses.
+        UserError: no such point in the sweep, or several of them; too few responses.
     """
     given = {name: value for name, value in wanted.model_dump().items() if value is not None}
     fitting = [
@@ -56,7 +56,7 @@ def chosen_rows(generations: Generations, wanted: PointConfig, sample: int) -> d
     return {row.id: row for row in rows}
 
 
-def _given(value: str | None, key: str, what: str) -> str:
+def _require(value: str | None, key: str, what: str) -> str:
     if value is None:
         raise UserError(f"{key}: is not set; give {what}")
     return value
@@ -86,8 +86,8 @@ def write_alpaca_eval(config: AlpacaEvalConfig) -> Path:
     Raises:
         UserError: the generations do not fit.
     """
-    directory = Path(_given(config.generations, "generations", "what nemo-gdpo generate wrote"))
-    generator = _given(config.generator, "generator", "the model's name in the leaderboard")
+    directory = Path(_require(config.generations, "generations", "what nemo-gdpo generate wrote"))
+    generator = _require(config.generator, "generator", "the model's name in the leaderboard")
     rows = chosen_rows(read_run(generator, directory), config.sampling, config.sample)
     outputs = {}
     for row in rows.values():
@@ -264,7 +264,7 @@ def mt_bench(config: MtBenchConfig, *, now: float) -> Path:
     Raises:
         UserError: a setting is missing, or the files do not fit together.
     """
-    questions = read_questions(Path(_given(config.questions, "questions", "FastChat's file")))
+    questions = read_questions(Path(_require(config.questions, "questions", "FastChat's file")))
     output = Path(config.output_dir)
     if config.step == "first":
         return _write_lines(output / "first.jsonl", first_turn(questions))
@@ -272,7 +272,7 @@ def mt_bench(config: MtBenchConfig, *, now: float) -> Path:
     if config.step == "second":
         return _write_lines(output / "second.jsonl", second_turn(questions, first, config.sample))
     second = _turn(config.second, "second", config.sampling, 0)
-    model_id = _given(config.model_id, "model_id", "the model's name")
+    model_id = _require(config.model_id, "model_id", "the model's name")
     if "/" in model_id:
         raise UserError(f"model_id: {model_id} cannot be a file's name; leave out the slash")
     found = answers(questions, first, second, model_id=model_id, sample=config.sample, tstamp=now)
@@ -280,7 +280,7 @@ def mt_bench(config: MtBenchConfig, *, now: float) -> Path:
 
 
 def _turn(directory: str | None, key: str, sampling: PointConfig, sample: int) -> dict[str, Row]:
-    path = Path(_given(directory, key, "the generations of that turn"))
+    path = Path(_require(directory, key, "the generations of that turn"))
     return chosen_rows(read_run(key, path), sampling, sample)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.config.downstream import LmEvalConfig
-from nemo_gdpo.config.problem import Problem, refuse
+from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import write_output
 
@@ -49,7 +49,7 @@ def problems(config: LmEvalConfig) -> list[Problem]:
 
 
 def model_name(config: LmEvalConfig) -> str:
-    """What the report calls the model: `gdpo` for runs/gdpo/hf."""
+    """Name of the model in the report: `gdpo` for runs/gdpo/hf."""
     if config.name is not None:
         return config.name
     assert config.model.restore_from_path is not None
@@ -64,7 +64,7 @@ def run_lm_eval(config: LmEvalConfig) -> Path:
         UserError: the settings are wrong, a task is unknown, its data are not here, or the output
             cannot be written.
     """
-    refuse(problems(config))
+    raise_problems(problems(config))
     assert config.model.restore_from_path is not None
     # Set before `datasets` and `huggingface_hub` are imported, which read them once.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -191,7 +191,7 @@ def lm_eval_rows(answers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def read_answers(output_dir: Path) -> list[dict[str, Any]]:
-    """What earlier runs kept in this directory, by name.
+    """Answers that earlier runs kept in this directory, by name.
 
     Raises:
         UserError: a file is not what this module writes.

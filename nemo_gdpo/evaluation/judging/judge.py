@@ -63,7 +63,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a pair."""
+    """Outcome of judging one pair."""
 
     pair: Pair
     outcome: Outcome

@@ -22,7 +22,7 @@ def read_references(path: Path, field: str, ids: Collection[str]) -> dict[str, s
         ids: of the prompts.
 
     Raises:
-        UserError: no such file, a bad line (with its number), an id twice with different texts, or
+        UserError: a missing file, a bad line (its number), an id twice with different texts, or
             a prompt without a reference.
     """
     if not path.is_file():

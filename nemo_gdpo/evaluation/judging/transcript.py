@@ -74,10 +74,10 @@ class Transcript:
         """
         line = encode_row({"key": key, **entry, "answer": answer})
         with self._lock:
-            self._guarded(lambda: self._file.append(line))
+            self._explain_write_errors(lambda: self._file.append(line))
             self._answers[key] = answer
 
-    def _guarded(self, write: Callable[[], None]) -> None:
+    def _explain_write_errors(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:
@@ -87,12 +87,12 @@ class Transcript:
             ) from error
 
     def close(self) -> None:
-        """Have all answers on the disk, and let the next evaluation write.
+        """Sync all answers to disk, and let the next evaluation write.
 
         Raises:
             EvaluationError: the disk failed.
         """
-        self._guarded(self._file.close)
+        self._explain_write_errors(self._file.close)
 
     def __enter__(self) -> Transcript:
         return self

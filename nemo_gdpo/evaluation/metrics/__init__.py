@@ -1,1 +1,1 @@
-"""What is measured of the responses to a prompt: one row of `table` for each metric."""
+"""Metrics of the responses to a prompt: one row of `table` for each."""

@@ -40,7 +40,7 @@ from nemo_gdpo.evaluation.metrics.novelty import utility_score
 T = TypeVar("T")
 
 
-def _of(value: T | None, function: Callable[[T], float]) -> float | None:
+def _map_optional(value: T | None, function: Callable[[T], float]) -> float | None:
     return None if value is None else function(value)
 
 
@@ -144,7 +144,7 @@ _VADER = Reading(
     "please it by piling up praise.",
 )
 _KL = Reading(
-    "How far the model has moved from its reference; 0 is no difference.",
+    "How far the model has moved from its reference; 0 means no difference.",
     "Sums over a response grow with its length, so compare a value a token as well. An estimate "
     "from samples is noisy and may even be negative.",
 )
@@ -163,7 +163,7 @@ DIVERSITY_ROWS = (
             "Gibberish scores high, since unrelated noise has nothing in common either. Values "
             "from different encoders cannot be compared.",
         ),
-        lambda prompt: _of(prompt.embeddings_KD, semantic_diversity),
+        lambda prompt: _map_optional(prompt.embeddings_KD, semantic_diversity),
         needs="encoder",
     ),
     Metric(
@@ -233,7 +233,7 @@ DIVERSITY_ROWS = (
             "The effective number of different responses, from 1 to the number of samples.",
             "It inherits the encoder's idea of similarity and grows with the number of samples.",
         ),
-        lambda prompt: _of(prompt.cosine_KK, vendi_score),
+        lambda prompt: _map_optional(prompt.cosine_KK, vendi_score),
         needs="encoder",
         columns=("vendi",),
     ),
@@ -247,7 +247,7 @@ DIVERSITY_ROWS = (
             "Into how many groups of equivalent responses the samples of one prompt fall.",
             "It depends on the equivalence test, and it grows with the number of samples.",
         ),
-        lambda prompt: _of(prompt.classes, distinct_k),
+        lambda prompt: _map_optional(prompt.classes, distinct_k),
         needs="classes",
         columns=("distinct_k",),
         over=_classes,
@@ -305,7 +305,7 @@ QUALITY_ROWS = (
         "quality",
         "higher",
         "1-10",
-        "Value to a reader who goes on, repeated classes worth nothing (NoveltyBench)",
+        "Value to a reader who may read on, repeated classes worth nothing (NoveltyBench)",
         Reading(
             "What a reader with limited patience gains from reading the responses in turn, when "
             "only new ones count.",

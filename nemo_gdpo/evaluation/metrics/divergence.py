@@ -7,8 +7,8 @@ positions t of a sampled response y, its end token included:
 * NLL: -log q(y_t). Perplexity is exp of its mean.
 * excess NLL: -log q(y_t) - H(q). Its mean is 0 for text that the reference itself sampled at
   temperature 1, whatever the text is about, and several nats for noise. That needs no baseline.
-* exact: sum_v p(v) log(p(v) / q(v)) over the whole vocabulary. Summed along y it is an unbiased
-  estimate of KL(policy | reference) of whole responses, by the chain rule, with far less spread
+* exact: sum_v p(v) log(p(v) / q(v)) over the complete vocabulary. Summed along y it is an unbiased
+  estimate of KL(policy | reference) of complete responses, by the chain rule, with far less spread
   than
 * sampled: log p(y) - log q(y), and
 * k3: e^r - 1 - r with r = log q(y) - log p(y): never negative and unbiased, too, but heavy-tailed;
@@ -54,9 +54,9 @@ class TokenSequence:
     """A response as the model sampled it."""
 
     prompt_ids: tuple[int, ...]
-    """At least one."""
+    """Tokens of the prompt, at least one."""
     response_ids: tuple[int, ...]
-    """At least one."""
+    """Tokens of the response, at least one."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _score_positions(
     """[T, 4]: log q(y), H(q), log p(y), KL(p | q); the last two are 0 without a policy.
 
     log q(y) is the number that training computes, by the same function, and so is log p(y) where
-    the sampling changes nothing. H(q) and the KL are sums over the whole vocabulary, and other
+    the sampling changes nothing. H(q) and the KL are sums over the complete vocabulary, and other
     samplings cut p before it is normalised: those need the distributions themselves, of one chunk
     of positions.
     """

@@ -209,7 +209,7 @@ def distinct_k(classes: Sequence[int]) -> int:
         classes: one number a response; see `nemo_gdpo.evaluation.metrics.novelty.partition`.
 
     Raises:
-        ValueError: there is no response.
+        ValueError: no response is given.
     """
     if not classes:
         raise ValueError("no response, so no classes")
@@ -217,7 +217,7 @@ def distinct_k(classes: Sequence[int]) -> int:
 
 
 def utility_k(scores: Sequence[float], classes: Sequence[int], patience: float = 0.8) -> float:
-    """NoveltyBench's utility: what a reader gains who goes on with probability `patience`.
+    """NoveltyBench's utility: what a reader gains who reads the next with probability `patience`.
 
     sum p^(i-1) u_i [class i is new] / sum p^(i-1): the repetition of a class is worth nothing.
 
@@ -227,7 +227,7 @@ def utility_k(scores: Sequence[float], classes: Sequence[int], patience: float =
         patience: p, 0 to 1, both excluded.
 
     Raises:
-        ValueError: lengths differ, there is no response, or p is out of range.
+        ValueError: lengths differ, no response is given, or p is out of range.
     """
     if len(scores) != len(classes) or not classes:
         raise ValueError(f"{len(scores)} scores for {len(classes)} classes")

@@ -55,7 +55,7 @@ def encoder_directory(name: str) -> Path:
 
 
 def _pools_by_mean(directory: Path) -> bool:
-    """What 1_Pooling/config.json of a sentence-transformers directory asks for; yes without one."""
+    """Whether 1_Pooling/config.json (of sentence-transformers) asks for it; yes without one."""
     file = directory / "1_Pooling" / "config.json"
     if not file.is_file():
         return True
@@ -108,7 +108,7 @@ class Encoder:
         return min(len(ids), self.max_tokens)
 
     def count_cut(self, texts: Sequence[str]) -> int:
-        """How many texts are longer than what is seen of them."""
+        """Number of texts that are longer than what is seen of them."""
         whole = self._tokenizer(list(texts), verbose=False)["input_ids"]
         return sum(len(ids) > self.max_tokens for ids in whole)
 

@@ -104,7 +104,7 @@ def refuse_other_model(policy: ScoringModel, model_hash: str) -> None:
 
 
 def token_sequences(row: Row, encoder: PairEncoder) -> list[TokenSequence | None]:
-    """What the model read and sampled, for each response; None for a response without a token.
+    """Tokens read and sampled by the model, for each response; None for a response without a token.
 
     Stored ids are taken as they are. Rows without them are tokenised as training does it, with the
     end token after a response that stopped by itself and not at a stop text. That need not give the

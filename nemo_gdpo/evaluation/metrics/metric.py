@@ -1,4 +1,4 @@
-"""What a metric is: a row of `nemo_gdpo.evaluation.metrics.table`, and what its function reads.
+"""The type of a metric: a row of `nemo_gdpo.evaluation.metrics.table`, and what its function reads.
 
 A row whose name has parameters in braces, such as `distinct_{n:d}`, stands for several metrics:
 `over` says for which values the settings ask, and the same parameters fill the row's texts and go
@@ -127,5 +127,5 @@ class Metric:
         return None if match is None else match.groupdict()
 
     def info(self) -> MetricInfo:
-        """What evaluation.json says about it."""
+        """Entry of evaluation.json about it."""
         return MetricInfo(self.kind, self.direction, self.unit, self.description)

@@ -48,7 +48,7 @@ def partition(count: int, equivalent: Equivalence) -> list[int]:
 
 
 def short_answers_equal(first: str, second: str) -> bool | None:
-    """Do short responses share at least half of the longer one's words? None when they are long.
+    """Whether short responses share at least half of the longer one's words; None if long.
 
     Case is ignored. Two empty responses are equal.
     """

@@ -135,7 +135,7 @@ class ModelReward:
         """Load the model.
 
         Raises:
-            UserError: it is not such a model, or has no such label.
+            UserError: it is not such a model, or lacks the label.
         """
         from transformers import AutoModelForSequenceClassification
 

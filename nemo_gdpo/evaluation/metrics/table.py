@@ -29,7 +29,7 @@ TABLE = (
 
 
 def offered(evaluation: EvaluationConfig) -> frozenset[Need]:
-    """What the settings provide for metrics to be computed from."""
+    """Needs of metrics that the settings provide for."""
     found: set[Need] = {"responses"}
     if evaluation.encoder is not None:
         found |= {"encoder", "classes"}
@@ -43,7 +43,7 @@ def offered(evaluation: EvaluationConfig) -> frozenset[Need]:
 def metrics_of(evaluation: EvaluationConfig) -> tuple[Metric, ...]:
     """The metrics of responses that the settings ask for, in the order of a report.
 
-    Win rates are not among them: they belong to two runs, and have a section of their own.
+    Win rates are not among them: they belong to two runs, and have a separate section.
     """
     given = offered(evaluation)
     found: list[Metric] = []
@@ -95,7 +95,7 @@ _SYMBOLS = {
     "reward": "NAME",
     "kind": "the reward",
 }
-"""What stands in the docs for the parameters of a row."""
+"""Symbols that the docs use for the parameters of a row."""
 _NEEDS: Mapping[Need, str] = {
     "responses": "",
     "encoder": "`encoder`",

@@ -1,4 +1,4 @@
-"""Is a response text at all, and does it go round in circles? Checks that need no model.
+"""Checks, without a model, that a response is text and does not loop.
 
 They are coarse on purpose: a model that samples noise, or one word for ever, must be seen even when
 neither a reward nor a reference model is at hand. They say nothing about good answers, and assume
@@ -23,19 +23,19 @@ LOOP_LONGEST = 20
 PRINTABLE_SHARE = 0.95
 _REPLACEMENT = "�"
 _UNPRINTABLE = {"Cc", "Cn", "Co", "Cs"}
-"""Control, unassigned, private, surrogate. White space is excepted."""
+"""Unicode categories control, unassigned, private, surrogate. White space is excepted."""
 _CHARACTER_LOOP = re.compile(r"(\w{1,8}?)\1{11,}")
 TYPE_TOKEN_WORDS = 500
 TYPE_TOKEN_LIMIT = 0.85
-"""In 500 words of a language many occur twice: function words see to that. Drawn at random from a
-tokenizer's vocabulary hardly any does."""
+"""Greatest share of distinct words in 500 words of a language, whose function words recur. Words
+drawn at random from a tokenizer's vocabulary hardly ever do."""
 LONGEST_MEAN_WORD = 15.0
-"""Characters. Longer ones are not words but text without white space between them."""
+"""Characters of a word, in the mean. Above it, text has no white space between words."""
 
 
 @dataclass(frozen=True)
 class Validity:
-    """What one response is like."""
+    """Measurements of one response as text."""
 
     empty: bool
     """No visible character."""
@@ -50,7 +50,7 @@ class Validity:
 
     @property
     def unprintable(self) -> bool:
-        """More than 5 % of the characters are none that a reader can see."""
+        """Whether more than 5 % of the characters are invisible to a reader."""
         return self.printable < PRINTABLE_SHARE
 
     @property
@@ -102,7 +102,7 @@ def high_type_token_ratio(responses: Iterable[str]) -> float | None:
     """Unique over all words, mean over blocks of 500, where that is too much for a language.
 
     Returns:
-        The share, if there is a whole block and more than 85 % are unique; None otherwise, and
+        The share, if there is a complete block and more than 85 % are unique; None otherwise, and
         where white space does not separate words.
     """
     words = [word for response in responses for word in response.lower().split()]

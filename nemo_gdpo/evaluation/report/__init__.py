@@ -1,1 +1,1 @@
-"""What a reader sees of an evaluation: the page with its plots, and the table on the console."""
+"""The report of an evaluation: the page with its plots, and the table on the console."""

@@ -54,10 +54,10 @@ def render_table(results: Results) -> str:
             ]
             rows.append([run.name, point.sampling.label(), *cells, _flags(point)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    above = ["", "", *_once(kinds), ""]
+    above = ["", "", *_blank_repeats(kinds), ""]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [_clipped(above, widths), *rows]
+        for row in [_clip_cells(above, widths), *rows]
     ]
     first = results.runs[0].points[0]
     lines.append(f"{first.num_prompts} prompts, {first.num_samples} responses each")
@@ -67,23 +67,23 @@ def render_table(results: Results) -> str:
                 f"  ! {run.name} at {point.sampling.label()}: {flag.message}"
                 for flag in point.flags
             ]
-    return "\n".join([*lines, *map(_judged, results.comparisons)])
+    return "\n".join([*lines, *map(_comparison_line, results.comparisons)])
 
 
 def _flags(point: Point) -> str:
     return ", ".join(flag.name for flag in point.flags)
 
 
-def _once(kinds: Sequence[str]) -> list[str]:
+def _blank_repeats(kinds: Sequence[str]) -> list[str]:
     """A kind above its first column only."""
     return [kind if i == 0 or kinds[i - 1] != kind else "" for i, kind in enumerate(kinds)]
 
 
-def _clipped(cells: list[str], widths: list[int]) -> list[str]:
+def _clip_cells(cells: list[str], widths: list[int]) -> list[str]:
     return [cell[:width] for cell, width in zip(cells, widths, strict=True)]
 
 
-def _judged(comparison: Comparison) -> str:
+def _comparison_line(comparison: Comparison) -> str:
     rate = comparison.win_rate
     shown = "no usable answer" if rate is None else _cell(rate, with_interval=True)
     return (

@@ -1,4 +1,4 @@
-"""Why a point's diversity is not to be taken at face value.
+"""Flags: reasons why a point's diversity is not to be taken at face value.
 
 Noise and endless repetition look diverse, each to some metric. A flagged point stays in every table
 and plot, marked, and the report gives it no place on a frontier.
@@ -15,7 +15,7 @@ from nemo_gdpo.evaluation.results import Flag, Interval
 def find_flags(
     metrics: Mapping[str, Interval], type_token_ratio: float | None, evaluation: EvaluationConfig
 ) -> list[Flag]:
-    """What is wrong with a point.
+    """Find the flags of a point.
 
     Args:
         metrics: of the point.

@@ -1,4 +1,4 @@
-"""Which runs give the most of one thing for what they cost in another.
+"""Pareto frontiers: which runs give the most of one metric for what they cost in another.
 
 Two frontiers are drawn: quality against diversity (Kwon et al. 2024) and reward against the
 divergence from the reference (Amini et al. 2024). A point is one run at one sampling setting. It is
@@ -74,15 +74,15 @@ class Frontier:
     left_out: tuple[str, ...]
     """Labels of points without a value on one of the axes."""
     caveats: tuple[str, ...]
-    """What a reader must know before reading the plot, in whole sentences."""
+    """Warnings that a reader needs before reading the plot, in complete sentences."""
 
     def front(self) -> tuple[FrontierPoint, ...]:
         """The undominated points, from the worst to the best on x."""
         chosen = [point for point in self.points if point.on_front]
-        return tuple(sorted(chosen, key=lambda p: _gain(p.x.mean, self.x.better)))
+        return tuple(sorted(chosen, key=lambda p: _signed_gain(p.x.mean, self.x.better)))
 
 
-def _gain(value: float, better: Better) -> float:
+def _signed_gain(value: float, better: Better) -> float:
     return value if better == "higher" else -value
 
 
@@ -93,12 +93,15 @@ def dominates(
 
     Equal points do not dominate each other.
     """
-    gains = [_gain(a, b) - _gain(c, b) for a, c, b in zip(first, second, better, strict=True)]
+    gains = [
+        _signed_gain(a, b) - _signed_gain(c, b)
+        for a, c, b in zip(first, second, better, strict=True)
+    ]
     return min(gains) >= 0 and max(gains) > 0
 
 
-def _beyond(first: Interval, second: Interval, better: Better) -> bool:
-    """Whether the whole of one interval is at least as good as the best of the other."""
+def _clearly_better(first: Interval, second: Interval, better: Better) -> bool:
+    """Whether all of one interval is at least as good as the best of the other."""
     return first.low >= second.high if better == "higher" else first.high <= second.low
 
 
@@ -154,10 +157,18 @@ def frontier(results: Results, name: str, title: str, x: str, y: str) -> Frontie
             flags = tuple(flag.name for flag in point.flags)
             placed.append(
                 FrontierPoint(
-                    run.name, point.sampling, point.metrics[x], point.metrics[y], length, None,
-                    flags, False, (), (),
+                    run.name,
+                    point.sampling,
+                    point.metrics[x],
+                    point.metrics[y],
+                    length,
+                    None,
+                    flags,
+                    False,
+                    (),
+                    (),
                 )
-            )  # fmt: skip
+            )
     compared = tuple(_compared(placed, (x_axis.better, y_axis.better)))
     return Frontier(
         name, title, x_axis, y_axis, compared, tuple(left_out), tuple(_caveats(compared, left_out))
@@ -167,7 +178,7 @@ def frontier(results: Results, name: str, title: str, x: str, y: str) -> Frontie
 def _axis(results: Results, metric: str) -> Axis:
     info = results.metrics.get(metric)
     if info is None:
-        raise ValueError(f"{metric}: no such metric in these results")
+        raise ValueError(f"{metric}: these results do not have that metric")
     if info.direction == "none":
         raise ValueError(f"{metric}: neither direction is better, so it has no frontier")
     return Axis(metric, info.direction, info.unit)
@@ -196,7 +207,8 @@ def _compared(
         clearly = [
             other
             for other in above
-            if _beyond(other.x, point.x, better[0]) and _beyond(other.y, point.y, better[1])
+            if _clearly_better(other.x, point.x, better[0])
+            and _clearly_better(other.y, point.y, better[1])
         ]
         matched = (
             None
@@ -205,12 +217,18 @@ def _compared(
         )
         compared.append(
             FrontierPoint(
-                point.run, point.sampling, point.x, point.y, point.length, matched, point.flags,
+                point.run,
+                point.sampling,
+                point.x,
+                point.y,
+                point.length,
+                matched,
+                point.flags,
                 on_front=not above and not point.flags,
                 dominated_by=tuple(other.label() for other in above),
                 clearly_dominated_by=tuple(other.label() for other in clearly),
             )
-        )  # fmt: skip
+        )
     return compared
 
 
@@ -254,7 +272,7 @@ def frontiers_to_json(found: Sequence[Frontier]) -> str:
 
 
 def write_frontiers(found: Sequence[Frontier], output_dir: Path) -> Path:
-    """Write `output_dir/frontier.json`, whole or not at all; returns its path.
+    """Write `output_dir/frontier.json`, completely or not at all; returns its path.
 
     Raises:
         UserError: the directory cannot be written.

@@ -113,7 +113,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Page:
-    """What the template reads."""
+    """Values that the template reads."""
 
     title: str
     lead: str
@@ -150,7 +150,7 @@ def write_report(
         results: of an evaluation.
         output_dir: made if needed. Files of an earlier report are replaced.
         title: of the page.
-        sections: of the caller's own, above or below the numbers.
+        sections: the caller's own sections, above or below the numbers.
         intervals: what the brackets are; None for a bootstrap over prompts.
 
     Returns:
@@ -166,7 +166,7 @@ def write_report(
     for one in found:
         figure = frontier_figure(one, runs, LIGHT, narrow=False, legend=True)
         write_output(output_dir / "plots" / f"{one.name}.png", png(figure, LIGHT, one.name))
-    for metric in _swept(results):
+    for metric in _sweep_metrics(results):
         figure = sweep_figure(results, metric, LIGHT, legend=True)
         name = _sweep_name(results, metric)
         write_output(output_dir / "plots" / f"{name}.png", png(figure, LIGHT, name))
@@ -188,13 +188,13 @@ def render(
     level = results.settings.get("bootstrap", {}).get("level", 0.95)
     page = _Page(
         title=title,
-        lead=_lead(results),
+        lead=_summary_line(results),
         results=results,
         rows=_rows(results, drawn),
         headline=_headline(results),
         columns=_columns(results),
         frontiers=[(one, _frontier_plot(one, [run.name for run in results.runs])) for one in drawn],
-        sweeps=[_sweep_plot(results, metric) for metric in _swept(results)],
+        sweeps=[_sweep_plot(results, metric) for metric in _sweep_metrics(results)],
         sampling=sampling_labels(results),
         top=[section for section in sections if section.place == "top"],
         bottom=[section for section in sections if section.place == "bottom"],
@@ -202,7 +202,7 @@ def render(
         settings=json.dumps(results.settings, indent=1, ensure_ascii=False),
         css=Markup(css),
         script=Markup(script),
-        policy=_policy(script),
+        policy=_content_security_policy(script),
         texts={
             "intervals": intervals or report_text.INTERVALS.format(level=f"{level:.0%}"),
             "paired": report_text.PAIRED,
@@ -226,9 +226,9 @@ def _environment() -> Environment:
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     environment.filters["turns"] = turns
     environment.filters["metadata"] = _metadata
-    environment.filters["others"] = _others
+    environment.filters["others"] = _name_or_count
     environment.globals["run_style"] = run_style
-    environment.globals["wanted"] = _wanted
+    environment.globals["wanted"] = _responses_of
     return environment
 
 
@@ -265,7 +265,7 @@ def _metadata(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _wanted(sample: Sample, run: str, sampling: str) -> SampleResponses | None:
+def _responses_of(sample: Sample, run: str, sampling: str) -> SampleResponses | None:
     """The responses of one run at one sampling setting, or None."""
     for responses in sample.responses:
         if responses.run == run and responses.sampling.label() == sampling:
@@ -276,7 +276,7 @@ def _wanted(sample: Sample, run: str, sampling: str) -> SampleResponses | None:
 # -- what stands in the tables ---------------------------------------------------------------------
 
 
-def _lead(results: Results) -> str:
+def _summary_line(results: Results) -> str:
     points = [point for run in results.runs for point in run.points]
     parts = [
         _count(len(results.runs), "run"),
@@ -317,7 +317,7 @@ def _columns(results: Results) -> dict[str, list[str]]:
     return {kind: names for kind, names in columns.items() if names}
 
 
-def _swept(results: Results) -> list[str]:
+def _sweep_metrics(results: Results) -> list[str]:
     """The headline metrics that any point has; none where there is one setting only."""
     if len(sampling_labels(results)) < 2:
         return []
@@ -326,12 +326,12 @@ def _swept(results: Results) -> list[str]:
 
 
 def _sweep_name(results: Results, metric: str) -> str:
-    """By its kind, of which the headline has one each: a metric's name may be anything."""
+    """The plot's name, by the metric's kind (one each in the headline): metric names are free."""
     return f"sweep_{results.metrics[metric].kind}"
 
 
 def _downstream(output_dir: Path) -> list[Section]:
-    """What `nemo-gdpo evaluate lm-eval` left in this directory."""
+    """Sections of what `nemo-gdpo evaluate lm-eval` left in this directory."""
     answers = read_answers(output_dir)
     if not answers:
         return []
@@ -371,7 +371,7 @@ def _rows(results: Results, drawn: Sequence[Frontier]) -> list[_Row]:
 
 def _frontier_plot(frontier: Frontier, runs: Sequence[str]) -> _Plot:
     tips = {
-        f"series-{runs.index(run)}.point-{place}": _tip(frontier, point)
+        f"series-{runs.index(run)}.point-{place}": _tooltip(frontier, point)
         for run in runs
         for place, point in enumerate(p for p in frontier.points if p.run == run)
     }
@@ -386,10 +386,13 @@ def _frontier_plot(frontier: Frontier, runs: Sequence[str]) -> _Plot:
             raw_svg(
                 frontier_figure(frontier, runs, PLACEHOLDERS, narrow=narrow, legend=False), name
             ),
-            name, frontier.title, description, tips,
+            name,
+            frontier.title,
+            description,
+            tips,
         )
         for narrow, name in ((False, frontier.name), (True, f"{frontier.name}_narrow"))
-    ]  # fmt: skip
+    ]
     return _Plot(frontier.name, Markup(drawings[0]), Markup(drawings[1]), _edge_notes(frontier))
 
 
@@ -400,14 +403,14 @@ def _edge_notes(frontier: Frontier) -> list[str]:
     return [f"Far outside, so drawn at the edge: {by_run(far)}. The tables have their figures."]
 
 
-def _others(labels: Sequence[str]) -> str:
+def _name_or_count(labels: Sequence[str]) -> str:
     """`a`, `a and b`, `a and 3 more`."""
     if len(labels) <= 2:
         return " and ".join(labels)
     return f"{labels[0]} and {len(labels) - 1} more"
 
 
-def _tip(frontier: Frontier, point: FrontierPoint) -> str:
+def _tooltip(frontier: Frontier, point: FrontierPoint) -> str:
     values = "; ".join(
         f"{axis.metric.replace('_', ' ')} {number(value.mean)} "
         f"[{number(value.low)}, {number(value.high)}]"
@@ -445,7 +448,7 @@ def _theme_css() -> str:
     )
 
 
-def _policy(script: str) -> str:
+def _content_security_policy(script: str) -> str:
     """Content-Security-Policy: nothing is loaded, and only the page's own script runs."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (

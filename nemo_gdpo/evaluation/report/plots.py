@@ -26,8 +26,8 @@ LABEL_LIMIT = 12
 WIDE = (5.6, 4.1)
 NARROW = (3.7, 3.9)
 SWEEP = (2.9, 2.5)
-"""Inches. On the page a plot is shown at about 1.3 times its size, so that 8 points are readable:
-a plot for a column, one for a phone, and one of several in a row."""
+"""Size in inches. On the page a plot is shown at about 1.3 times its size, so that 8 points are
+readable: a plot for a column, one for a phone, and one of several in a row."""
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": ""}
 
@@ -52,7 +52,7 @@ def frontier_figure(
         runs: all runs of the report in their order, which decides how each looks.
         palette: colours.
         narrow: for a phone.
-        legend: inside the figure, for a file of its own.
+        legend: draw it inside the figure, for a separate file.
     """
     figure, axes = _plane(palette, NARROW if narrow else WIDE)
     drawn = [
@@ -84,14 +84,27 @@ def _draw_front(axes: Axes, frontier: Frontier, palette: Palette) -> None:
     step_xs = [x for x in xs for _ in "12"][:-1]
     step_ys = [y for y in ys for _ in "12"][1:]
     (line,) = axes.plot(
-        step_xs, step_ys, color=palette.muted, linewidth=6, alpha=0.2, solid_capstyle="round",
-        solid_joinstyle="round", zorder=1,
-    )  # fmt: skip
+        step_xs,
+        step_ys,
+        color=palette.muted,
+        linewidth=6,
+        alpha=0.2,
+        solid_capstyle="round",
+        solid_joinstyle="round",
+        zorder=1,
+    )
     line.set_gid("front-line")
     rings = axes.plot(
-        xs, ys, linestyle="none", marker="o", markersize=15, markerfacecolor="none",
-        markeredgecolor=palette.muted, markeredgewidth=1.1, zorder=1.5,
-    )  # fmt: skip
+        xs,
+        ys,
+        linestyle="none",
+        marker="o",
+        markersize=15,
+        markerfacecolor="none",
+        markeredgecolor=palette.muted,
+        markeredgewidth=1.1,
+        zorder=1.5,
+    )
     rings[0].set_gid("front-rings")
 
 
@@ -107,33 +120,53 @@ def _draw_run(
     colour = palette.runs[style.colour]
     inside = [point for point in points if window is None or window.holds(point)]
     (line,) = axes.plot(
-        [point.x.mean for point in inside], [point.y.mean for point in inside],
-        color=colour, linestyle=style.dash, linewidth=1.1, alpha=0.65, zorder=2,
-    )  # fmt: skip
+        [point.x.mean for point in inside],
+        [point.y.mean for point in inside],
+        color=colour,
+        linestyle=style.dash,
+        linewidth=1.1,
+        alpha=0.65,
+        zorder=2,
+    )
     line.set_gid(f"series-{style.index}.line")
     for number, point in enumerate(points):
         x, y = (point.x.mean, point.y.mean) if window is None else window.nearest(point)
         if point in inside:
             bars = axes.errorbar(
-                x, y, xerr=_bar(point.x), yerr=_bar(point.y),
-                fmt="none", ecolor=colour, elinewidth=1.1, alpha=0.55, zorder=2.5,
-            )  # fmt: skip
+                x,
+                y,
+                xerr=_bar(point.x),
+                yerr=_bar(point.y),
+                fmt="none",
+                ecolor=colour,
+                elinewidth=1.1,
+                alpha=0.55,
+                zorder=2.5,
+            )
             for part, artist in enumerate(bars[2]):
                 artist.set_gid(f"series-{style.index}.bar-{number}-{part}")
         (mark,) = axes.plot(
-            [x], [y], linestyle="none",
-            marker=_marker(style), markersize=_size(number, len(points)),
+            [x],
+            [y],
+            linestyle="none",
+            marker=_marker(style),
+            markersize=_size(number, len(points)),
             markerfacecolor=palette.surface if point.flags else colour,
             markeredgecolor=colour if point.flags else palette.surface,
             markeredgewidth=1.6 if point.flags else 0.7,
             zorder=3,
-        )  # fmt: skip
+        )
         mark.set_gid(f"series-{style.index}.point-{number}")
         if label_points and point in inside:
             text = axes.annotate(
-                point.sampling.label(), (x, y), xytext=(7, 6),
-                textcoords="offset points", fontsize=7, color=palette.muted, zorder=4,
-            )  # fmt: skip
+                point.sampling.label(),
+                (x, y),
+                xytext=(7, 6),
+                textcoords="offset points",
+                fontsize=7,
+                color=palette.muted,
+                zorder=4,
+            )
             text.set_gid(f"series-{style.index}.label-{number}")
 
 
@@ -157,19 +190,27 @@ def sweep_figure(results: Results, metric: str, palette: Palette, *, legend: boo
         (line,) = axes.plot(xs, ys, color=colour, linestyle=style.dash, linewidth=1.1, alpha=0.65)
         line.set_gid(f"series-{index}.line")
         bars = axes.errorbar(
-            xs, ys, yerr=_bars([value for _, value, _ in found]),
-            fmt="none", ecolor=colour, elinewidth=1.1, alpha=0.55,
-        )  # fmt: skip
+            xs,
+            ys,
+            yerr=_bars([value for _, value, _ in found]),
+            fmt="none",
+            ecolor=colour,
+            elinewidth=1.1,
+            alpha=0.55,
+        )
         for part, artist in enumerate(bars[2]):
             artist.set_gid(f"series-{index}.bar-{part}")
         for number, (x, value, flagged) in enumerate(found):
             (mark,) = axes.plot(
-                [x], [value.mean], linestyle="none", markersize=7.5,
+                [x],
+                [value.mean],
+                linestyle="none",
+                markersize=7.5,
                 marker=_marker(style),
                 markerfacecolor=palette.surface if flagged else colour,
                 markeredgecolor=colour if flagged else palette.surface,
                 markeredgewidth=1.6 if flagged else 0.7,
-            )  # fmt: skip
+            )
             mark.set_gid(f"series-{index}.point-{number}")
     axes.set_xticks(range(len(labels)), labels, parse_math=False)
     axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -177,9 +218,12 @@ def sweep_figure(results: Results, metric: str, palette: Palette, *, legend: boo
         axes.tick_params(axis="x", rotation=30)
     info = results.metrics[metric]
     axes.set_title(
-        axis_label(metric, info.unit, info.direction, width=30), fontsize=8.5,
-        color=palette.ink, loc="left", parse_math=False,
-    )  # fmt: skip
+        axis_label(metric, info.unit, info.direction, width=30),
+        fontsize=8.5,
+        color=palette.ink,
+        loc="left",
+        parse_math=False,
+    )
     if legend:
         _legend(figure, [(n, r.name) for n, r in enumerate(results.runs)], palette, front=False)
     return figure
@@ -246,9 +290,12 @@ def _legend(
         ring.set_markeredgecolor(palette.muted)
         handles.append(ring)
     legend = figure.legend(
-        handles=handles, loc="outside right upper", frameon=False, fontsize=8,
+        handles=handles,
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
         labelcolor=palette.ink,
-    )  # fmt: skip
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -1,4 +1,4 @@
-"""How runs look in plots and legends: a colour, a shape and a dash each, so that none of them is
+"""Style of runs in plots and legends: a colour, a shape and a dash each, so that none of them is
 told apart by colour alone.
 
 Plots on the page are drawn once. Their colours are placeholders that `plots_svg` turns into CSS
@@ -17,7 +17,7 @@ Dash = Literal["solid"] | tuple[float, tuple[float, ...]]
 LIGHT_RUNS = (
     "#0b63b0", "#b93a06", "#0d6e66", "#9b1ba8", "#7d5800", "#4b5563", "#b8103a", "#44700c",
 )  # fmt: skip
-"""At least 4.5 to 1 against white."""
+"""Colours of the runs, at least 4.5 to 1 against white."""
 DARK_RUNS = (
     "#6cb6ff", "#ff9b5e", "#4fd1c5", "#e58df2", "#e3b341", "#aab4c2", "#ff8fa3", "#a3d65c",
 )  # fmt: skip
@@ -43,9 +43,12 @@ class Palette:
 
 LIGHT = Palette("#1c2127", "#59626d", "#dfe3e8", "#ffffff", LIGHT_RUNS)
 PLACEHOLDERS = Palette(
-    "#fe0a01", "#fe0a02", "#fe0a03", "#fe0a04",
+    "#fe0a01",
+    "#fe0a02",
+    "#fe0a03",
+    "#fe0a04",
     tuple(f"#fe0b{n:02x}" for n in range(len(LIGHT_RUNS))),
-)  # fmt: skip
+)
 """Colours that occur nowhere else, for `plots_svg` to replace."""
 VARIABLES = {
     PLACEHOLDERS.ink: "var(--ink)",
@@ -83,7 +86,7 @@ SHAPES: tuple[tuple[str, Vertices], ...] = (
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How one run is drawn."""
+    """Style of one run."""
 
     index: int
     colour: int

@@ -61,7 +61,7 @@ class Window:
         return inside_x and self.bottom <= point.y.mean <= self.top
 
     def nearest(self, point: FrontierPoint) -> tuple[float, float]:
-        """Where the point is drawn: at the edge, if it lies outside."""
+        """Position at which the point is drawn: at the edge, if it lies outside."""
         inset_x = 0.03 * (self.right - self.left)
         inset_y = 0.03 * (self.top - self.bottom)
         x = min(max(point.x.mean, self.left + inset_x), self.right - inset_x)

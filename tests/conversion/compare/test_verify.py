@@ -63,10 +63,18 @@ def test_numbers_worked_by_hand() -> None:
 def test_megatron_against_transformers(tmp_path: Path, kind: str) -> None:
     source = models.save(kind, tmp_path / "hf")
     status = main(
-        ["hf-to-megatron", str(source), str(tmp_path / "megatron"), "--verify",
-         "--tolerance", "1e-4", "--report", str(tmp_path / "report")],
+        [
+            "hf-to-megatron",
+            str(source),
+            str(tmp_path / "megatron"),
+            "--verify",
+            "--tolerance",
+            "1e-4",
+            "--report",
+            str(tmp_path / "report"),
+        ],
         megatron_logits=megatron_logits,
-    )  # fmt: skip
+    )
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     assert status == 0, found
     assert found["logits"]["argmax_agreement"] == 1.0
@@ -140,9 +148,11 @@ def test_bad_input_is_one_line_and_status_2(
         (["verify", *sides, "--prompts", str(tmp_path / "absent")], "cannot be read"),
         (["verify", *sides, "--report", str(file)], "the report cannot be written"),
         (["hf-to-megatron", sides[0], str(tmp_path / "m"), "--report", "x"], "add --verify"),
-        (["hf-to-megatron", sides[0], str(tmp_path / "m"), "--verify", "--dtype", "bf16"],
-         "leave one out"),
-    ]  # fmt: skip
+        (
+            ["hf-to-megatron", sides[0], str(tmp_path / "m"), "--verify", "--dtype", "bf16"],
+            "leave one out",
+        ),
+    ]
     for argv, message in cases:
         assert main(argv, megatron_logits=megatron_logits) == 2
         error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Run by test_megatron_reads_it.py in a process of its own: megatron-core against our files.
+"""Run by test_megatron_reads_it.py in a separate process: megatron-core against our files.
 
     python -m tests.conversion.formats.megatron_check DIRECTORY...
 

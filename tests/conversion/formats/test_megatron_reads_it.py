@@ -32,9 +32,12 @@ def test_strict_load_logits_and_save(make_model: ModelMaker, tmp_path: Path) -> 
         convert_hf_to_megatron(source, root / "megatron")
     done = subprocess.run(
         [sys.executable, "-m", "tests.conversion.formats.megatron_check", *map(str, roots)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for root in roots:
         found = json.loads((root / "new" / "found.json").read_text())

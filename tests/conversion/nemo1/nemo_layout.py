@@ -8,7 +8,7 @@ model_config.yaml), `files` (name in the archive -> path), `norm_offset` (added 
 the embedding), `compress`, `dtype`.
 
 The keys and shapes are NeMo 1's: one key for all layers with the layer as a first dimension, each
-layer a piece of its own, everything under `model.`, extra states as objects.
+layer a separate piece, everything under `model.`, extra states as objects.
 """
 
 # ruff: noqa: E402 - the platform comes before megatron
@@ -110,7 +110,7 @@ def build(hf: Path, settings: dict[str, Any], archive: Path) -> None:
         weights = root / "model_weights"
         weights.mkdir()
         dist_checkpointing.save(nemo_state(hf, settings), str(weights), ("torch_dist", 1))
-        # megatron-core of that time kept what is no tensor in a pickle.
+        # megatron-core of that time kept what is not a tensor in a pickle.
         torch.save({"checkpoint_version": 3.0}, weights / "common.pt")
         (root / "model_config.yaml").write_text(yaml.safe_dump(settings["config"]))
         for name, path in settings["files"].items():

@@ -74,9 +74,16 @@ def pieces(directory: Path) -> Path:
 
     texts = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen jugs"] * 9
     SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_prefix=str(directory / "tokenizer"), model_type="bpe",
-        vocab_size=VOCAB, hard_vocab_limit=True, bos_id=1, eos_id=2, unk_id=0, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(texts),
+        model_prefix=str(directory / "tokenizer"),
+        model_type="bpe",
+        vocab_size=VOCAB,
+        hard_vocab_limit=True,
+        bos_id=1,
+        eos_id=2,
+        unk_id=0,
+        minloglevel=2,
+    )
     return directory / "tokenizer.model"
 
 
@@ -90,25 +97,45 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "llama": {"hf": "llama", "config": LLAMA},
         "gemma": {"hf": "gemma", "config": GEMMA, "norm_offset": 1.0, "compress": True},
-        "gemma_bf16": {"hf": "gemma", "config": GEMMA, "norm_offset": 1.0, "dtype": "bfloat16",
-                       "first_norm": 0.4},
+        "gemma_bf16": {
+            "hf": "gemma",
+            "config": GEMMA,
+            "norm_offset": 1.0,
+            "dtype": "bfloat16",
+            "first_norm": 0.4,
+        },
         "no_tokenizer": {
-            "hf": "llama", "files": {},
+            "hf": "llama",
+            "files": {},
             "config": {**LLAMA, "tokenizer": {"library": "huggingface", "type": "meta/Llama-3"}},
         },
-    }  # fmt: skip
+    }
     for name, changes in settings.items():
-        one = {"norm_offset": 0.0, "first_norm": None, "padded": PADDED, "compress": False,
-               "dtype": "float32", "files": {HASH: str(model)},
-               "archive": str(root / f"{name}.nemo"),
-               **changes, "hf": str(root / str(changes["hf"]))}  # fmt: skip
+        one = {
+            "norm_offset": 0.0,
+            "first_norm": None,
+            "padded": PADDED,
+            "compress": False,
+            "dtype": "float32",
+            "files": {HASH: str(model)},
+            "archive": str(root / f"{name}.nemo"),
+            **changes,
+            "hf": str(root / str(changes["hf"])),
+        }
         (root / f"{name}.json").write_text(json.dumps(one))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conversion.nemo1.nemo_layout",
-         *(str(root / f"{name}.json") for name in settings)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "tests.conversion.nemo1.nemo_layout",
+            *(str(root / f"{name}.json") for name in settings),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 
@@ -237,16 +264,25 @@ def test_training_on_an_archive_and_the_card_of_its_checkpoint(made: Path, tmp_p
     ]
     data = write_jsonl(tmp_path / "pairs.jsonl", rows)
     done = run_command(
-        "train", "objective=gdpo",
+        "train",
+        "objective=gdpo",
         *common(made / "llama.nemo", data, tmp_path / "run", *steps(1)),
-    )  # fmt: skip
+    )
     assert done.status == 0, done.err
     assert "made" in done.out
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
     assert main(["megatron-to-hf", str(checkpoint), str(tmp_path / "hf")]) == 0
     card = (tmp_path / "hf" / "README.md").read_text()
-    for line in ("- method: gflownet_dpo", "- pairs: 4", "TP1 PP1 CP1 DP1", "fp32", "EMNLP 2024",
-                 "- megatron-core: ", 'base_model: "llama.nemo"', "- loss: "):  # fmt: skip
+    for line in (
+        "- method: gflownet_dpo",
+        "- pairs: 4",
+        "TP1 PP1 CP1 DP1",
+        "fp32",
+        "EMNLP 2024",
+        "- megatron-core: ",
+        'base_model: "llama.nemo"',
+        "- loss: ",
+    ):
         assert line in card, line
     assert card.count("not recorded") == 1  # the licence: the archive has none
 

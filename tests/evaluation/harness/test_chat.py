@@ -150,7 +150,7 @@ def test_two_turns_of_mt_bench(tmp_path: Path, questions: str) -> None:
         {"id": "81", "prompt": user("Write a haiku.")},
         {"id": "101", "prompt": user("Who won?")},
     ]
-    # What a model says to them, the second response to each being the one that goes on.
+    # What a model says to them, the second response to each being the one continued.
     turn1 = generations(
         tmp_path / "t1",
         [{**row, "outputs": [f"no {row['id']}", f"answer {row['id']}"]} for row in first],

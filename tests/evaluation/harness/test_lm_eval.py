@@ -1,4 +1,4 @@
-"""lm-eval, really run without a network on a task of its own, against transformers."""
+"""lm-eval, really run without a network on a custom task, against transformers."""
 
 from __future__ import annotations
 

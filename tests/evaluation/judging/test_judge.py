@@ -159,7 +159,7 @@ def test_passing_faults_are_tried_again(tmp_path: Path, fault: int | None) -> No
     assert len(judge.requests) == 4
 
 
-def test_a_server_that_goes_away_leaves_the_transcript_whole(tmp_path: Path) -> None:
+def test_lost_server_keeps_the_transcript_complete(tmp_path: Path) -> None:
     path = tmp_path / "judge" / "t.jsonl"
     pairs = [pair(n) for n in range(6)]
 
@@ -178,7 +178,7 @@ def test_a_server_that_goes_away_leaves_the_transcript_whole(tmp_path: Path) -> 
     assert len(again.requests) == 12 - 5
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_no_judge_listens(tmp_path: Path) -> None:
     with judge_server(prefers_good) as judge:
         pass
     with pytest.raises(EvaluationError, match=r"gone or failing .*the same command again"):

@@ -200,7 +200,7 @@ def test_sampling_by_hand() -> None:
     assert drawn(temperature=0.5, min_p=0.2) == pytest.approx([0.8, 0.2, 0, 0, 0], abs=1e-6)
 
 
-def test_outside_of_the_sampling_is_minus_infinity_and_the_kl_stays_finite(
+def test_kl_is_finite_for_tokens_outside_the_sampling(
     models: tuple[CausalModel, CausalModel],
 ) -> None:
     for found in score_batch(*models, BATCH, SamplingPoint(1.0, 1.0, 0.0, 1)):

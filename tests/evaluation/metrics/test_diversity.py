@@ -76,6 +76,6 @@ def test_vendi_cuts_what_rounding_makes_negative() -> None:
         (np.array([[1.0, 2.0], [2.0, 1.0]]), "eigenvalue"),
     ],
 )
-def test_vendi_refuses_what_is_no_similarity(bad: npt.NDArray[np.float64], match: str) -> None:
+def test_vendi_refuses_a_non_similarity(bad: npt.NDArray[np.float64], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         vendi_score(bad)

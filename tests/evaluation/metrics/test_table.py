@@ -100,7 +100,7 @@ def test_what_is_not_defined_is_none() -> None:
         assert metrics[name].function(single) is None, name
 
 
-def test_a_win_rate_counts_ties_half_and_leaves_out_what_is_no_verdict() -> None:
+def test_win_rate_counts_ties_half_and_skips_non_verdicts() -> None:
     assert WIN_RATE.function(["win", "tie", "loss", "inconsistent", "unparsable"]) == 0.5
     assert WIN_RATE.function(["win", "win", "loss", "tie"]) == 0.625
     assert WIN_RATE.function(["unparsable"]) is None

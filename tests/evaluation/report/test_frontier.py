@@ -89,7 +89,7 @@ def test_front_where_less_is_better() -> None:
     assert on_front(found) == ["far", "near", "free"]
 
 
-def test_degenerate_point_neither_stands_on_the_front_nor_pushes_others_off() -> None:
+def test_degenerate_point_is_left_out_of_the_front() -> None:
     points = {"sound": (1.0, 1.0), "noise": (9.0, 9.0)}
     found = frontier(results(points, degenerate=("noise",)), "n", "t", "variety", "reward")
     assert on_front(found) == ["sound"]
@@ -139,7 +139,7 @@ def test_no_quality_no_frontier_and_undirected_metric_is_refused() -> None:
     assert frontiers(without) == ()
     with pytest.raises(ValueError, match="neither direction is better"):
         frontier(plain, "n", "t", "mean_words", "sentiment")
-    with pytest.raises(ValueError, match="no such metric"):
+    with pytest.raises(ValueError, match="do not have that metric"):
         frontier(plain, "n", "t", "elegance", "sentiment")
 
 

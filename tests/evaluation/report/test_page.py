@@ -111,7 +111,7 @@ def test_names_titles_and_facts_are_text_too() -> None:
     assert "".join(found.texts).count(evil) > 10
 
 
-def test_every_number_stands_there_with_quality_beside_diversity() -> None:
+def test_every_number_is_shown_with_quality_beside_diversity() -> None:
     found = page()
     joined = "".join(found.texts)
     results = film_results()

@@ -56,7 +56,7 @@ def test_png_is_a_picture_and_the_same_each_time() -> None:
         assert tuple(bytes.fromhex(wanted)) in present
 
 
-def test_svg_is_named_themed_and_has_ids_of_its_own() -> None:
+def test_svg_is_named_themed_and_has_unique_ids() -> None:
     (found, _) = frontiers(film_results())
     first, second = drawing(found, "one"), drawing(found, "two", narrow=True)
     for root in (first, second):
