@@ -31,7 +31,7 @@ from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.datasets import load_split
-from nemo_gdpo.training.export import export_run, run_facts, write_assets
+from nemo_gdpo.training.export import export_run, model_card_of, write_assets
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
@@ -301,7 +301,7 @@ class Run:
         if outcome is Outcome.DONE and self.config.export_nemo:
             assert self.nemo is not None
             archive = self.output_dir / "model.nemo"
-            self.nemo.model_card = run_facts(self)
+            self.nemo.model_card = model_card_of(self)
             self.nemo.save_to(str(archive))
             self.say(f"exported {archive}")
         leave_world()
