@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -27,6 +26,7 @@ from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.secrets import refuse_secrets
 from nemo_gdpo.config.suggest import alias, closest, hint
+from nemo_gdpo.config.yaml_files import read_yaml_mapping, yaml_text
 from nemo_gdpo.errors import UserError
 
 _PROBE = "parallel"
@@ -209,19 +209,15 @@ def read_config_file(path: Path, root: Root[Any], *, option: str = "") -> dict[s
     """
     where = f"{option} {path}".lstrip()
     try:
-        # Not PyYAML's own rules, by which 1e-6 is text.
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where}: cannot be read ({reason}); give a YAML file") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{where}: holds no mapping of keys; write key: value lines")
+        loaded = read_yaml_mapping(path)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; give a YAML file of key: value lines") from None
     keys = root.keys()
     leaves = list(_leaves_of(loaded, keys))
     refuse_secrets(f"{key}={value}" for key, value in leaves)
     unknown = [key for key, _ in leaves if key not in keys]
     raise_problems([f"{where}: {root.unknown_key(key)}" for key in unknown])
-    return {str(key): value for key, value in loaded.items()}
+    return loaded
 
 
 def _leaves_of(
@@ -327,7 +323,7 @@ def to_yaml(composed: Composed, *, resolved: bool) -> str:
 
 def config_yaml(config: Section) -> str:
     """A checked configuration as a file that `read_config` and --config take back."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain_data(config)))
+    return yaml_text(plain_data(config))
 
 
 def read_config(path: Path, root: Root[S]) -> S:

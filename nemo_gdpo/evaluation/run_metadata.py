@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
+from nemo_gdpo.config.yaml_files import read_yaml_mapping
 from nemo_gdpo.errors import UserError
 
 KEY = "evaluation.training"
@@ -35,14 +32,11 @@ def training_metadata(directory: Path) -> dict[str, Any]:
     """
     file = directory / "config.yaml"
     try:
-        config = OmegaConf.load(file)
-        objective: Any = OmegaConf.to_container(OmegaConf.select(config, "objective"))
-        shown = {name: OmegaConf.select(config, name) for name in _SHOWN}
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"{KEY}: {file} cannot be read ({' '.join(str(error).split())}); give the output_dir "
-            "of a training run"
-        ) from None
+        config = read_yaml_mapping(file)
+        objective = _section(config, "objective")
+        shown = {name: _value(config, name) for name in _SHOWN}
+    except ValueError as error:
+        raise UserError(f"{KEY}: {file} {error}; give the output_dir of a training run") from None
     named = {f"objective.{name}": value for name, value in objective.items() if name != "name"}
     last = _last_step(directory / "metrics.jsonl")
     queries = last.get("adpo/queries_total")
@@ -54,6 +48,21 @@ def training_metadata(directory: Path) -> dict[str, Any]:
         "pairs seen": last.get("consumed_pairs"),
         **({} if queries is None else {"queries asked": queries}),
     }
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, dict):
+        raise ValueError(f"has no section {name}")
+    return section
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where a file, of another version perhaps, has no such key."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def _last_step(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nemo_gdpo.conversion.convert import convert_megatron_to_hf
 from nemo_gdpo.conversion.formats.assets import base_licence
 from nemo_gdpo.conversion.formats.card import write_card
 from nemo_gdpo.objectives import OBJECTIVES
+from nemo_gdpo.training.metrics import TIMING
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
@@ -27,7 +28,7 @@ def _last_metrics(output_dir: Path) -> dict[str, float]:
     if not lines:
         return {}
     entry = json.loads(lines[-1])
-    return {name: value for name, value in entry.items() if not name.startswith("perf/")}
+    return {name: value for name, value in entry.items() if name not in TIMING}
 
 
 def model_card_of(run: Run) -> dict[str, Any]:

@@ -12,6 +12,11 @@ from nemo_gdpo.errors import RunError
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE
 from nemo_gdpo.objectives import Objective
 
+TOKENS_PER_SECOND, STEP_SECONDS = "perf/tokens_per_second", "perf/step_seconds"
+PEAK_MEMORY, PEAK_MEMORY_OF_ALL = "perf/peak_memory_gib", "perf/peak_memory_gib_all_ranks"
+TIMING = frozenset({TOKENS_PER_SECOND, STEP_SECONDS, PEAK_MEMORY, PEAK_MEMORY_OF_ALL})
+"""What a line of the log says of the machine, not of the training."""
+
 
 class NotFiniteError(RunError):
     """A loss, a log-prob or the gradient norm is not finite; the update was not made."""

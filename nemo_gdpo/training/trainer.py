@@ -25,6 +25,10 @@ from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.metrics import (
+    PEAK_MEMORY,
+    PEAK_MEMORY_OF_ALL,
+    STEP_SECONDS,
+    TOKENS_PER_SECOND,
     NotFiniteError,
     gather_per_pair,
     reduce_metrics,
@@ -233,8 +237,8 @@ class PreferenceTrainer:
             "consumed_pairs": self.sampler.consumed_pairs,
             "epoch": self.sampler.consumed_pairs / len(self.train.data),
             "num_tokens": self.progress.tokens,
-            "perf/tokens_per_second": tokens / seconds,
-            "perf/step_seconds": seconds,
+            TOKENS_PER_SECOND: tokens / seconds,
+            STEP_SECONDS: seconds,
             **self._memory(),
             "train/padding_fraction": 1.0 - tokens / self._slots_spent,
         }
@@ -251,8 +255,8 @@ class PreferenceTrainer:
         values[self.mesh.rank] = own
         dist.all_reduce(values)
         return {
-            "perf/peak_memory_gib": float(values.max()),
-            "perf/peak_memory_gib_all_ranks": float(values.sum()),
+            PEAK_MEMORY: float(values.max()),
+            PEAK_MEMORY_OF_ALL: float(values.sum()),
         }
 
     def _count_tokens(self, indices: list[int]) -> int:
@@ -319,7 +323,7 @@ class PreferenceTrainer:
                 log.write(entry)
                 bar.set_postfix_str(
                     f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "
-                    f"{entry['perf/tokens_per_second']:.0f} tokens/s",
+                    f"{entry[TOKENS_PER_SECOND]:.0f} tokens/s",
                     refresh=False,
                 )
                 bar.update()

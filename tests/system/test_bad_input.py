@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from tests.support.commands import Result, cli, common, several, steps
 from tests.support.data import pairs, write_jsonl
 from tests.support.models import save_model
+from tests.support.ranks import free_port, rank_environment
 
 
 def _copy(model: Path, target: Path) -> Path:
@@ -123,3 +126,33 @@ def test_two_ranks_say_it_once(tmp_path: Path, model: Path) -> None:
     (line,) = result.complaints
     assert "line 3" in line
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parallel
+def test_ranks_with_different_configurations_are_refused(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    """Another variable on one node would otherwise train half of the ranks with another setting."""
+    port, output = free_port(), tmp_path / "out"
+    arguments = common(model, data, output, *steps(2), "parallel=pp2")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "nemo_gdpo", "train", *arguments, f"seed={rank + 1}"],
+            env=rank_environment(rank, 2, port),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=150)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [2, 2], errors
+    assert errors[1] == ""  # one rank speaks for all
+    assert errors[0] == (
+        "nemo-gdpo: error: the ranks were started with different configurations (seed: 1 on rank "
+        "0, 2 on rank 1); give every rank the same arguments and environment variables\n"
+    )
+    assert not output.exists()

@@ -225,6 +225,15 @@ def test_another_run_in_the_same_directory_is_refused(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("name", ["other_objective", "other_model"])
+def test_a_refused_start_leaves_the_record_alone(
+    one_rank: Resumed, whole: dict[str, Path], name: str
+) -> None:
+    before, after = whole["plain"], one_rank[1][name]
+    for file in ("config.yaml", "metrics.jsonl", "data/train/manifest.json"):
+        assert (after / file).read_bytes() == (before / file).read_bytes(), file
+
+
 def test_a_complete_run_started_again_does_nothing(
     one_rank: Resumed, whole: dict[str, Path]
 ) -> None:

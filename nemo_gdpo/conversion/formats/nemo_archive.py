@@ -16,10 +16,9 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.yaml_files import yaml_text
 from nemo_gdpo.io.files import replacing
 from nemo_gdpo.io.manifest import LOCK
 
@@ -43,9 +42,7 @@ def target_of(objective: str) -> str:
 def config_yaml(config: RunConfig, end_token_id: int) -> str:
     """NeMo's `model_config.yaml`, as a model of this configuration would write it."""
     run = {**plain_data(config), "end_token_id": end_token_id}
-    return OmegaConf.to_yaml(
-        OmegaConf.create({"run": run, "target": target_of(config.objective.name)})
-    )
+    return yaml_text({"run": run, "target": target_of(config.objective.name)})
 
 
 def pack(directory: Path, archive: Path) -> None:
