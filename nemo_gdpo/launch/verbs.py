@@ -94,7 +94,7 @@ usage: nemo-gdpo reference [group=preset] [key=value] ... [--config FILE] [--cfg
 
 Takes the arguments of train and makes the caches that the training run would make first.
 """,
-        "nemo_gdpo.verbs.train:reference",
+        "nemo_gdpo.verbs.start:reference",
         _TRAIN_ROOT,
     ),
     Verb(
@@ -107,7 +107,7 @@ usage: nemo-gdpo train [group=preset] [key=value] ... [--config FILE] [--cfg job
 --cfg job prints the configuration instead of training; with --resolve, with the values
 of interpolations. Names of keys follow NeMo's.
 """,
-        "nemo_gdpo.verbs.train:train",
+        "nemo_gdpo.verbs.start:train",
         _TRAIN_ROOT,
     ),
     Verb(

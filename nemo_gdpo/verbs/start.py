@@ -1,4 +1,4 @@
-"""Check a run, then carry it out: in the ranks that are there, or in ranks started now."""
+"""`train` and `reference`: check a run, then carry it out in ranks that are there or started now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.problem import raise_problems
-from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.request import Request
+from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, RunError, UserError
@@ -22,6 +23,16 @@ Task = Literal["train", "train_plain", "reference"]
 RANK_MODULE = "nemo_gdpo.verbs.rank"
 FAILURE = "failure.txt"
 """File beside the ranks' configuration in which rank 0 leaves the reason why they ended."""
+
+
+def train(request: Request) -> int:
+    """`nemo-gdpo train`: check everything, then join the world that is there or start the ranks."""
+    return start(request.compose(TRAIN).plain, "train")
+
+
+def reference(request: Request) -> int:
+    """`nemo-gdpo reference`: the reference's log-probs ahead of training, on the run's own mesh."""
+    return start(request.compose(TRAIN).plain, "reference")
 
 
 def detect_hardware(precision: str, *, joined: bool) -> Hardware:
