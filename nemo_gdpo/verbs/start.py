@@ -1,4 +1,4 @@
-"""`train` and `reference`: check a run, then carry it out in ranks that are there or started now."""
+"""`train` and `reference`: check a run, then carry it out in ranks that are there or started."""
 
 from __future__ import annotations
 
