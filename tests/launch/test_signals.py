@@ -33,6 +33,15 @@ def test_it_interrupts_until_there_is_somebody_to_notify(number: signal.Signals)
 
 
 def test_ctrl_c_stays_pythons_own_unless_it_is_asked_for() -> None:
+    # A job in the background inherits that it ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _check_ctrl_c()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_ctrl_c() -> None:
     with StopRequest():
         assert signal.getsignal(signal.SIGINT) is not None
         with pytest.raises(KeyboardInterrupt):

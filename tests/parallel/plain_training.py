@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
-from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps, build_objective
+from nemo_gdpo.objectives import OBJECTIVES as OBJECTIVE_CLASSES
+from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps
 from tests.parallel.settings import (
     BATCH,
     BETAS,
@@ -76,7 +77,7 @@ def train(name: str, models: Path, data: PreferenceDataset) -> Trajectory:
         models: holds `reference` and `policy`.
     """
     settings: dict[str, Any] = dict(OBJECTIVES[name])
-    objective = build_objective(settings.pop("name"), settings)
+    objective = OBJECTIVE_CLASSES[settings.pop("name")](**settings)
     temperature = settings.get("eos_temperature", 1.0)
     policy, reference = load(models / "policy"), load(models / "reference")
     with torch.no_grad():
