@@ -96,6 +96,9 @@ ALIASES: dict[str, str] = {
     "cluster.gpus_per_node": "trainer.devices",
     "cluster.num_nodes": "trainer.num_nodes",
     "logger.wandb_enabled": "logger.wandb",
+    # Sections of other verbs.
+    "generation": "remove it: it is a setting of `nemo-gdpo generate`",
+    "evaluation": "remove it: it is a setting of `nemo-gdpo evaluate`",
     # Short names.
     "tensor_parallel_size": "model.tensor_model_parallel_size",
     "pipeline_parallel_size": "model.pipeline_model_parallel_size",

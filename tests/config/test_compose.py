@@ -250,6 +250,7 @@ def test_variables_are_ours() -> None:
         ("num_train_epochs=1", "use trainer.max_epochs"),
         ("model_name_or_path=x", "use model.restore_from_path"),
         ("beta=0.1", "use objective.beta"),
+        ("generation.num_samples=8", "remove it: it is a setting of `nemo-gdpo generate`"),
         ("policy.model_name=x", "use model.restore_from_path"),
         ("dpo.reference_policy_kl_penalty=0.1", "use objective.beta"),
         ("cluster.gpus_per_node=8", "use trainer.devices"),
