@@ -68,6 +68,10 @@ def test_recipes_are_the_command_lines_defaults() -> None:
     assert recipes.adpo("m", "p", validation="v").data.validation_path == "v"
     assert recipes.adpo("m", "p").objective == ADPOSettings()
     assert recipes.dpo("m", "p").output_dir == "runs/dpo"
+    for recipe in (recipes.gdpo_llama3_8b, recipes.odpo_llama3_8b, recipes.adpo_llama3_8b):
+        config = recipe("optim.lr=1e-6")
+        assert config == recipes.experiment(recipe.__name__, ["optim.lr=1e-6"])
+        assert recipe.__name__.startswith(config.objective.name)
     cluster = recipes.experiment("gdpo_llama3_8b", ["optim.lr=1e-6"])
     assert (cluster.model.tensor_model_parallel_size, cluster.optim.lr) == (4, 1e-6)
 

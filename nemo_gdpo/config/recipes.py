@@ -138,6 +138,21 @@ def experiment(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """A whole run of `conf/experiment/`, such as `gdpo_llama3_8b`: mesh, batch, data, schedule.
 
     Raises:
-        UserError: there is no such experiment; the ones that are there are named.
+        UserError: unknown experiment; the known ones are named.
     """
     return run_config(f"experiment={name}", *overrides)
+
+
+def gdpo_llama3_8b(*overrides: str) -> RunConfig:
+    """GFlowNet-DPO of Llama 3 8B on Anthropic HH: 2 nodes of 8 GPUs."""
+    return experiment("gdpo_llama3_8b", overrides)
+
+
+def odpo_llama3_8b(*overrides: str) -> RunConfig:
+    """DPO with an offset of Llama 3 8B on UltraFeedback: 2 nodes of 8 GPUs."""
+    return experiment("odpo_llama3_8b", overrides)
+
+
+def adpo_llama3_8b(*overrides: str) -> RunConfig:
+    """Active-query DPO of Llama 3 8B on UltraFeedback: 2 nodes of 8 GPUs."""
+    return experiment("adpo_llama3_8b", overrides)
