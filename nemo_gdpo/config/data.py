@@ -55,6 +55,10 @@ class DataConfig(Section):
         """Path of a split's pairs; None for a split without any."""
         return self.train_path if split == "train" else self.validation_path
 
+    def split_of(self, name: Literal["train", "validation"]) -> str:
+        """Split of a Hugging Face data set that serves as the named one."""
+        return self.split if name == "train" else self.validation_split
+
     @property
     def reader_format(self) -> str:
         """The format to read files with: the preset's, or `format`."""

@@ -27,18 +27,14 @@ def build_split(
     Raises:
         UserError: anything wrong with the input, or with the chat template's file.
     """
-    path, split = (
-        (data.train_path, data.split)
-        if name == "train"
-        else (data.validation_path, data.validation_split)
-    )
+    path = data.path_of(name)
     if path is None:
         return None
     return build_dataset(
         path,
         tokenizer,
         format=data.reader_format,
-        split=split,
+        split=data.split_of(name),
         max_prompt_length=data.max_prompt_length,
         max_length=data.max_length,
         truncation_mode=data.truncation_mode,

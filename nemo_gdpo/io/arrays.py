@@ -143,16 +143,6 @@ def compute_cached(
     return [found[key] for key in keys]
 
 
-def fixed_batches(size: int) -> Callable[[Sequence[T]], Iterator[Sequence[T]]]:
-    """Batches of `size` items in the order given."""
-
-    def cut(items: Sequence[T]) -> Iterator[Sequence[T]]:
-        for start in range(0, len(items), size):
-            yield items[start : start + size]
-
-    return cut
-
-
 def length_batches(
     length_of: Callable[[T], int], tokens: int
 ) -> Callable[[Sequence[T]], Iterator[Sequence[T]]]:

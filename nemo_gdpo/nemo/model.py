@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +12,8 @@ from torch import Tensor
 from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.models.batch import PreferenceMicroBatch
-from nemo_gdpo.models.preference_model import PreferenceModel
+from nemo_gdpo.models.preference_model import ForwardStep, PreferenceModel
 from nemo_gdpo.nemo.archive import PreferenceSaveRestoreConnector, allow_our_targets
-
-ForwardStep = Callable[[Iterator[PreferenceMicroBatch], Any], tuple[Tensor, Callable[..., Any]]]
 
 
 class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]

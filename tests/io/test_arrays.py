@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,15 @@ from nemo_gdpo.io.arrays import (
     Cache,
     compute_cached,
     content_key,
-    fixed_batches,
     length_batches,
 )
 
 TEXTS = [f"text {n}" for n in range(10)]
+
+
+def fixed_batches(size: int) -> Callable[[Sequence[str]], Iterator[Sequence[str]]]:
+    """Batches of `size` items in the order given."""
+    return lambda items: (items[at : at + size] for at in range(0, len(items), size))
 
 
 class Counting:
