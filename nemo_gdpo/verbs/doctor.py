@@ -13,6 +13,13 @@ from nemo_gdpo import __version__
 from nemo_gdpo.config.request import asks_for_help
 from nemo_gdpo.errors import EXIT_DONE, UserError
 
+_USAGE = """\
+usage: nemo-gdpo doctor
+       nemo-gdpo doctor --gpu [--output DIR] [--only STAGE,STAGE] [--minutes N] [--list]
+
+Prints versions and what this machine can do. With --gpu: runs the acceptance test of a machine
+with GPUs, and writes its numbers.
+"""
 PACKAGES = (
     "torch",
     "megatron-core",
@@ -30,11 +37,15 @@ PACKAGES = (
 
 def run(arguments: list[str]) -> int:
     """Print the findings; never fails over what is missing."""
+    if arguments and arguments[0] == "--gpu":
+        from nemo_gdpo.verbs import gpu_check
+
+        return gpu_check.run(arguments[1:])
     if asks_for_help(arguments):
-        print("usage: nemo-gdpo doctor\n\nPrints versions and what this machine can do.")
+        print(_USAGE, end="")
         return EXIT_DONE
     if arguments:
-        raise UserError(f"doctor {arguments[0]}: it takes no arguments")
+        raise UserError(f"doctor {arguments[0]}: it takes no arguments but --gpu")
     for name, value in findings():
         print(f"{name:<20} {value}")
     return EXIT_DONE

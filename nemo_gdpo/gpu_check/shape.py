@@ -1,0 +1,221 @@
+"""Speed and memory at the shape of Llama 3 8B, with as many layers as fit on one GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nemo_gdpo.config.recipes import run_config
+from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.gpu_check.findings import Measurement, NotHereError
+from nemo_gdpo.models.batch import PreferenceMicroBatch
+from nemo_gdpo.models.preference_model import PreferenceModel
+from nemo_gdpo.objectives import build_objective
+from nemo_gdpo.platform import current_platform, detect_capabilities
+from nemo_gdpo.training.batches import BatchBuilder
+from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_mesh
+from nemo_gdpo.training.optimizer import build_optimizer
+from nemo_gdpo.training.run import layout_of
+
+LLAMA3_8B = MegatronModelConfig(
+    family="llama",
+    num_layers=32,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    kv_channels=128,
+    vocab_size=128256,
+    max_position_embeddings=8192,
+    rotary_base=500000.0,
+    layernorm_epsilon=1e-5,
+)
+"""meta-llama/Meta-Llama-3-8B's config.json."""
+BYTES_A_PARAMETER = 2 + 4 + 4 + 8
+"""bf16 weight, fp32 gradient, fp32 main weight, Adam's two fp32 moments."""
+UPDATES, WARM_UPS = 5, 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pairs of equal length on one rank. Lengths in tokens."""
+
+    model: MegatronModelConfig = LLAMA3_8B
+    prompt: int = 1024
+    response: int = 1024
+    pairs: int = 4
+    """In an update, one in each micro-batch."""
+
+    @property
+    def tokens(self) -> int:
+        """In an update."""
+        return 2 * self.pairs * (self.prompt + self.response)
+
+
+def layer_parameters(model: MegatronModelConfig) -> int:
+    """Weights of one layer."""
+    attention = model.hidden_size * (2 * model.query_size + 2 * model.key_value_size)
+    return attention + 3 * model.hidden_size * model.ffn_hidden_size + 2 * model.hidden_size
+
+
+def layers_that_fit(work: Workload, free_bytes: int) -> int:
+    """Layers for which weights, optimizer state and one micro-batch's activations fit.
+
+    Raises:
+        NotHereError: not even two do.
+    """
+    model = work.model
+    tokens = 2 * (work.prompt + work.response)
+    ends = 2 * model.vocab_size * model.hidden_size * BYTES_A_PARAMETER
+    # A layer keeps about 16 hidden and 4 MLP activations of two bytes; measured numbers follow.
+    kept = tokens * 2 * (16 * model.hidden_size + 4 * model.ffn_hidden_size)
+    layer = layer_parameters(model) * (BYTES_A_PARAMETER + 2) + kept  # 2: FP8 copies both ways
+    fit = int((0.9 * free_bytes - ends - 4 * 2**30) // layer)
+    if fit < 2:
+        raise NotHereError(f"{free_bytes / 2**30:.0f} GiB of memory hold less than two such layers")
+    return min(fit, model.num_layers)
+
+
+def model_flops(work: Workload) -> float:
+    """Floating-point operations of an update's forward and backward, recomputation not counted.
+
+    Two for each weight and token forward and twice that backward; attention's two products over
+    half of the square; the head on response tokens alone.
+    """
+    model, length = work.model, work.prompt + work.response
+    layers = model.num_layers * (layer_parameters(model) - 2 * model.hidden_size)
+    attention = model.num_layers * 2 * length * model.query_size
+    responses = 2 * work.pairs * work.response
+    head = responses * model.vocab_size * model.hidden_size
+    return 6.0 * (work.tokens * (layers + attention / 2) + head)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one precision."""
+
+    step_seconds: float
+    """Median."""
+    slowest_seconds: float
+    peak_bytes: int
+
+
+def measure(work: Workload, precision: str) -> Speed:
+    """Time updates by the project's own model, schedule and optimizer."""
+    config = run_config(
+        "objective=gdpo",
+        f"precision={precision}",
+        "model.micro_batch_size=1",
+        f"model.global_batch_size={work.pairs}",
+        f"data.max_length={work.prompt + work.response}",
+        f"data.max_prompt_length={work.prompt}",
+    )
+    platform = current_platform()
+    join_world(platform)
+    mesh = build_mesh(layout_of(config), platform, seed=1)
+    model = PreferenceModel(
+        config,
+        objective=build_objective(config.objective),
+        model_config=work.model,
+        layout=mesh.layout,
+        end_token_id=2,
+    )
+    model.prepare_for_training()
+    optimizer = build_optimizer(config, model.policy_chunks)
+    batches = _batches(work, model, mesh, config.data.packing)
+    times = []
+    for _ in range(WARM_UPS + UPDATES):
+        _synchronize(mesh.device)
+        begun = time.perf_counter()
+        model.prepare_for_training_step()
+        optimizer.zero_grad()
+        model.get_loss_and_metrics(batches, forward_only=False)
+        optimizer.step()
+        _synchronize(mesh.device)
+        times.append(time.perf_counter() - begun)
+    peak = platform.peak_memory_bytes()
+    leave_mesh()
+    kept = times[WARM_UPS:]
+    return Speed(statistics.median(kept), max(kept), peak)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _batches(
+    work: Workload, model: PreferenceModel, mesh: Mesh, packing: bool
+) -> list[PreferenceMicroBatch]:
+    """Micro-batches with the reference's log-probs in them."""
+    draw = torch.Generator().manual_seed(3)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, work.model.vocab_size, (count,), generator=draw).tolist())
+
+    def response() -> TokenizedResponse:
+        return TokenizedResponse((*ids(work.response - 1), 2), complete=True)
+
+    pairs = [
+        TokenizedPair(str(number), ids(work.prompt), response(), response())
+        for number in range(work.pairs)
+    ]
+    builder = BatchBuilder(
+        pairs=pairs, pad_token_id=0, layout=mesh.layout, micro_batch_size=1, packing=packing,
+        precision=model.config.precision,
+        data_rank=mesh.data_rank, data_size=mesh.data_size, device=mesh.device,
+    )  # fmt: skip
+    batches = builder.build(list(range(work.pairs)), None)
+    references = model.get_reference_logprobs(batches)
+    return [
+        dataclasses.replace(batch, reference_TC=reference)
+        for batch, reference in zip(batches, references, strict=True)
+    ]
+
+
+def speed(folder: Path) -> Iterator[Measurement]:
+    """Step time, tokens and TFLOP a second, memory; FP8 over bf16 in the same run."""
+    del folder
+    capabilities = detect_capabilities()
+    if capabilities.device_type != "cuda" or not capabilities.transformer_engine:
+        raise NotHereError("it takes a GPU with Transformer Engine")
+    free = int(torch.cuda.mem_get_info()[0])
+    work = Workload()
+    layers = layers_that_fit(work, free)
+    work = dataclasses.replace(work, model=dataclasses.replace(work.model, num_layers=layers))
+    yield Measurement("layers", layers, f"of {LLAMA3_8B.num_layers}")
+    yield Measurement("tokens in an update", work.tokens)
+    yield from compare_precisions(
+        work,
+        [
+            "bf16",
+            *sorted(capabilities.precisions & {"fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"}),
+        ],
+    )
+
+
+def compare_precisions(work: Workload, precisions: list[str]) -> Iterator[Measurement]:
+    """Measurements of each precision, and each one's speed over the first's."""
+    first: Speed | None = None
+    for precision in precisions:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        found = measure(work, precision)
+        first = first or found
+        yield Measurement(f"{precision} update", found.step_seconds, "s")
+        yield Measurement(f"{precision} slowest update", found.slowest_seconds, "s")
+        yield Measurement(f"{precision} speed", work.tokens / found.step_seconds, "tokens/s")
+        rate = model_flops(work) / found.step_seconds / 1e12
+        yield Measurement(f"{precision} arithmetic", rate, "TFLOP/s")
+        yield Measurement(f"{precision} peak memory", found.peak_bytes / 2**30, "GiB")
+        if found is not first:
+            ratio = first.step_seconds / found.step_seconds
+            yield Measurement(f"{precision} over {precisions[0]}", ratio, "times")
