@@ -234,7 +234,14 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["python"] == sys.version.split()[0]
     assert found["torch"].startswith("2.")
     assert "fp32" in found["precisions"]
-    assert {"megatron-core", "nemo-toolkit", "platform", "Transformer Engine"} <= set(found)
+    assert {"megatron-core", "nemo-toolkit", "platform"} <= set(found)
+    assert found["layers in bf16"].startswith("local (Transformer Engine needs a GPU")
+    assert found["Transformer Engine"].startswith("not usable: ")
+    assert found["attention fused"].startswith("no: needs Transformer Engine's layers")
+    assert found["optimizer"].startswith("torch AdamW (")
+    assert "needs a GPU with FP8 tensor cores" in found["fp8_tensorwise"]
+    assert found["training python"] == sys.executable
+    assert found["generation python"]
 
 
 # -- train: which ranks ----------------------------------------------------------------------------

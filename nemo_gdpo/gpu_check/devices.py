@@ -41,7 +41,7 @@ def inventory(folder: Path) -> Iterator[Measurement]:
     if not torch.cuda.is_available():
         raise NotHereError("torch sees no GPU")
     capabilities = detect_capabilities()
-    yield Measurement("Transformer Engine", "yes" if capabilities.transformer_engine else "no")
+    yield Measurement("Transformer Engine", capabilities.transformer_engine.reason or "usable")
     yield Measurement("precisions", ", ".join(sorted(capabilities.precisions)))
     yield Measurement("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
     for index in range(torch.cuda.device_count()):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
 from nemo_gdpo.gpu_check.findings import Measurement, NotHereError, at_most
-from nemo_gdpo.gpu_check.layers import BF16_TE, FP32
+from nemo_gdpo.gpu_check.layers import BF16_TE, FP32, expected
 from nemo_gdpo.gpu_check.probe import write_model, write_pairs
 from nemo_gdpo.gpu_check.watched import Watched, probe_config, train
 from nemo_gdpo.platform import current_platform, detect_capabilities
@@ -32,28 +33,29 @@ def against_one(folder: Path) -> Iterator[Measurement]:
 
     Data parallelism in fp32 is itself held against the numbers of one CPU rank.
     """
-    from nemo_gdpo.gpu_check.layers import expected
-
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2 or size % 2:
         raise NotHereError(f"{size} GPU; two or more, an even number, are needed")
     model, pairs = _shared_inputs(folder)
     kinds = [("fp32", FP32, FP32_LIMIT)]
-    if detect_capabilities().transformer_engine:
+    if detect_capabilities().transformer_engine.ok:
         kinds.append(("bf16", BF16_TE, BF16_LIMIT))
-    micro = "model.micro_batch_size=1"
     for kind, settings, limit in kinds:
-
-        def run(name: str, *overrides: str, shared: tuple[str, ...] = settings) -> Watched:
-            place = folder / f"{name} {shared[0]}".replace(" ", "_")
-            return train(probe_config(model, pairs, place, *shared, micro, *overrides))
-
-        plain = run("plain")
+        plain = _train(model, pairs, folder / kind / "plain", *settings)
         if kind == "fp32":
             one = Watched({}, [{**step, "step": i} for i, step in enumerate(expected())])
             yield at_most(f"{kind} DP{size} to one rank", plain.drift(one), limit)
         for name, overrides in LAYOUTS.items():
-            yield at_most(f"{kind} {name}", run(name, *overrides).drift(plain), limit)
+            found = _train(model, pairs, folder / kind / _word(name), *settings, *overrides)
+            yield at_most(f"{kind} {name}", found.drift(plain), limit)
+
+
+def _train(model: Path, pairs: Path, place: Path, *settings: str) -> Watched:
+    return train(probe_config(model, pairs, place, *settings, "model.micro_batch_size=1"))
+
+
+def _word(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
 
 
 def _shared_inputs(folder: Path) -> tuple[Path, Path]:

@@ -184,7 +184,7 @@ def speed(folder: Path) -> Iterator[Measurement]:
     """Step time, tokens and TFLOP a second, memory; FP8 over bf16 in the same run."""
     del folder
     capabilities = detect_capabilities()
-    if capabilities.device_type != "cuda" or not capabilities.transformer_engine:
+    if capabilities.device_type != "cuda" or not capabilities.transformer_engine.ok:
         raise NotHereError("it takes a GPU with Transformer Engine")
     free = int(torch.cuda.mem_get_info()[0])
     work = Workload()

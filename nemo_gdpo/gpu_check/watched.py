@@ -114,8 +114,8 @@ def require_precision(precision: str) -> None:
         NotHereError: with the reason.
     """
     capabilities = detect_capabilities()
-    if not capabilities.transformer_engine:
-        raise NotHereError("Transformer Engine is not installed, or there is no GPU for it")
+    if not capabilities.transformer_engine.ok:
+        raise NotHereError(capabilities.transformer_engine.reason)
     reason = capabilities.why_not(precision)
     if reason is not None:
         raise NotHereError(reason)
