@@ -23,7 +23,7 @@ def tanh(x):
     return tl.where(size < 0.25, x * series, tl.where(x < 0.0, -far, far))
 
 
-@triton.jit(do_not_specialize=["first_id", "eos_id", "columns"])
+@triton.jit(do_not_specialize=["first_id", "eos_id"])
 def score(
     tile,
     labels,
@@ -83,7 +83,7 @@ def score(
     tl.store(eos_logit + token, z, mask=here)
 
 
-@triton.jit(do_not_specialize=["first_id", "eos_id", "columns"])
+@triton.jit(do_not_specialize=["first_id", "eos_id"])
 def gradient(
     tile,
     grad,

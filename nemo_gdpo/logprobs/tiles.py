@@ -224,7 +224,8 @@ class _WeightGradient:
             self.result_VH = head.main_grad.total_VH
         else:
             self.result_VH = torch.empty_like(weight_VH)
-            self.result_VH[head.real_rows :] = 0.0
+            # Strips write the rest, if there are tokens to make strips of.
+            self.result_VH[head.real_rows if hidden_TH.numel() else 0 :] = 0.0
         self.scratch_WH: Tensor | None = None
 
     def _total(self, strip: slice) -> Tensor:
