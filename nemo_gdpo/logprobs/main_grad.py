@@ -47,11 +47,20 @@ class MainGrad:
 
         Returns:
             What autograd is to be handed in the gradient's place, in the weight's type: zeros where
-            another gradient comes on top (no memory: one zero that is repeated), otherwise numbers
-            without meaning, which the hook throws away at once.
+            another gradient comes on top, otherwise numbers without meaning, which the hook throws
+            away at once. Neither takes memory: one zero repeated, the buffer's own bytes.
+
+        Raises:
+            RuntimeError: the weight has a gradient beside the buffer, to which autograd would add.
         """
+        if self.weight.grad is not None:
+            raise RuntimeError(
+                "the head's weight has a gradient beside its main gradient, which DDP's hook has "
+                "not dropped; run backward passes under the DDP that made the main gradient"
+            )
         self.weight.grad_added_to_main_grad = True
         weight_VH: Tensor = self.weight.detach()
         if vars(self.weight).get("zero_out_wgrad", False):
             return weight_VH.new_zeros(()).expand(weight_VH.shape)
-        return torch.empty_like(weight_VH)
+        bytes_ = self.total_VH.detach().view(-1).view(weight_VH.dtype)
+        return bytes_[: weight_VH.numel()].view(weight_VH.shape)

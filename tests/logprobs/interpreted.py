@@ -8,6 +8,7 @@ and gradients, of one rank and of two that share the vocabulary.
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nemo_gdpo.logprobs import (
     selected_logprobs,
     tiles,
 )
+from nemo_gdpo.logprobs.measure import measure_head
 
 from .synthetic import Inputs, evaluate
 from .tile_cases import BEFORE, CASES, RANKS, SHARDED, STRANGE, Case, strange_scores
@@ -86,10 +88,14 @@ def run_rank(rank: int, folder: str) -> None:
     """Every sharded case; on rank 0 the others first."""
     torch.set_num_threads(1)
     interpreter.InterpreterBuilder.create_fp_trunc = round_to_nearest
-    chunked.runs_in_tiles = lambda hidden, weight: True
+    chunked.runs_in_tiles = lambda hidden, weight: hidden.dtype == torch.bfloat16
     results: dict[str, Any] = {}
     if rank == 0:
         results["one"] = {name: run_case(case, None) for name, case in CASES.items()}
+        measured = measure_head(
+            torch.device("cpu"), 24, 16, 200, columns=2, into_main_grad=True, repeats=1
+        )
+        results["measured"] = asdict(measured)
         set_cuts(Case(tile_logits=128))
         results["strange"] = {name: strange_scores(selected_logprobs, name) for name in STRANGE}
     dist.init_process_group(

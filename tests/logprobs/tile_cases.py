@@ -129,7 +129,7 @@ STRANGE = ("-inf", "inf", "nan")
 
 
 def strange_inputs(name: str) -> Inputs:
-    """Logits of -inf or inf in row 1 and in 128 to 255, which are a whole strip; or one NaN token.
+    """Logits of -inf or inf in row 290 and in 0 to 127, the first strip; or one NaN token.
 
     Token 2's label is one of them.
     """
@@ -138,8 +138,8 @@ def strange_inputs(name: str) -> Inputs:
     if name == "nan":
         inputs.hidden_TH[0, 0] = torch.nan
     else:
-        inputs.weight_VH[1, 0] = inputs.weight_VH[128:256, 0] = float(name)
-    inputs.labels_T[:] = torch.tensor([0, 270, 1])
+        inputs.weight_VH[290, 0] = inputs.weight_VH[:128, 0] = float(name)
+    inputs.labels_T[:] = torch.tensor([200, 270, 1])
     return inputs
 
 

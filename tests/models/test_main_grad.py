@@ -165,6 +165,34 @@ def test_only_float32_buffers_of_ddp_count() -> None:
     assert MainGrad.of(weight) is None
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_autograd_is_handed_takes_no_memory(dtype: torch.dtype, tied: bool) -> None:
+    """At 131,072 x 4,096 it would be 1 GiB, while activations take the most."""
+    weight = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
+    total = torch.full((3, 2), 7.0)
+    vars(weight).update(main_grad=total, grad_added_to_main_grad=False, zero_out_wgrad=tied)
+    target = MainGrad.of(weight)
+    assert target is not None
+    handed = target.added()
+    assert (handed.shape, handed.dtype) == (weight.shape, dtype)
+    if tied:
+        assert handed.untyped_storage().nbytes() == dtype.itemsize
+        assert torch.equal(handed, torch.zeros(3, 2, dtype=dtype))
+    else:
+        assert handed.data_ptr() == total.data_ptr()
+        assert handed.is_contiguous()
+
+
+def test_autograd_never_adds_to_the_buffers_bytes() -> None:
+    """A gradient that DDP's hook did not drop would be added to, which is to say the buffer."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    target = MainGrad(weight, torch.zeros(3, 2))
+    weight.grad = torch.zeros(3, 2)
+    with pytest.raises(RuntimeError, match="beside its main gradient"):
+        target.added()
+
+
 def test_float64_does_not_fit_a_float32_buffer() -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 2))
     target = MainGrad(weight, torch.zeros(3, 2))
