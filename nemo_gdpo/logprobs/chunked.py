@@ -156,10 +156,11 @@ class _SelectedLogprobs(torch.autograd.Function):
 def _scores(head: Head, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor) -> Scores:
     if not head.tiled:
         return wide_scores(head, hidden_TH, weight_VH, labels_T)
-    # Imports Triton, which belongs to GPUs.
+    # Imports Triton, which belongs to GPUs, and starts kernels on the current one.
     from nemo_gdpo.logprobs.tiles import tiled_scores
 
-    return tiled_scores(head, hidden_TH, weight_VH, labels_T)
+    with torch.cuda.device_of(hidden_TH):  # type: ignore[no-untyped-call]
+        return tiled_scores(head, hidden_TH, weight_VH, labels_T)
 
 
 def _gradients(
@@ -170,7 +171,10 @@ def _gradients(
     *,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(hidden gradient, weight gradient) for autograd, None where it is not `needed`."""
+    """(hidden gradient, weight gradient) for autograd, None where it is not `needed`.
+
+    Autograd calls this with the inputs' GPU as the current one.
+    """
     gradients = wide_gradients
     if head.tiled:
         from nemo_gdpo.logprobs.tiles import tiled_gradients

@@ -9,6 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# One number a token: where a row of them begins depends on how many tokens there are, and a kernel
+# would be compiled anew, in the middle of a run, for each way that it can be aligned.
+TOKENS = ["labels", "highest", "total", "tempered_total", "label_logit", "eos_logit"]
+GRADIENT_TOKENS = ["labels", "log_sum_exp", "grad_total"]
+ENTRIES = ["order", "rows", "factor"]
+
 
 @triton.jit
 def tanh(x):
@@ -23,7 +29,7 @@ def tanh(x):
     return tl.where(size < 0.25, x * series, tl.where(x < 0.0, -far, far))
 
 
-@triton.jit(do_not_specialize=["first_id", "eos_id"])
+@triton.jit(do_not_specialize=["first_id", "eos_id"], do_not_specialize_on_alignment=TOKENS)
 def score(
     tile,
     labels,
@@ -83,7 +89,9 @@ def score(
     tl.store(eos_logit + token, z, mask=here)
 
 
-@triton.jit(do_not_specialize=["first_id", "eos_id"])
+@triton.jit(
+    do_not_specialize=["first_id", "eos_id"], do_not_specialize_on_alignment=GRADIENT_TOKENS
+)
 def gradient(
     tile,
     grad,
@@ -117,7 +125,9 @@ def gradient(
     tl.store(grad + token * grad_stride + column, value.to(tl.bfloat16), mask=inside)
 
 
-@triton.jit(do_not_specialize=["first_row", "end_row", "tokens"])
+@triton.jit(
+    do_not_specialize=["first_row", "end_row", "tokens"], do_not_specialize_on_alignment=ENTRIES
+)
 def add_rows(
     total,
     hidden,

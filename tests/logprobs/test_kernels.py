@@ -77,6 +77,22 @@ def test_moves_whole_vectors(name: str) -> None:
         assert "cvt.rn.bf16" in assembly
 
 
+@pytest.mark.parametrize("kernel", [kernels.score, kernels.gradient, kernels.add_rows])
+def test_another_number_of_tokens_compiles_nothing(kernel: Any) -> None:
+    """Neither the number nor where a row of numbers begins is part of what a kernel is kept by.
+
+    Of a tile and its gradient it is: their rows begin at multiples of 256 bytes.
+    """
+    apart = {"first_id", "eos_id", "first_row", "end_row", "tokens"}
+    for parameter in kernel.params:
+        pointer = TYPES.get(parameter.name, "").startswith("*")
+        if parameter.name in apart:
+            assert parameter.do_not_specialize, parameter.name
+        elif pointer and parameter.name not in ("tile", "grad", "hidden"):
+            shared = kernel is kernels.add_rows and parameter.name == "total"
+            assert parameter.do_not_specialize_on_alignment != shared, parameter.name
+
+
 class Calls(TorchDispatchMode):
     """Which operation each call comes down to, without carrying it out."""
 
