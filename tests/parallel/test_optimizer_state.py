@@ -1,4 +1,4 @@
-"""The distributed optimizer's state: gathered on one rank for a checkpoint, loaded by any number."""
+"""The distributed optimizer's state: gathered on one rank for a checkpoint, loaded by any size."""
 
 from __future__ import annotations
 
