@@ -97,10 +97,8 @@ class CudaPlatform:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         exported = [name for name in TF32_VARIABLES if os.environ.get(name, "0") not in ("", "0")]
-        return [
-            f"{name}={os.environ.pop(name)} is not followed: fp32 is multiplied in fp32, not in TF32"
-            for name in exported
-        ]
+        told = "is not followed: fp32 is multiplied in fp32, not in TF32"
+        return [f"{name}={os.environ.pop(name)} {told}" for name in exported]
 
     def transformer_config_overrides(
         self, precision: str, *, interleaved: bool, layers: str
