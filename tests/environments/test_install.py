@@ -104,6 +104,23 @@ def test_training_on_a_gpu_is_compiled_against_its_own_torch_and_headers(tmp_pat
     assert again.stdout == done.stdout
     assert again.stderr == ""
 
+    # Transformer Engine looks for CUDA's libraries beside the interpreter's own packages, and for
+    # headers in a toolkit, which a machine may not have, or have of another version.
+    script = (
+        "import os, sysconfig; "
+        "print(os.path.realpath(sysconfig.get_path('purelib') + '/nvidia/cu13/include/cuda.h'), "
+        "os.environ['NVTE_CUDA_INCLUDE_DIR'])"
+    )
+    seen = subprocess.run(
+        [done.stdout.strip(), "-c", script],
+        env={"CUDA_HOME": "/opt/cuda-12"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    headers = nvidia / "cu13" / "include"
+    assert seen.stdout.split() == [str(headers / "cuda.h"), str(headers)]
+
     # A cache is not believed: what was compiled is compared with what lies there.
     (site_of(cached) / "transformer_engine_torch.py").write_text("built = {}\n")
     repaired = made.make("training-gpu")

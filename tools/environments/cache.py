@@ -57,6 +57,22 @@ def cached_environment(name: str) -> Path:
     return python
 
 
+def _own_cuda(site: Path, base: Path) -> Iterator[str]:
+    """Let Transformer Engine find the environment's CUDA, not whatever the machine has or lacks.
+
+    It looks for libraries in the interpreter's own site-packages, here the clone's, and for the
+    headers of the kernels that it compiles at run time in a toolkit's folder, never in packages.
+
+    Yields:
+        Lines for a .pth file.
+    """
+    if not (base / "transformer_engine").is_dir() or not (base / "nvidia").is_dir():
+        return
+    (site / "nvidia").symlink_to(base / "nvidia")
+    headers = str(base / "nvidia" / "cu13" / "include")
+    yield f"import os; os.environ.setdefault('NVTE_CUDA_INCLUDE_DIR', {headers!r})\n"
+
+
 def overlay(name: str, cached: Path) -> Path:
     """The clone's own `.venv`: the cached packages, this checkout, and the `nemo-gdpo` command."""
     directory = ROOT / ".venv" / name
@@ -67,8 +83,9 @@ def overlay(name: str, cached: Path) -> Path:
         return python
     shutil.rmtree(directory, ignore_errors=True)
     venv.create(directory, with_pip=False, symlinks=True)
-    (site_packages(python) / "nemo_gdpo_environment.pth").write_text(
-        f"import site; site.addsitedir({str(site_packages(cached))!r})\n{ROOT}\n"
+    site, base = site_packages(python), site_packages(cached)
+    (site / "nemo_gdpo_environment.pth").write_text(
+        f"import site; site.addsitedir({str(base)!r})\n{ROOT}\n" + "".join(_own_cuda(site, base))
     )
     command = directory / "bin" / "nemo-gdpo"
     command.write_text(
