@@ -10,8 +10,11 @@ import pytest
 
 from tests.environments.packages import put
 from tools.environments import file_lists
-from tools.environments.file_lists import entries, listed, locked, problems
+from tools.environments.file_lists import entries, installed, listed, locked, problems
 from tools.environments.ownership import conflicts, owners
+
+SITE = Path(str(distribution("torch").locate_file("")))
+"""The packages that these tests run with."""
 
 
 def test_two_cuda_bindings_are_a_conflict(tmp_path: Path) -> None:
@@ -73,7 +76,7 @@ def test_a_script_of_two_distributions_is_a_conflict(tmp_path: Path) -> None:
 
 
 def test_the_environment_that_runs_the_tests_has_no_file_with_two_owners() -> None:
-    found = owners(Path(str(distribution("torch").locate_file(""))))
+    found = owners(SITE)
     assert len(found) > 10_000
     assert list(conflicts(found)) == []
 
@@ -118,7 +121,7 @@ def two_locked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_list_is_of_the_locked_versions_and_its_entries_do_not_overlap(
     distributions: dict[str, list[str]], problem: str | None, tmp_path: Path
 ) -> None:
-    found = list(problems("training-gpu", lists(tmp_path, "x", distributions)))
+    found = list(problems("generation-gpu", lists(tmp_path, "x", distributions), {}))
     assert len(found) == (problem is not None)
     assert problem is None or found[0].startswith(problem)
 
@@ -128,16 +131,34 @@ def test_a_list_names_what_is_shared(tmp_path: Path) -> None:
     path = lists(tmp_path, "x", {"a==1": ["a/"], "b==2": ["b/"]})
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "shared": {"c.py": {"a==1": "x", "b==2": "y"}}}))
-    assert list(problems("training-gpu", path)) == [
+    assert list(problems("training-gpu", path, {})) == [
         "a==1 and b==2 both own c.py (different content)"
     ]
 
 
+@pytest.mark.usefixtures("two_locked")
+def test_what_a_lock_adds_is_compared_with_what_is_installed_below_it(tmp_path: Path) -> None:
+    path = lists(tmp_path, "x", {"a==1": ["a/", "n/x.so"], "b==2": ["PREFIX/bin/b"]})
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    # The same package from the index that the training environment came from is no second owner.
+    put(site, "a", "1", {"a/__init__.py": "", "n/x.so": ""})
+    put(site, "c", "3", {"c/__init__.py": "", "n/y.so": "", "../../../bin/c": ""})
+    assert list(problems("training-gpu", path, installed(site))) == []
+    put(site, "d", "4", {"a/d.py": "", "a/e.py": "", "../../../bin/b": ""})
+    assert list(problems("training-gpu", path, installed(site))) == [
+        "a==1 owns a/, and d==4 owns a/d.py",
+        "b==2 owns PREFIX/bin/b, and d==4 owns PREFIX/bin/b",
+    ]
+    # Nothing is below the lock of generation-gpu.
+    assert list(problems("generation-gpu", path, installed(site))) == []
+
+
 def test_the_environments_that_ci_does_not_make_have_a_list_that_holds() -> None:
     assert set(listed()) == {"training-gpu", "generation-gpu"}
-    for name in listed():
-        assert list(problems(name, file_lists.LISTS / f"{name}.json")) == []
-        assert len(locked(name)) > 150
+    below = installed(SITE)
+    for name, least in (("training-gpu", 30), ("generation-gpu", 150)):
+        assert list(problems(name, file_lists.LISTS / f"{name}.json", below)) == []
+        assert len(locked(name)) > least
 
 
 def test_a_lock_with_the_two_bindings_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +166,7 @@ def test_a_lock_with_the_two_bindings_again_is_refused(monkeypatch: pytest.Monke
     now = {line for line in locked("generation-gpu") if line.split("==")[0] not in
            {"cuda-python", "cuda-bindings"}}  # fmt: skip
     monkeypatch.setattr(file_lists, "locked", lambda name: now | earlier)
-    (line,) = problems("generation-gpu", file_lists.LISTS / "generation-gpu.json")
+    (line,) = problems("generation-gpu", file_lists.LISTS / "generation-gpu.json", {})
     assert line.startswith(
         "is not of the locked versions (cuda-bindings==13.4.4, cuda-bindings==13.5.0, "
         "cuda-python==12.6.2.post1, cuda-python==13.4.4); run `make python-generation-gpu`"

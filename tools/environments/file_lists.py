@@ -1,8 +1,10 @@
 """Lists of the files that each distribution of a lock owns, for locks that CI does not install.
 
 `requirements/files/NAME.json` is written from an installed environment and checked without one: it
-has to be of exactly the versions that are locked, and no file may have two owners, as in
-`ownership.conflicts`. A folder that one distribution has to itself stands as one entry, `torch/`.
+has to be of exactly the versions in the environment's last lock, and no file may have two owners,
+as in `ownership.conflicts`. A folder that one distribution has to itself stands as one entry,
+`torch/`. A lock that adds to another is compared with what is installed of that one, so that a
+change there asks for no new list.
 """
 
 from __future__ import annotations
@@ -27,9 +29,14 @@ def listed() -> list[str]:
 
 
 def locked(name: str) -> set[str]:
-    """The `name==version` lines of an environment, names as PEP 503 compares them."""
-    lines = (line.split("==") for file in ENVIRONMENTS[name].files for line in read_lock(file))
+    """The `name==version` lines of an environment's last lock, names as PEP 503 compares them."""
+    lines = (line.split("==") for line in read_lock(ENVIRONMENTS[name].locks[-1]))
     return {f"{normalised(package)}=={version}" for package, version in lines}
+
+
+def installed(site: Path) -> Owners:
+    """The owners of what is installed; scripts and the like as `PREFIX/bin/NAME`."""
+    return {path.replace(_UP, _PREFIX): who for path, who in owners(site).items()}
 
 
 def _folders(path: str) -> Iterator[str]:
@@ -59,13 +66,13 @@ def entries(found: Owners) -> dict[str, list[str]]:
 
 def write(name: str) -> Path:
     """Make or find an environment and write its list; conflicts are written, not hidden."""
-    found = owners(site_packages(cached_environment(name)))
-    found = {path.replace(_UP, _PREFIX): who for path, who in found.items()}
+    found = installed(site_packages(cached_environment(name)))
     wanted = locked(name)
-    found = {p: {d: h for d, h in who.items() if d in wanted} for p, who in found.items()}
     content = {
-        "distributions": entries(found),
-        "shared": dict(sorted(shared(found).items())),
+        "distributions": {who: own for who, own in entries(found).items() if who in wanted},
+        "shared": {
+            path: who for path, who in sorted(shared(found).items()) if not wanted.isdisjoint(who)
+        },
     }
     LISTS.mkdir(exist_ok=True)
     path = LISTS / f"{name}.json"
@@ -85,8 +92,28 @@ def _overlaps(distributions: Mapping[str, list[str]]) -> Iterator[str]:
             last, owner = entry, distribution
 
 
-def problems(name: str, path: Path) -> Iterator[str]:
-    """What is wrong with the list of an environment."""
+def _met(distributions: Mapping[str, list[str]], below: Owners) -> Iterator[str]:
+    """Installed files that are, or are below, an entry of the list; a line for each pair."""
+    owner = {entry: who for who, found in distributions.items() for entry in found}
+    names = {distribution.split("==")[0] for distribution in distributions}
+    pairs: dict[tuple[str, str], str] = {}
+    for path, who in below.items():
+        others = [distribution for distribution in who if distribution.split("==")[0] not in names]
+        for entry in (path, *_folders(path)) if others else ():
+            if entry in owner:
+                pairs.setdefault((owner[entry], others[0]), f"{entry}, and {others[0]} owns {path}")
+    for (first, _), rest in sorted(pairs.items()):
+        yield f"{first} owns {rest}"
+
+
+def problems(name: str, path: Path, below: Owners) -> Iterator[str]:
+    """What is wrong with the list of an environment.
+
+    Args:
+        name: of the environment.
+        path: its list.
+        below: what is installed of the locks that its last lock adds to, as `installed` gives it.
+    """
     renew = f"run `make python-{name}` and `tools/check_locks.py {name}`"
     if not path.is_file():
         yield f"is missing; {renew}"
@@ -98,3 +125,5 @@ def problems(name: str, path: Path) -> Iterator[str]:
         yield f"is not of the locked versions ({', '.join(odd[:4])}); {renew}"
     yield from _overlaps(content["distributions"])
     yield from conflicts(content["shared"])
+    if len(ENVIRONMENTS[name].locks) > 1:
+        yield from _met(content["distributions"], below)
