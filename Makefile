@@ -15,7 +15,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-generation python-generation-gpu demo experiment test test-fast lint lint-ruff \
+.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check demo experiment test test-fast lint lint-ruff \
   lint-format lint-types lint-imports lint-files docs docs-serve docs-tables format check clean
 
 help: ## show this list
@@ -24,11 +24,22 @@ help: ## show this list
 python: ## print the path of the training environment's Python, making it when it is missing
 	@$(PYTHON) tools/environment.py training
 
+python-training-gpu: ## the same with CUDA and Transformer Engine, which is compiled (7 GB, 10 to 40 minutes)
+	@$(PYTHON) tools/environment.py training-gpu
+
+python-training-ngc: ## the same inside NVIDIA's PyTorch image, whose torch, Transformer Engine and Apex stay
+	@$(PYTHON) tools/environment.py training-ngc
+
 python-generation: ## print the path of the Python that has vLLM and Ray, making it when it is missing
 	@$(PYTHON) tools/environment.py generation
 
-python-generation-gpu: ## the same for NVIDIA GPUs
+python-generation-gpu: ## the same for NVIDIA GPUs (9 GB)
 	@$(PYTHON) tools/environment.py generation-gpu
+
+GPU_PYTHON ?= $$($(PYTHON) tools/environment.py training-gpu)
+MINUTES ?= 25
+gpu-check: ## check this machine's GPUs in stages (MINUTES=25 GPU_PYTHON=python3; resumes where it was stopped)
+	@"$(GPU_PYTHON)" -m nemo_gdpo doctor --gpu --minutes $(MINUTES)
 
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (12 minutes once installed)
 	$(GENERATION)
@@ -63,6 +74,7 @@ lint-imports:
 
 lint-files:
 	@"$(TRAINING)" tools/check_files.py
+	@"$(TRAINING)" tools/check_locks.py
 
 docs: ## build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict
