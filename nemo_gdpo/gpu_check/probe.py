@@ -79,12 +79,13 @@ FAMILIES = {
 
 def write_model(folder: Path, family: str = "llama") -> Path:
     """A Hugging Face directory with seeded random weights in float32, and a tokenizer of words."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     kind = FAMILIES[family]
     config = AutoConfig.for_model(kind.model_type, **{**SHAPE, **kind.fields})
     with torch.device("meta"):
-        shapes = AutoModelForCausalLM.from_config(config)
+        shapes = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     draw = np.random.Generator(np.random.PCG64(5))
     tensors = {}
     for name, parameter in sorted(shapes.named_parameters()):
@@ -96,7 +97,8 @@ def write_model(folder: Path, family: str = "llama") -> Path:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = [type(shapes).__name__]
     config.save_pretrained(folder)
-    GenerationConfig(eos_token_id=1).save_pretrained(folder)
+    generation = GenerationConfig(eos_token_id=1)  # type: ignore[no-untyped-call]
+    generation.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
     return folder
 
@@ -110,7 +112,7 @@ def _tokenizer() -> Any:
     core = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<eos>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.add_special_tokens(list(SPECIAL))
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", unk_token="<eos>"
     )
     tokenizer.chat_template = TEMPLATE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +60,10 @@ class Watched:
         mine = [step for step in self.steps if step["step"] >= first_step]
         theirs = [step for step in other.steps if step["step"] >= first_step]
         return max(
-            abs(a[name] - b[name]) / max(abs(b[name]), 1e-6)
+            float(abs(a[name] - b[name]) / max(abs(b[name]), 1e-6))
             for a, b in zip(mine, theirs, strict=True)
             for name in COMPARED
         )
-
-    def tokens_per_second(self) -> float:
-        """Median over the updates after the first."""
-        return statistics.median(step["perf/tokens_per_second"] for step in self.steps[1:])
 
 
 def probe_config(model: Path, pairs: Path, output_dir: Path, *overrides: str) -> RunConfig:
