@@ -10,8 +10,8 @@ import torch
 from nemo_gdpo.gpu_check.findings import Measurement, NotHereError, at_most
 from nemo_gdpo.logprobs.measure import HeadMeasurement, measure_head
 
-LOGP_LIMIT = 1e-4
-"""Nats: bf16 inputs are exact in fp32, so only the order of the sums differs."""
+LOGP_LIMIT = 1e-3
+"""Nats: bf16 inputs are exact in fp32, but tensor cores may sum with fewer bits than fp32 has."""
 GRADIENT_LIMIT = 4e-3
 """Of a gradient's norm; rounding a result to bf16 alone costs 1.7e-3."""
 
