@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_the_images_environment_elsewhere_is_one_line(tmp_path: Path) -> None:
 
 def test_an_unknown_environment_is_told_which_there_are() -> None:
     done = subprocess.run(
-        ["python3", "tools/environment.py", "gpu"],
+        [sys.executable, "tools/environment.py", "gpu"],
         cwd=Path(__file__).parents[2],
         env=dict(os.environ),
         capture_output=True,
