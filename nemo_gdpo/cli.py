@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except UserError as error:
         return report(error, rank=0 if _is_main_rank() else 1)
-    except (RunError, Stopped) as error:
+    except RunError as error:
+        return report(error, rank=0 if _is_main_rank() or not error.agreed else 1)
+    except Stopped as error:
         return report(error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from nemo_gdpo.control.start import start_together
+from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.launch.ranks import free_port
 from nemo_gdpo.models.builder import ParallelLayout
@@ -36,7 +38,16 @@ class Mesh:
 
 
 def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
-    """Initialise torch.distributed from torchrun's variables, or alone as a world of one."""
+    """Initialise torch.distributed from torchrun's variables, or alone as a world of one.
+
+    Args:
+        platform: of this process.
+        timeout_minutes: for the other ranks to start, and for each collective of the computation.
+            What rank 0 does alone is not limited by it: the others wait in the control group.
+
+    Raises:
+        UserError: on every rank, when one cannot start; see `nemo_gdpo.control.start`.
+    """
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -51,12 +62,14 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
         for name, value in alone.items():
             os.environ.setdefault(name, value)
     device = platform.device(int(os.environ["LOCAL_RANK"]))
+    start_together(timeout_minutes=timeout_minutes)
     dist.init_process_group(
         platform.distributed_backend,
         timeout=datetime.timedelta(minutes=timeout_minutes),
         # NCCL would guess the device at its first collective; gloo takes none.
         device_id=device if device.type == "cuda" else None,
     )
+    control_group()  # by all ranks, before any of them can fail alone
 
 
 def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh:
@@ -103,8 +116,9 @@ def leave_mesh() -> None:
 
     parallel_state.destroy_model_parallel()
     registered = dist.distributed_c10d._world.pg_map
-    for group in [group for group in registered if group is not dist.group.WORLD]:
-        dist.destroy_process_group(group)
+    for group in list(registered):
+        if group is not dist.group.WORLD and not is_control_group(group):
+            dist.destroy_process_group(group)
 
 
 def leave_world() -> None:
@@ -112,6 +126,7 @@ def leave_world() -> None:
     leave_mesh()
     if dist.is_initialized():
         dist.destroy_process_group()
+    forget_control_group()
     # Whoever asks next is not one of several ranks.
     for name in _SET_HERE:
         os.environ.pop(name, None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +17,9 @@ from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, RunError, UserError
+from nemo_gdpo.launch.failures import report_alone
 from nemo_gdpo.launch.ranks import launch_ranks
-from nemo_gdpo.launch.slurm import adopt_slurm_world
+from nemo_gdpo.launch.slurm import adopt_slurm_world, is_invited
 
 Task = Literal["train", "train_plain", "reference"]
 """What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
@@ -27,12 +30,12 @@ FAILURE = "failure.txt"
 
 def train(request: Request) -> int:
     """`nemo-gdpo train`: check everything, then join the world that is there or start the ranks."""
-    return start(request.compose(TRAIN).plain, "train")
+    return start(lambda: request.compose(TRAIN).plain, "train")
 
 
 def reference(request: Request) -> int:
     """`nemo-gdpo reference`: the reference's log-probs ahead of training, on the run's own mesh."""
-    return start(request.compose(TRAIN).plain, "reference")
+    return start(lambda: request.compose(TRAIN).plain, "reference")
 
 
 def detect_hardware(precision: str, *, joined: bool) -> Hardware:
@@ -86,17 +89,38 @@ def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
     return config, joined
 
 
-def start(plain: dict[str, Any], task: Task) -> int:
+def refusal(error: UserError) -> Exception | None:
+    """What every rank refuses the run for, when this one does: a node may lack a file or a GPU.
+
+    Returns:
+        `error` itself in a process that is alone; None when the other ranks did not hear it.
+    """
+    with contextlib.suppress(UserError):
+        adopt_slurm_world(os.environ)
+    if not is_invited(os.environ):
+        return error
+    from nemo_gdpo.control.start import refuse_to_start
+
+    return refuse_to_start(error)
+
+
+def start(compose: Callable[[], dict[str, Any]], task: Task) -> int:
     """Check a configuration, then run it; returns the exit status.
 
     Args:
-        plain: the composed configuration.
+        compose: makes the composed configuration.
         task: what every rank does with it.
 
     Raises:
         UserError: the configuration is wrong, or the world is not one that can be started here.
     """
-    config, joined = check(plain)
+    try:
+        config, joined = check(compose())
+    except UserError as error:
+        told = refusal(error)
+        if told is None:
+            return report_alone(error, rank=int(os.environ["RANK"]), disk_remedy="")
+        raise told from None
     if joined or configured_world_size(config) == 1:
         from nemo_gdpo.verbs.rank import run_task
 
