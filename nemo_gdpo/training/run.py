@@ -104,7 +104,7 @@ class Run:
             UserError: on every rank, when the input or the configuration is wrong.
         """
         platform = current_platform()
-        join_world(platform)
+        join_world(platform, timeout_minutes=config.trainer.collective_timeout_minutes)
         agree_on_config(config)
         layout = layout_of(config)
         mesh = on_every_rank(
