@@ -24,8 +24,8 @@ from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.config.generation import GenerateConfig
 from nemo_gdpo.config.schema import RunConfig
-from nemo_gdpo.errors import EXIT_DONE, RunError, UserError
-from nemo_gdpo.verbs.start import Task, check, refusal, run_ranks
+from nemo_gdpo.errors import EXIT_DONE, RunError
+from nemo_gdpo.verbs.start import Task, check_together, run_ranks
 
 if TYPE_CHECKING:
     from nemo_gdpo.evaluation.results import Results
@@ -81,10 +81,7 @@ def compute_reference(config: RunConfig) -> bool:
 
 
 def _run(task: Task, config: RunConfig) -> bool:
-    try:
-        checked, joined = check(plain_data(config))
-    except UserError as error:
-        raise refusal(error) or error from None
+    checked, joined = check_together(lambda: plain_data(config))
     if joined:
         from nemo_gdpo.verbs.rank import TASKS
 

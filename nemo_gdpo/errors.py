@@ -23,6 +23,10 @@ class UserError(ValueError):
     """Whether every rank of a run raises it alike, so that one of them speaks for all."""
 
 
+class LoneError(UserError):
+    """One of several ranks refuses the run, and the others did not hear it."""
+
+
 class RunError(RuntimeError):
     """The disk, a server, an engine or the numbers failed; not a mistake of the user's.
 

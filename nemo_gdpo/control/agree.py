@@ -88,14 +88,16 @@ def _together(
     except (Exception, CheckpointException) as error:  # noqa: BLE001 - the others wait for this rank
         # The second one is no Exception: torch's collective writer and reader raise it.
         failure, cause = Failure.of(error, reason), error
-    failures = _failures(stage, failure)
+    known = EXPECTED if wrap is None else WRITERS
+    fault = None if isinstance(cause, known) else cause
+    failures = _failures(stage, failure, fault)
     if not any(failures):
         return result[0]
-    if cause is not None and not isinstance(cause, EXPECTED if wrap is None else WRITERS):
+    if fault is not None:
         if len(failures) == 1 and wrap is None:
-            raise cause
+            raise fault
         if failures.index(failure) == rank_and_size()[0]:  # the first that says this
-            traceback.print_exception(cause, file=sys.stderr)
+            traceback.print_exception(fault, file=sys.stderr)
     raise one_error(stage, failures, wrap, main_only=main_only) from cause
 
 
@@ -109,8 +111,15 @@ def gathered(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def _failures(stage: str, failure: Failure | None) -> list[Failure | None]:
+def _failures(
+    stage: str, failure: Failure | None, fault: BaseException | None
+) -> list[Failure | None]:
     """What failed on each rank.
+
+    Args:
+        stage: that this rank has left.
+        failure: of this rank.
+        fault: of the program, that led to it.
 
     Raises:
         RuntimeError: the ranks are in different stages: a fault of the program.
@@ -120,7 +129,7 @@ def _failures(stage: str, failure: Failure | None) -> list[Failure | None]:
     word = zlib.crc32(stage.encode())
     # One small sum where all is well: (failed, greatest stage, least stage).
     flags = torch.tensor([failure is not None, word, -word], dtype=torch.int64, device="cpu")
-    with unless_others_come(stage, failure):
+    with unless_others_come(stage, failure, fault):
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=control_group())
     failed, greatest, least = flags.tolist()
     if not failed and greatest == -least:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NoReturn
@@ -67,15 +68,17 @@ def end_process(status: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def unless_others_come(stage: str, failure: Failure | None) -> Iterator[None]:
+def unless_others_come(
+    stage: str, failure: Failure | None, fault: BaseException | None
+) -> Iterator[None]:
     """Inside the block this rank waits for the others: for `PATIENCE_SECONDS` after a failure.
 
-    Then its reason is printed, and the process ends.
+    Then its reason is printed, with the traceback of a fault, and the process ends.
     """
     if failure is None:
         yield
         return
-    timer = threading.Timer(PATIENCE_SECONDS, _give_up, (stage, failure))
+    timer = threading.Timer(PATIENCE_SECONDS, _give_up, (stage, failure, fault))
     timer.daemon = True
     timer.start()
     try:
@@ -84,7 +87,9 @@ def unless_others_come(stage: str, failure: Failure | None) -> Iterator[None]:
         timer.cancel()
 
 
-def _give_up(stage: str, failure: Failure) -> None:
+def _give_up(stage: str, failure: Failure, fault: BaseException | None) -> None:
+    if fault is not None:
+        traceback.print_exception(fault, file=sys.stderr)
     rank = rank_and_size()[0]
     say(
         f"rank {rank}: error: {stage}: {failure.reason} (the other ranks did not come out of this "

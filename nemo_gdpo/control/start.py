@@ -1,4 +1,4 @@
-"""The first stage of a run on several ranks: all that comes before the world is joined.
+"""The first stages of a run on several ranks: all that comes before the world is joined.
 
 Checking the configuration and its files, importing what training needs, choosing the device: a node
 can fail at any of it alone, and the others would wait for it in the rendezvous. There is no process
@@ -23,8 +23,9 @@ from nemo_gdpo.errors import RunError
 from nemo_gdpo.launch.slurm import WORLD, is_invited
 
 STAGE = "starting"
-PATIENCE_SECONDS = 60.0
-"""For the other ranks to start and hear that this one cannot."""
+PATIENCE_SECONDS = 180.0
+"""For the other ranks to start and hear that this one cannot: imports from a cold network file
+system take minutes."""
 _LAST_READ = datetime.timedelta(seconds=10)
 """For the other ranks to read what rank 0 is about to leave."""
 
@@ -52,9 +53,9 @@ def start_together(*, timeout_minutes: float) -> None:
     except RuntimeError as error:  # of the store
         rank, size, host, port = (os.environ[name] for name in WORLD)
         raise NotAllCameError(
-            f"rank {rank} waited {timeout_minutes:g} minutes for {size} ranks to meet at "
-            f"{host}:{port} ({first_line(str(error))}); start all of them, and see that this node "
-            "reaches that address"
+            f"{size} ranks did not meet at {host}:{port} within {timeout_minutes:g} minutes (rank "
+            f"{rank}: {first_line(str(error))}); start all of them, see that every node reaches "
+            "that address, or raise trainer.collective_timeout_minutes"
         ) from error
     if any(words):
         raise one_error(STAGE, words, None)

@@ -115,12 +115,11 @@ def main(task: str, file: Path) -> int:
 
     Why it failed stands beside the file as well, for a caller in Python.
     """
-    config = read_config(file, TRAIN)
 
     def note(reason: str) -> None:
         (file.parent / FAILURE).write_text(reason, encoding="utf-8")
 
-    return _guarded(lambda: TASKS[task](config), note)
+    return _guarded(lambda: TASKS[task](read_config(file, TRAIN)), note)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,14 @@ from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
-from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, RunError, UserError
-from nemo_gdpo.launch.failures import report_alone
+from nemo_gdpo.errors import (
+    EXIT_DONE,
+    EXIT_REQUEUE,
+    EXIT_USER_ERROR,
+    LoneError,
+    RunError,
+    UserError,
+)
 from nemo_gdpo.launch.ranks import launch_ranks
 from nemo_gdpo.launch.slurm import adopt_slurm_world, is_invited
 
@@ -25,7 +31,7 @@ Task = Literal["train", "train_plain", "reference"]
 """What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
 RANK_MODULE = "nemo_gdpo.verbs.rank"
 FAILURE = "failure.txt"
-"""File beside the ranks' configuration in which rank 0 leaves the reason why they ended."""
+"""File beside the ranks' configuration in which a rank leaves the reason why they ended."""
 
 
 def train(request: Request) -> int:
@@ -89,19 +95,34 @@ def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
     return config, joined
 
 
-def refusal(error: UserError) -> Exception | None:
-    """What every rank refuses the run for, when this one does: a node may lack a file or a GPU.
+def check_together(compose: Callable[[], dict[str, Any]]) -> tuple[RunConfig, bool]:
+    """`check` on every rank that was started: a node may lack a file or a GPU. Collective.
 
-    Returns:
-        `error` itself in a process that is alone; None when the other ranks did not hear it.
+    Args:
+        compose: makes the composed configuration.
+
+    Raises:
+        UserError: on every rank, when one refuses the configuration.
+        RunError: on every rank, when one failed in another way.
+        LoneError: on this rank, when the others did not come to hear it.
     """
-    with contextlib.suppress(UserError):
-        adopt_slurm_world(os.environ)
-    if not is_invited(os.environ):
-        return error
-    from nemo_gdpo.control.start import refuse_to_start
+    try:
+        config, joined = check(compose())
+    except UserError as error:
+        with contextlib.suppress(UserError):
+            adopt_slurm_world(os.environ)
+        if not is_invited(os.environ):
+            raise
+        from nemo_gdpo.control.start import refuse_to_start
 
-    return refuse_to_start(error)
+        told = refuse_to_start(error) or LoneError(f"rank {os.environ['RANK']}: {error}")
+        raise told from None
+    if joined and is_invited(os.environ):
+        from nemo_gdpo.control.start import start_together
+
+        # Before what only training imports, which takes long: nobody should wait for that in vain.
+        start_together(timeout_minutes=config.trainer.collective_timeout_minutes)
+    return config, joined
 
 
 def start(compose: Callable[[], dict[str, Any]], task: Task) -> int:
@@ -114,13 +135,7 @@ def start(compose: Callable[[], dict[str, Any]], task: Task) -> int:
     Raises:
         UserError: the configuration is wrong, or the world is not one that can be started here.
     """
-    try:
-        config, joined = check(compose())
-    except UserError as error:
-        told = refusal(error)
-        if told is None:
-            return report_alone(error, rank=int(os.environ["RANK"]), disk_remedy="")
-        raise told from None
+    config, joined = check_together(compose)
     if joined or configured_world_size(config) == 1:
         from nemo_gdpo.verbs.rank import run_task
 

@@ -87,7 +87,7 @@ def test_a_file_that_never_comes_is_named(tmp_path: Path, sizes: dict[str, int],
 
 @pytest.mark.usefixtures("impatient")
 def test_a_directory_that_never_comes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="/d is missing; .* rank 0 sees; share"):
+    with pytest.raises(UserError, match=r"/d is missing; .* rank 0 sees; share"):
         wait_for_files(tmp_path / "d", {}, REMEDY)
 
 

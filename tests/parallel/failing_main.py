@@ -101,9 +101,9 @@ def all_stages(folder: Path, results: dict[str, Any]) -> list[str]:
     stages: set[str] = set()
     tell = agree._failures
 
-    def recorded(stage: str, failure: Any) -> Any:
+    def recorded(stage: str, *failure: Any) -> Any:
         stages.add(stage)
-        return tell(stage, failure)
+        return tell(stage, *failure)
 
     whole = folder / "whole"
     with mock.patch.object(agree, "_failures", recorded):
