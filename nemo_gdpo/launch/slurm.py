@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from nemo_gdpo.errors import UserError
+
+WORLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""torchrun's variables without which nobody can join."""
 
 
 def adopt_slurm_world(environ: MutableMapping[str, str]) -> bool:
@@ -48,3 +51,9 @@ def first_node(nodelist: str) -> str:
     if match is None:
         raise UserError(f"SLURM_STEP_NODELIST={nodelist} is not a node list; export MASTER_ADDR")
     return match.group(1) + (match.group(2) or "")
+
+
+def is_invited(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun's variables name a world of several ranks, and where they meet."""
+    named = all(environ.get(name) for name in WORLD)
+    return named and int(environ["WORLD_SIZE"]) > 1
