@@ -15,6 +15,18 @@ FP8_RECIPES = {
 }
 """Configuration name of an FP8 precision -> Transformer Engine recipe (megatron `fp8_recipe`)."""
 
+TRACKER = "tracker."
+"""How a key of `Platform.rng_state` begins that is one of megatron's named states."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether this machine has something, and why not."""
+
+    ok: bool
+    reason: str = ""
+    """Why not, in words that stand alone; empty where `ok`."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -28,6 +40,8 @@ class Capabilities:
     """NVIDIA Apex with its fused optimizers (not the unrelated package of that name) imports."""
     precisions: frozenset[str]
     """Values of the `precision` key that run here without degrading."""
+    gradient_fusion: Support = Support(False, "it was not looked for")
+    """Weight gradients can be added to the main gradient by the kernel that computes them."""
 
     def why_not(self, precision: str) -> str | None:
         """The reason why `precision` cannot run here, or None when it can."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nemo_gdpo.platform.base import Capabilities
+from nemo_gdpo.platform.base import TRACKER, Capabilities
 
 _CPU = torch.device("cpu")
 _CUDA_TYPE_NAMES = {
@@ -188,7 +188,7 @@ class CpuPlatform:
     def rng_state(self) -> dict[str, torch.Tensor]:
         from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-        states = {f"tracker.{k}": v for k, v in get_cuda_rng_tracker().get_states().items()}
+        states = {f"{TRACKER}{k}": v for k, v in get_cuda_rng_tracker().get_states().items()}
         return {"torch": torch.get_rng_state(), **states}
 
     def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -196,7 +196,7 @@ class CpuPlatform:
 
         torch.set_rng_state(state["torch"])
         get_cuda_rng_tracker().set_states(
-            {k.removeprefix("tracker."): v for k, v in state.items() if k.startswith("tracker.")}
+            {k.removeprefix(TRACKER): v for k, v in state.items() if k.startswith(TRACKER)}
         )
 
     def peak_memory_bytes(self) -> int:

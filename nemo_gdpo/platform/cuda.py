@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemo_gdpo.platform.base import FP8_RECIPES, Capabilities
+from nemo_gdpo.platform.base import FP8_RECIPES, TRACKER, Capabilities
 
 
 class CudaPlatform:
@@ -29,8 +29,7 @@ class CudaPlatform:
     def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
         te = self.capabilities.transformer_engine
         overrides: dict[str, Any] = {
-            # Apex's or Transformer Engine's fused weight-gradient kernel writes to main_grad.
-            "gradient_accumulation_fusion": te or self.capabilities.apex,
+            "gradient_accumulation_fusion": self.capabilities.gradient_fusion.ok,
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
             "masked_softmax_fusion": False,
@@ -71,22 +70,32 @@ class CudaPlatform:
         )
 
     def rng_state(self) -> dict[str, torch.Tensor]:
-        from megatron.core.tensor_parallel import get_cuda_rng_tracker
+        from megatron.core.tensor_parallel import convert_cuda_rng_state, get_cuda_rng_tracker
 
-        states = get_cuda_rng_tracker().get_states()
+        # Transformer Engine's tracker holds generators, megatron's own the bytes of their states;
+        # both are saved as bytes, as megatron's own checkpoints have them.
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(),
-            **{f"tracker.{name}": value.cpu() for name, value in states.items()},
+            **{
+                f"{TRACKER}{name}": convert_cuda_rng_state(state, to_graphable=False).cpu()
+                for name, state in get_cuda_rng_tracker().get_states().items()
+            },
         }
 
     def set_rng_state(self, state: dict[str, torch.Tensor]) -> None:
-        from megatron.core.tensor_parallel import get_cuda_rng_tracker
+        from megatron.core.tensor_parallel import convert_cuda_rng_state, get_cuda_rng_tracker
 
         torch.set_rng_state(state["torch"])
         torch.cuda.set_rng_state(state["cuda"])
-        get_cuda_rng_tracker().set_states(
-            {k.removeprefix("tracker."): v for k, v in state.items() if k.startswith("tracker.")}
+        tracker = get_cuda_rng_tracker()
+        generators = any(isinstance(s, torch.Generator) for s in tracker.get_states().values())
+        tracker.set_states(
+            {
+                key.removeprefix(TRACKER): convert_cuda_rng_state(saved, to_graphable=generators)
+                for key, saved in state.items()
+                if key.startswith(TRACKER)
+            }
         )
 
     def peak_memory_bytes(self) -> int:

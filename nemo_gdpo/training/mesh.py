@@ -51,12 +51,13 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
         for name, value in alone.items():
             os.environ.setdefault(name, value)
     device = platform.device(int(os.environ["LOCAL_RANK"]))
+    # Without device_id: with it torch makes every subgroup by splitting the world, and when the
+    # subgroup is gloo's, its members do not take part in the split that the other ranks wait in.
     dist.init_process_group(
-        platform.distributed_backend,
-        timeout=datetime.timedelta(minutes=timeout_minutes),
-        # NCCL would guess the device at its first collective; gloo takes none.
-        device_id=device if device.type == "cuda" else None,
+        platform.distributed_backend, timeout=datetime.timedelta(minutes=timeout_minutes)
     )
+    # NCCL remembers the device of its first collective; a barrier that comes before guesses one.
+    dist.all_reduce(torch.zeros(1, device=device))
 
 
 def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh:

@@ -1,0 +1,74 @@
+"""Joining the world of ranks and cutting it, over torch's fake process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from nemo_gdpo.models.builder import ParallelLayout
+from nemo_gdpo.training import mesh
+
+WORLD = 8
+
+
+class _Gpu:
+    """What a mesh asks of a platform, with a GPU a rank and no GPU."""
+
+    distributed_backend = "fake"
+
+    def device(self, local_rank: int) -> torch.device:
+        return torch.device("cuda", local_rank)
+
+    def manual_seed(self, seed: int) -> None:
+        del seed
+
+
+class _Splits:
+    """Counts what torch does to the world's communicator when a subgroup is made."""
+
+    def __init__(self) -> None:
+        self.devices: list[torch.device] = []
+
+    def perform_nocolor_split(self, device: torch.device) -> None:
+        self.devices.append(device)
+
+
+@pytest.fixture
+def splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Splits]:
+    """A world over a fake backend, in which torch's choice to split can be watched."""
+    init, new_group, found = dist.init_process_group, dist.new_group, _Splits()
+
+    def init_fake(backend: str, *, device_id: torch.device | None = None, **named: Any) -> None:
+        init(backend, store=FakeStore(), rank=int(os.environ["RANK"]), world_size=WORLD, **named)
+        # As `init_process_group(device_id=...)` does, which wants to see the device.
+        dist.group.WORLD.bound_device_id = device_id
+
+    def new_fake_group(*arguments: Any, **named: Any) -> Any:
+        return new_group(*arguments, **{**named, "backend": "fake"})
+
+    monkeypatch.setattr(dist, "init_process_group", init_fake)
+    monkeypatch.setattr(dist, "new_group", new_fake_group)
+    monkeypatch.setattr(distributed_c10d, "_get_split_source", lambda group: found)
+    yield found
+    mesh.leave_world()
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_no_rank_splits_the_world_when_the_mesh_is_cut(
+    rank: int, splits: _Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members of a gloo subgroup would not split it, the others would: a hang on every cluster."""
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", WORLD)):
+        monkeypatch.setenv(name, str(value))
+    platform: Any = _Gpu()
+    mesh.join_world(platform)
+    made = mesh.build_mesh(ParallelLayout(tensor=2, pipeline=2, context=2), platform, seed=1)
+    assert (made.rank, made.world_size, made.data_size) == (rank, WORLD, 1)
+    assert splits.devices == []
