@@ -1,8 +1,8 @@
 """CUDA torch's generator functions, over the CPU's one generator.
 
-On a CUDA build a random-number state is a `torch.Generator` that can be shared: setting it makes the
-device draw from that very object. Transformer Engine's tracker, and megatron's recomputation, keep such
-objects.
+On a CUDA build a random-number state is a `torch.Generator` that can be shared: setting it makes
+the device draw from that very object. Transformer Engine's tracker, and megatron's recomputation,
+keep such objects.
 """
 
 from __future__ import annotations

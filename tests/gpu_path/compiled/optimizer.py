@@ -24,7 +24,7 @@ def multi_tensor_adam(
     bias_correction: int,
     weight_decay: float,
 ) -> None:
-    """One step in place over (gradients, parameters, first moments, second moments), all float32."""
+    """One step in place over (gradients, parameters, first, second moments), all float32."""
     del chunk_size, noop
     gradients, parameters, firsts, seconds = lists
     correct1 = 1 - beta1**step if bias_correction else 1.0

@@ -150,9 +150,7 @@ def quantize(tensor: Tensor, quantizer: Any, output: Any = None, noop: Any = Non
     CALLS[f"quantize {name}"] += 1
     QUANTIZED.add(tensor.data_ptr())
     if output is None:
-        output = quantizer.make_empty(
-            tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device
-        )
+        output = quantizer.make_empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)
         if quantizer.internal:
             output = type(output).__bases__[0](**output.get_metadata())
     _RECIPES[name](tensor.detach(), quantizer, output)

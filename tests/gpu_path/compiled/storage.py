@@ -1,9 +1,10 @@
 """Numbers in and out of Transformer Engine's FP8 storages.
 
-Three kinds, told apart by the fields that Transformer Engine's Python gives them. `_rowwise` data serve
-products along the last dimension, `_columnwise` data those along the rows:
+Three kinds, told apart by the fields that Transformer Engine's Python gives them. `_rowwise` data
+serve products along the last dimension, `_columnwise` data those along the rows:
 
-- a whole tensor with one scale (delayed, current scaling): data [T, K] and a transposed copy [K, T];
+- a whole tensor with one scale (delayed, current scaling): data [T, K] and a transposed copy [K,
+  T];
 - blocks of 128, or of 128 x 128: data [T, K], and [K, T] transposed, each with its own scales;
 - microscaling blocks of 32: both data [T, K], scaled along their rows, or along their columns.
 """
