@@ -11,10 +11,10 @@ from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
 from nemo_gdpo.config.root import Root
-from nemo_gdpo.config.suggest import ALIASES
+from nemo_gdpo.config.suggest import ALIASES, REFUSED
 from nemo_gdpo.config.training import LoggerConfig, OptimConfig, TrainerConfig
 
-Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
+Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
 
 
 def _output_dir(above: dict[str, Any]) -> str:
@@ -66,4 +66,5 @@ TRAIN = Root(
         "experiment": None,
     },
     aliases=ALIASES,
+    refused=REFUSED,
 )

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 
 FP8_RECIPES = {
-    "fp8_delayed": "delayed",
     "fp8_tensorwise": "tensorwise",
     "fp8_blockwise": "blockwise",
     "fp8_mxfp8": "mxfp8",

@@ -48,9 +48,8 @@ class CudaPlatform:
             overrides |= {
                 "fp8": "e4m3" if fine else "hybrid",
                 "fp8_recipe": FP8_RECIPES[precision],
-                # FP8 fine-tuning is known to miss bf16's loss unless the ends stay in bf16; delayed
-                # scaling cannot do that.
-                "first_last_layers_bf16": precision != "fp8_delayed",
+                # FP8 fine-tuning is known to miss bf16's loss unless the ends stay in bf16.
+                "first_last_layers_bf16": True,
                 "num_layers_at_start_in_bf16": 1,
                 "num_layers_at_end_in_bf16": 1,
             }

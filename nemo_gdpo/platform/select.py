@@ -63,7 +63,7 @@ def detect_capabilities() -> Capabilities:
     if te:
         compute = torch.cuda.get_device_capability()
         if compute >= (8, 9):
-            precisions |= {"fp8_delayed", "fp8_tensorwise"}
+            precisions.add("fp8_tensorwise")
         if compute[0] == 9:
             precisions.add("fp8_blockwise")
         if compute[0] >= 10:

@@ -66,7 +66,17 @@ BF16 = [
     *(Case("TP2 SP", model, "bf16", SPLIT) for model in KINDS),
     Case("PP2", "llama", "bf16", PP2),
 ]
-REHEARSED = BF16
+DELAYED = [Case("one", "llama", "fp8_delayed", ("trainer.check_initial_loss=false",))]
+FP8 = [
+    Case("TP2 SP", "llama", "fp8_tensorwise", SPLIT),
+    Case("packed", "llama", "fp8_tensorwise", SPLIT + PACKED),
+    Case("PP2", "llama", "fp8_tensorwise", PP2),
+    Case("TP2 SP", "llama", "fp8_blockwise", SPLIT),
+    Case("TP2 SP", "llama", "fp8_mxfp8", SPLIT),
+    Case("DP2", "llama", "fp8_blockwise", ZERO),
+    Case("DP2", "llama", "fp8_mxfp8", ZERO),
+]
+REHEARSED = [*BF16, *FP8, *DELAYED]
 
 
 def overrides(case: Case, folder: Path) -> list[str]:

@@ -88,6 +88,24 @@ def _pretend() -> None:
     facts.is_current_stream_capturing = lambda: False
     facts._is_in_bad_fork = lambda: False
     facts._lazy_init = lambda: None
+    collectives: Any = torch.distributed
+    collectives._coalescing_manager = _Together
+
+
+class _Together:
+    """In the place of NCCL's coalesced collectives, which gloo lacks: each is done by itself."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def __enter__(self) -> _Together:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def wait(self) -> None:
+        """All has been done already."""
 
 
 def _import_transformer_engine(tree: Path) -> None:
