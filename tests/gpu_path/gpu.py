@@ -22,6 +22,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from nemo_gdpo.platform import cpu
+from nemo_gdpo.platform.select import GRADIENT_FUSION_MODULE
 from tests.gpu_path import compiled, generators
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
@@ -56,8 +57,14 @@ class Properties(SimpleNamespace):
     """`torch.cuda.get_device_properties`: what is asked for of it."""
 
 
-def become(capability: tuple[int, int]) -> None:
-    """Change the generation of the GPU, and forget what was concluded from the last one."""
+def become(capability: tuple[int, int], *, apex: bool = False) -> None:
+    """Change the machine, and forget what was concluded from the last one.
+
+    Args:
+        capability: generation of the GPU.
+        apex: whether Apex's extension for weight gradients can be imported. Its function is not
+            called: only the output layer would, and the project's own head stands in its place.
+    """
     device = Properties(
         major=capability[0],
         minor=capability[1],
@@ -68,7 +75,12 @@ def become(capability: tuple[int, int]) -> None:
     facts: Any = torch.cuda
     facts.get_device_capability = lambda *_: capability
     facts.get_device_properties = lambda *_: device
+    sys.modules.pop(GRADIENT_FUSION_MODULE, None)
+    if apex:
+        sys.modules[GRADIENT_FUSION_MODULE] = ModuleType(GRADIENT_FUSION_MODULE)
     for name, module in list(sys.modules.items()):
+        if name == "megatron.core.tensor_parallel.layers":
+            vars(module)["_grad_accum_fusion_available"] = apex
         if name.startswith(("transformer_engine", "nemo_gdpo.platform")):
             for value in vars(module).values():
                 if isinstance(value, functools._lru_cache_wrapper):
@@ -89,16 +101,19 @@ def _pretend() -> None:
     facts._is_in_bad_fork = lambda: False
     facts._lazy_init = lambda: None
     collectives: Any = torch.distributed
-    collectives._coalescing_manager = _Together
+    together = collectives._coalescing_manager
+
+    def coalescing_manager(group: Any = None, device: Any = None, async_ops: bool = False) -> Any:
+        # Megatron names no device, and then torch's own serves over gloo, too.
+        return together(group, None, async_ops) if device is None else _OneByOne()
+
+    collectives._coalescing_manager = coalescing_manager
 
 
-class _Together:
-    """In the place of NCCL's coalesced collectives, which gloo lacks: each is done by itself."""
+class _OneByOne:
+    """In the place of NCCL's coalesced collectives, which gloo lacks."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        return None
-
-    def __enter__(self) -> _Together:
+    def __enter__(self) -> _OneByOne:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -38,11 +39,11 @@ def _train(case: Case, folder: Path, output: Path, *, rehearsed: bool) -> dict[s
 
 def _run(case: Case, folder: Path, *, rehearsed: bool) -> dict[str, Any]:
     kind = "rehearsed" if rehearsed else "local"
-    output = folder / kind / case.key.replace(" ", "_")
+    output = folder / kind / re.sub(r"\W+", "_", case.key)
     if rehearsed:
         from tests.gpu_path import gpu
 
-        gpu.become(case.capability)
+        gpu.become(case.capability, apex=case.apex)
     found = _train(case, folder, output, rehearsed=rehearsed)
     if case.resumes:
         if os.environ["RANK"] == "0":
