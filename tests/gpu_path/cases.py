@@ -103,6 +103,10 @@ REHEARSED = [
 """What Transformer Engine's layers do, on two ranks."""
 
 
+ENGINE = ("model.attention_backend=unfused",)
+"""The one back end of Transformer Engine that is no kernel."""
+
+
 def overrides(case: Case, folder: Path) -> list[str]:
     """The command line of a case."""
     return [

@@ -22,7 +22,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from nemo_gdpo.platform import cpu
-from nemo_gdpo.platform.select import GRADIENT_FUSION_MODULE
+from nemo_gdpo.platform.machine import GRADIENT_FUSION_MODULE
 from tests.gpu_path import compiled, generators
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
@@ -70,6 +70,7 @@ def become(capability: tuple[int, int], *, apex: bool = False) -> None:
         minor=capability[1],
         multi_processor_count=132,
         name="rehearsal",
+        uuid=f"GPU-{os.environ.get('LOCAL_RANK', '0')}",
         total_memory=80 << 30,
     )
     facts: Any = torch.cuda

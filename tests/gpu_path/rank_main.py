@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu_path.cases import LOCAL, REHEARSED, Case, overrides
+from tests.gpu_path.cases import ENGINE, LOCAL, REHEARSED, Case, overrides
 from tests.gpu_path.compiled.calls import CALLS
 
 
@@ -31,7 +31,8 @@ def _train(case: Case, folder: Path, output: Path, *, rehearsed: bool) -> dict[s
 
     CALLS.clear()
     with Recorder(rehearsed=rehearsed) as recorder:
-        status = main(["train", f"output_dir={output}", *overrides(case, folder)])
+        own = ENGINE if rehearsed else ()
+        status = main(["train", f"output_dir={output}", *overrides(case, folder), *own])
     if status:
         raise AssertionError(f"train ended with status {status}")
     return {"steps": recorder.steps, "quantized": recorder.quantized, "calls": dict(CALLS)}
