@@ -117,8 +117,8 @@ REFUSED: dict[tuple[str, str], tuple[str, str]] = {
         # Transformer Engine's FP8GlobalStateManager renews them where gradients are enabled only:
         # a reference that is computed before training has the scale 1 throughout, and after any
         # calibration still another scale than each training step.
-        "takes its scales from past passes, so that policy and reference are quantised by different "
-        "ones and their log-ratios are off from the first step on",
+        "takes its scales from past passes, so that policy and reference are quantised by "
+        "different ones and their log-ratios are off from the first step on",
         "use precision=fp8_tensorwise, whose scales are those of the present tensor",
     ),
 }
