@@ -16,9 +16,9 @@ from xdist.scheduler import LoadScopeScheduling
 from nemo_gdpo.platform import current_platform
 
 TESTS = Path(__file__).parent
-SLOW_ROOMS = ("families", "parallel", "system", "traces")
+SLOW_ROOMS = ("families", "gpu_path", "parallel", "system", "traces")
 """Folders whose tests start ranks, command lines, engines, a browser or Slurm."""
-RANK_ROOMS = ("families", "parallel", "traces")
+RANK_ROOMS = ("families", "gpu_path", "parallel", "traces")
 """Folders whose tests start several ranks."""
 
 current_platform()
