@@ -142,5 +142,6 @@ def test_the_export_is_the_model_after_its_updates(
         moved = (after[name].float() - weight.to(torch.bfloat16).float()).abs()
         # Adam moves a weight by about the learning rate; then it is rounded to 8 bits.
         assert moved.max() <= 1.5 * STEPS * LEARNING_RATE + 2**-8 * weight.abs().max(), name
-        assert moved.max() > 0, name
+        # The weights of norms are around 1, where 8 bits do not show so small a step.
+        assert (moved.max() > 0) == (weight.dim() == 2), name
     assert (output / "model.nemo").stat().st_size > 0
