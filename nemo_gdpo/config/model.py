@@ -34,7 +34,16 @@ class ModelConfig(Section):
     global_batch_size: Size = 8
     """Pairs in one update, over all ranks and accumulation."""
     activations_checkpoint_granularity: Literal["selective", "full"] | None = None
-    """Recompute core attention (selective) or whole layers (full) in backward to save memory."""
+    """Recompute parts of each layer (selective) or whole layers (full) in backward to save memory.
+    Selective is core attention where that keeps its scores (local layers, the unfused back end, a
+    soft-cap of scores), and the MLP where it keeps none (the kernels of Transformer Engine)."""
+    layers: Literal["auto", "transformer_engine", "local"] = "auto"
+    """Where the layers come from. auto takes Transformer Engine on a GPU, which is an error where
+    it is missing or broken, and megatron-core's local layers on a CPU and for fp32, which
+    Transformer Engine multiplies in TF32."""
+    attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] = "auto"
+    """Kernels of core attention in the layers of Transformer Engine; auto leaves the choice to it,
+    local takes torch's attention. With local layers only auto."""
     make_vocab_size_divisible_by: Size = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     logprob_chunk_tokens: Size = 1024

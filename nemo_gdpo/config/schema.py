@@ -33,7 +33,8 @@ class RunConfig(Section):
     """Directory for metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
     precision: Precision = "fp32"
     """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
-    FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
+    FP8 recipes keep all from the LM head on in bf16 or fp32, and all but fp8_delayed the first and
+    last layer as well."""
     reference: Literal["cache", "resident"] = "cache"
     """Compute the reference's log-probabilities before training, or keep a second copy in memory.
     Both train the same."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_gdpo.config.checks_layers import (
+    check_attention_backend,
+    check_attention_variables,
+    check_layers,
+)
 from nemo_gdpo.config.checks_mesh import (
     check_architecture,
     check_mesh,
@@ -52,6 +58,10 @@ def problems(
     if model_config is not None:
         found += check_architecture(config, dict(model_config))
     found += check_precision(config, world)
+    found += check_layers(config, world)
+    found += check_attention_backend(config, world)
+    if world is not None:
+        found += check_attention_variables(config, world, os.environ)
     found += check_scores(config)
     found += check_reference(config)
     found += check_lengths(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 
 
@@ -19,6 +20,13 @@ class Hardware:
     """Values of `precision` that run here without degrading."""
     precision_reason: str | None = None
     """Why the configured precision is not among them, in the platform's words."""
+    layers: str | None = "local"
+    """Layers that the configured run would be built of, `"transformer_engine"` or `"local"`; None
+    where there are none for it."""
+    layers_problem: Problem | None = None
+    """Why there are none, in the platform's words."""
+    attention_reason: str | None = None
+    """Why the configured attention back end cannot run here, in the platform's words."""
 
 
 def model_parallel_size(config: RunConfig) -> int:

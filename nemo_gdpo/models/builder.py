@@ -16,6 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -30,6 +31,8 @@ from nemo_gdpo.models.layers import LayerwiseRotaryAttention, ScaleEmbedding, wi
 from nemo_gdpo.models.norm import RMSNorm
 from nemo_gdpo.models.rope import FamilyRotaryEmbedding, attention_factor
 from nemo_gdpo.platform import Platform
+from nemo_gdpo.platform.base import TRANSFORMER_ENGINE
+from nemo_gdpo.platform.layers import layers_for, recompute_modules
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,11 @@ class ParallelLayout:
     context: int = 1
     sequence_parallel: bool = False
     recompute: str | None = None
-    """None, `"selective"` (core attention) or `"full"` (every layer)."""
+    """None, `"selective"` (see `nemo_gdpo.platform.layers`) or `"full"` (every layer)."""
+    layers: str = "auto"
+    """`"auto"`, `"transformer_engine"` or `"local"`, as `model.layers`."""
+    attention_backend: str = "auto"
+    """Kernels of Transformer Engine's attention, as `model.attention_backend`."""
     vocab_divisible_by: int = 128
 
     @property
@@ -65,25 +72,17 @@ def transformer_config(
     """The TransformerConfig of `model` on `layout`.
 
     Raises:
-        UserError: the model needs arithmetic that is not built.
+        UserError: the model needs arithmetic that is not built, or layers that cannot be had here.
     """
     if model.activation not in _ACTIVATIONS:
         raise UserError(
             f"activation {model.activation} of the model is not built; known: "
             f"{', '.join(_ACTIVATIONS)}"
         )
-    recompute: dict[str, Any] = {}
-    if layout.recompute == "full":
-        recompute = {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
-    elif layout.recompute == "selective":
-        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    layers = layers_for(layout.layers, precision, platform.capabilities)
     low_precision = precision != "fp32"
     overrides = platform.transformer_config_overrides(
-        precision, interleaved=layout.virtual_pipeline is not None
+        precision, interleaved=layout.virtual_pipeline is not None, layers=layers
     )
     if model.activation != "silu":
         # Megatron's fused gated GELU is another formula.
@@ -120,9 +119,26 @@ def transformer_config(
         # The micro-batch reports (sum over pairs, number of pairs); megatron divides by the global
         # number, so that any micro-batch size, accumulation or DP size gives the same gradient.
         calculate_per_token_loss=True,
-        **recompute,
+        transformer_impl=layers,
+        attention_backend=AttnBackend[layout.attention_backend],
+        **_recompute(model, layout, layers),
         **overrides,
     )
+
+
+def _recompute(model: MegatronModelConfig, layout: ParallelLayout, layers: str) -> dict[str, Any]:
+    if layout.recompute is None:
+        return {}
+    if layout.recompute == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    modules = recompute_modules(
+        layers, layout.attention_backend, softcap=model.attention_softcap is not None
+    )
+    return {"recompute_granularity": "selective", "recompute_modules": modules}
 
 
 def _windows(model: MegatronModelConfig) -> dict[str, Any]:
@@ -169,26 +185,42 @@ def _block(
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
 
-def layer_spec(
-    model: MegatronModelConfig, config: TransformerConfig, platform: Platform, vp_stage: int | None
+def _transformer_engine_spec(
+    model: MegatronModelConfig, config: TransformerConfig, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
-    """Transformer Engine's fused layers where the platform has them, otherwise the local ones.
+    # Not importable without Transformer Engine.
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    backend = config.attention_backend
+    capped = model.attention_softcap is not None
+    if capped and backend not in {AttnBackend.auto, AttnBackend.local}:
+        raise UserError(
+            f"model.attention_backend={backend.name}: the model caps its attention scores, which "
+            "Transformer Engine's kernels cannot; set it to auto"
+        )
+    own_attention = capped or backend is AttnBackend.local
+    if config.context_parallel_size > 1 and model.layer_windows is not None and not own_attention:
+        raise UserError(
+            "model.context_parallel_size: Transformer Engine's attention has no windows under "
+            "context parallelism in the form used here; set it to 1, or "
+            "model.attention_backend=local"
+        )
+    layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norms)
+    if backend is AttnBackend.local:
+        layer.submodules.self_attention.submodules.core_attention = CoreAttention
+    return _block(model, config, layer, vp_stage, TENorm)
+
+
+def layer_spec(
+    model: MegatronModelConfig, config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    """Transformer Engine's fused layers or the local ones, as `config` was made for.
 
     Raises:
         UserError: Transformer Engine's attention cannot do what the model and the mesh need.
     """
-    if platform.uses_transformer_engine_layers():
-        # Not importable without Transformer Engine.
-        from megatron.core.extensions.transformer_engine import TENorm
-
-        capped = model.attention_softcap is not None
-        if config.context_parallel_size > 1 and model.layer_windows is not None and not capped:
-            raise UserError(
-                "model.context_parallel_size: Transformer Engine's attention has no windows under "
-                "context parallelism in the form used here; set it to 1"
-            )
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norms)
-        return _block(model, config, layer, vp_stage, TENorm)
+    if config.transformer_impl == TRANSFORMER_ENGINE:
+        return _transformer_engine_spec(model, config, vp_stage)
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_norms)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
@@ -232,7 +264,7 @@ def build_gpt_chunks(
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         gpt = GPTModel(
             config=config,
-            transformer_layer_spec=layer_spec(model, config, platform, vp_stage),
+            transformer_layer_spec=layer_spec(model, config, vp_stage),
             vocab_size=padded_vocab_size(
                 model.vocab_size, layout.vocab_divisible_by, layout.tensor
             ),

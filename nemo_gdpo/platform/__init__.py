@@ -5,7 +5,14 @@ Import this package before any other megatron import: the CPU platform has to be
 
 from __future__ import annotations
 
-from nemo_gdpo.platform.base import Capabilities, Platform
+from nemo_gdpo.platform.base import Capabilities, Finding, Platform, Support
 from nemo_gdpo.platform.select import current_platform, detect_capabilities
 
-__all__ = ["Capabilities", "Platform", "current_platform", "detect_capabilities"]
+__all__ = [
+    "Capabilities",
+    "Finding",
+    "Platform",
+    "Support",
+    "current_platform",
+    "detect_capabilities",
+]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from nemo_gdpo.config.problem import Problem
 
 FP8_RECIPES = {
     "fp8_delayed": "delayed",
@@ -14,7 +17,8 @@ FP8_RECIPES = {
     "fp8_mxfp8": "mxfp8",
 }
 """Configuration name of an FP8 precision -> Transformer Engine recipe (megatron `fp8_recipe`)."""
-
+TRANSFORMER_ENGINE = "transformer_engine"
+LOCAL = "local"
 TRACKER = "tracker."
 """How a key of `Platform.rng_state` begins that is one of megatron's named states."""
 
@@ -29,38 +33,44 @@ class Support:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What would be used here, and why that."""
+
+    value: str
+    reason: str = ""
+    """Why not something better; empty where there is nothing better."""
+
+
+@dataclass(frozen=True)
 class Capabilities:
     """Capabilities of this machine. Reading them starts nothing and needs no process group."""
 
     device_type: str
     """`"cuda"` or `"cpu"`."""
-    transformer_engine: bool
-    """Transformer Engine imports and there is a GPU for it."""
-    apex: bool
-    """NVIDIA Apex with its fused optimizers (not the unrelated package of that name) imports."""
-    precisions: frozenset[str]
-    """Values of the `precision` key that run here without degrading."""
-    gradient_fusion: Support = Support(False, "it was not looked for")
+    transformer_engine: Support
+    """Transformer Engine's layers can be used."""
+    precision_support: Mapping[str, Support]
+    """Value of the `precision` key -> whether it runs here without degrading."""
+    attention: Mapping[str, Support]
+    """Value of `model.attention_backend` but auto -> whether it can be had here."""
+    gradient_fusion: Support
     """Weight gradients can be added to the main gradient by the kernel that computes them."""
+    optimizer: Finding
+    """Whose Adam megatron-core takes."""
+    unusable: Problem | None = None
+    """Why nothing can be trained in this environment before it is repaired; None where it can."""
+
+    @property
+    def precisions(self) -> frozenset[str]:
+        """Values of the `precision` key that run here without degrading."""
+        return frozenset(name for name, found in self.precision_support.items() if found.ok)
 
     def why_not(self, precision: str) -> str | None:
         """The reason why `precision` cannot run here, or None when it can."""
-        if precision in self.precisions:
-            return None
-        if precision not in FP8_RECIPES:
+        found = self.precision_support.get(precision)
+        if found is None:
             return f"precision={precision} is not one of {', '.join(sorted(self.precisions))}"
-        if self.device_type != "cuda":
-            return (
-                f"precision={precision} needs a GPU with FP8 tensor cores and Transformer Engine; "
-                "this machine has no GPU, and the local layers would train unquantised without a "
-                "word"
-            )
-        if not self.transformer_engine:
-            return (
-                f"precision={precision} needs Transformer Engine, which does not import here; "
-                "install the gpu extra or use the image"
-            )
-        return f"precision={precision} needs a newer GPU generation than this machine has"
+        return None if found.ok else f"precision={precision} {found.reason}"
 
 
 class Platform(Protocol):
@@ -73,18 +83,28 @@ class Platform(Protocol):
         """Make megatron-core usable here. Idempotent; to be called before megatron imports."""
 
     def device(self, local_rank: int) -> torch.device:
-        """The device that rank `local_rank` of this node computes on (and selects it)."""
+        """The device that rank `local_rank` of this node computes on (and selects it).
 
-    def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
+        Raises:
+            UserError: there is none for it.
+        """
+
+    def device_identity(self) -> str | None:
+        """Name of the selected device that no other has anywhere; None where ranks may share."""
+
+    def settle_arithmetic(self) -> list[str]:
+        """Switch off what would compute fp32 with fewer bits; lines for the user, often none."""
+
+    def transformer_config_overrides(
+        self, precision: str, *, interleaved: bool, layers: str
+    ) -> dict[str, Any]:
         """TransformerConfig fields that this machine needs.
 
         Args:
             precision: value of the `precision` key.
             interleaved: the pipeline has virtual stages.
+            layers: `"transformer_engine"` or `"local"`, see `nemo_gdpo.platform.layers`.
         """
-
-    def uses_transformer_engine_layers(self) -> bool:
-        """True when layers come from Transformer Engine, False for the local ones."""
 
     def manual_seed(self, seed: int) -> None:
         """Seed Python, NumPy, torch and megatron's model-parallel generators."""

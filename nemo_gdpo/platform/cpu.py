@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from nemo_gdpo.platform.base import TRACKER, Capabilities
+from nemo_gdpo.platform.base import LOCAL, TRACKER, Capabilities
 
 _CPU = torch.device("cpu")
 _CUDA_TYPE_NAMES = {
@@ -29,7 +29,7 @@ _CUDA_TYPE_NAMES = {
 
 
 class _CudaArgumentsToCpu(TorchFunctionMode):
-    """Rewrites what megatron-core hard-codes for CUDA, in every torch call of this thread."""
+    """Rewrites what megatron-core hard-codes for CUDA, in every torch call outside backward."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -109,8 +109,10 @@ class CpuPlatform:
         jit.disable_jit_fuser()
         self._patch_cuda()
         self._patch_random()
-        # Entered for the life of the process: torch's mode stack is per thread, and both the
-        # forward pass and the CPU autograd engine run in this one.
+        # Entered for the life of the process, on this thread alone: torch's mode stack is per
+        # thread. A backward pass runs without it, since the autograd engine leaves function modes
+        # outside: what megatron's backward functions call must not name CUDA, and does not; they
+        # take devices from their tensors or from `torch.cuda.current_device`.
         self._mode = _CudaArgumentsToCpu()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -157,7 +159,16 @@ class CpuPlatform:
         del local_rank
         return _CPU
 
-    def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
+    def device_identity(self) -> str | None:
+        return None
+
+    def settle_arithmetic(self) -> list[str]:
+        return []
+
+    def transformer_config_overrides(
+        self, precision: str, *, interleaved: bool, layers: str
+    ) -> dict[str, Any]:
+        assert layers == LOCAL
         return {
             "use_cpu_initialization": True,
             "gradient_accumulation_fusion": False,
@@ -173,9 +184,6 @@ class CpuPlatform:
             "batch_p2p_comm": False,
             **({"bf16": True} if precision == "bf16" else {}),
         }
-
-    def uses_transformer_engine_layers(self) -> bool:
-        return False
 
     def manual_seed(self, seed: int) -> None:
         from megatron.core import tensor_parallel

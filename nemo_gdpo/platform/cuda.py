@@ -2,13 +2,71 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from nemo_gdpo.platform.base import FP8_RECIPES, TRACKER, Capabilities
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.platform.base import FP8_RECIPES, TRACKER, TRANSFORMER_ENGINE, Capabilities
+
+TF32_VARIABLE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+"""NVIDIA's images export it; torch then multiplies fp32 in TF32 unless it is told otherwise."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def device_index(local_rank: int, visible: int, environ: Mapping[str, str]) -> int:
+    """Which of the visible GPUs a rank takes.
+
+    A launcher that binds a GPU to each task (srun --gpus-per-task=1) shows one to each, and that is
+    device 0 whatever the rank is. Whether ranks then share one after all is found out once they can
+    talk to each other: `nemo_gdpo.training.mesh.join_world`.
+
+    Args:
+        local_rank: number of the rank on its node.
+        visible: GPUs that this process can see.
+        environ: for the message.
+
+    Raises:
+        UserError: there is no GPU for the rank.
+    """
+    if local_rank < visible:
+        return local_rank
+    if visible == 1:
+        return 0
+    seen = f"{_VISIBLE}={environ[_VISIBLE]}" if _VISIBLE in environ else f"{_VISIBLE} is not set"
+    raise UserError(
+        f"LOCAL_RANK={local_rank}: this process can see {visible} GPUs ({seen}), and none is left "
+        "for it; start no more ranks on a node than it has GPUs, or show each rank its own "
+        "(srun --gpus-per-task=1)"
+    )
+
+
+def _fp8(precision: str) -> dict[str, Any]:
+    # E4M3 forward and E5M2 gradients; blockwise and mxfp8 use E4M3 throughout, as their finer
+    # scales make up for the smaller range.
+    fine = precision in {"fp8_blockwise", "fp8_mxfp8"}
+    fields: dict[str, Any] = {
+        "fp8": "e4m3" if fine else "hybrid",
+        "fp8_recipe": FP8_RECIPES[precision],
+    }
+    if precision == "fp8_delayed":
+        # megatron-core's default is the last amax alone, so that one pass over unusually small
+        # values makes the next one saturate. These are Transformer Engine's own defaults
+        # (`DelayedScaling` in transformer_engine/common/recipe, 2.12) and those of Megatron-Bridge
+        # (`bf16_with_fp8_delayed_scaling_mixed`). First and last layer cannot be left in bf16.
+        return fields | {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    # FP8 fine-tuning is known to miss bf16's loss unless the ends stay in bf16.
+    return fields | {
+        "first_last_layers_bf16": True,
+        "num_layers_at_start_in_bf16": 1,
+        "num_layers_at_end_in_bf16": 1,
+    }
 
 
 class CudaPlatform:
@@ -20,16 +78,37 @@ class CudaPlatform:
         self.capabilities = capabilities
 
     def install(self) -> None:
-        return None
+        # The other way to tell NCCL its device, `init_process_group(device_id=...)`, is the one
+        # that hangs (see `join_world`); the device is set before the first collective.
+        warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current")
 
     def device(self, local_rank: int) -> torch.device:
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
+        index = device_index(local_rank, torch.cuda.device_count(), os.environ)
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
 
-    def transformer_config_overrides(self, precision: str, *, interleaved: bool) -> dict[str, Any]:
-        te = self.capabilities.transformer_engine
+    def device_identity(self) -> str | None:
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return f"{properties.name} {properties.uuid} on {socket.gethostname()}"
+
+    def settle_arithmetic(self) -> list[str]:
+        # In every precision: what is left in fp32 is what needs its bits.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        value = os.environ.pop(TF32_VARIABLE, None)
+        if value in (None, "", "0"):
+            return []
+        return [f"{TF32_VARIABLE}={value} is not followed: fp32 is multiplied in fp32, not in TF32"]
+
+    def transformer_config_overrides(
+        self, precision: str, *, interleaved: bool, layers: str
+    ) -> dict[str, Any]:
+        te = layers == TRANSFORMER_ENGINE
         overrides: dict[str, Any] = {
-            "gradient_accumulation_fusion": self.capabilities.gradient_fusion.ok,
+            "gradient_accumulation_fusion": (
+                # In fp32 autograd adds in fp32 as well, by the plainest of ways.
+                self.capabilities.gradient_fusion.ok and precision != "fp32"
+            ),
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
             "masked_softmax_fusion": False,
@@ -42,22 +121,8 @@ class CudaPlatform:
         if precision != "fp32":
             overrides["bf16"] = True
         if precision in FP8_RECIPES:
-            # E4M3 forward and E5M2 gradients; blockwise and mxfp8 use E4M3 throughout, as their
-            # finer scales make up for the smaller range.
-            fine = precision in {"fp8_blockwise", "fp8_mxfp8"}
-            overrides |= {
-                "fp8": "e4m3" if fine else "hybrid",
-                "fp8_recipe": FP8_RECIPES[precision],
-                # FP8 fine-tuning is known to miss bf16's loss unless the ends stay in bf16; delayed
-                # scaling cannot do that.
-                "first_last_layers_bf16": precision != "fp8_delayed",
-                "num_layers_at_start_in_bf16": 1,
-                "num_layers_at_end_in_bf16": 1,
-            }
+            overrides |= _fp8(precision)
         return overrides
-
-    def uses_transformer_engine_layers(self) -> bool:
-        return self.capabilities.transformer_engine
 
     def manual_seed(self, seed: int) -> None:
         from megatron.core import tensor_parallel
@@ -66,7 +131,7 @@ class CudaPlatform:
         np.random.seed(seed)
         torch.manual_seed(seed)
         tensor_parallel.model_parallel_cuda_manual_seed(
-            seed, te_rng_tracker=self.capabilities.transformer_engine
+            seed, te_rng_tracker=self.capabilities.transformer_engine.ok
         )
 
     def rng_state(self) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,11 @@ class Mesh:
 
 
 def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
-    """Initialise torch.distributed from torchrun's variables, or alone as a world of one."""
+    """Initialise torch.distributed from torchrun's variables, or alone as a world of one.
+
+    Raises:
+        UserError: on every rank, when one has no device, or two have the same.
+    """
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
@@ -50,14 +55,62 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
         _SET_HERE.update(name for name in alone if name not in os.environ)
         for name, value in alone.items():
             os.environ.setdefault(name, value)
-    device = platform.device(int(os.environ["LOCAL_RANK"]))
+    wrong = ""
+    try:
+        device = platform.device(int(os.environ["LOCAL_RANK"]))
+    except UserError as error:
+        wrong = str(error)  # told to the others first, who would wait for this rank
     # Without device_id: with it torch makes every subgroup by splitting the world, and when the
     # subgroup is gloo's, its members do not take part in the split that the other ranks wait in.
     dist.init_process_group(
         platform.distributed_backend, timeout=datetime.timedelta(minutes=timeout_minutes)
     )
+    _agree_on_devices(None if wrong else platform.device_identity(), wrong)
     # NCCL remembers the device of its first collective; a barrier that comes before guesses one.
     dist.all_reduce(torch.zeros(1, device=device))
+    for line in platform.settle_arithmetic():
+        if dist.get_rank() == 0:
+            print(line, flush=True)
+
+
+def _agree_on_devices(identity: str | None, wrong: str) -> None:
+    """Refuse ranks without a device, or with one device between them. Collective.
+
+    Raises:
+        UserError: on every rank.
+    """
+    # NCCL itself ends with an internal error when two ranks have one device.
+    own = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    found: list[tuple[str | None, str]] = [(None, "")] * dist.get_world_size()
+    dist.all_gather_object(found, (identity, wrong), group=own)
+    if own is not None:
+        dist.destroy_process_group(own)
+    problem = device_problem(found)
+    if problem is not None:
+        leave_world()
+        raise UserError(problem)
+
+
+def device_problem(found: Sequence[tuple[str | None, str]]) -> str | None:
+    """Why the ranks cannot compute on the devices that they have, or None when they can.
+
+    Args:
+        found: for each rank, its device's name (None where devices may be shared) and why it has no
+            device (empty when it has one).
+    """
+    owners: dict[str, int] = {}
+    for rank, (identity, wrong) in enumerate(found):
+        if wrong:
+            return f"rank {rank}: {wrong}"
+        if identity is None:
+            continue
+        if identity in owners:
+            return (
+                f"ranks {owners[identity]} and {rank} have one GPU between them ({identity}); "
+                "start no more ranks on a node than it has GPUs, and show each rank its own or all"
+            )
+        owners[identity] = rank
+    return None
 
 
 def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh:

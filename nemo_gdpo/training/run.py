@@ -64,6 +64,8 @@ def layout_of(config: RunConfig) -> ParallelLayout:
         context=model.context_parallel_size,
         sequence_parallel=model.sequence_parallel,
         recompute=model.activations_checkpoint_granularity,
+        layers=model.layers,
+        attention_backend=model.attention_backend,
         vocab_divisible_by=model.make_vocab_size_divisible_by,
     )
 

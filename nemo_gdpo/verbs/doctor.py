@@ -66,7 +66,7 @@ def _machine() -> list[tuple[str, str]]:
         *found,
         ("gpus", ", ".join(gpus) or "none"),
         ("platform", capabilities.device_type),
-        ("Transformer Engine", "usable" if capabilities.transformer_engine else "not usable"),
-        ("Apex (NVIDIA's)", "usable" if capabilities.apex else "not usable"),
+        ("Transformer Engine", capabilities.transformer_engine.reason or "usable"),
+        ("optimizer", capabilities.optimizer.value),
         ("precisions", ", ".join(sorted(capabilities.precisions))),
     ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from nemo_gdpo.config.composition import config_yaml
-from nemo_gdpo.config.problem import raise_problems
+from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
@@ -35,11 +36,11 @@ def reference(request: Request) -> int:
     return start(request.compose(TRAIN).plain, "reference")
 
 
-def detect_hardware(precision: str, *, joined: bool) -> Hardware:
+def detect_hardware(plain: Mapping[str, Any], *, joined: bool) -> Hardware:
     """Detect the hardware of this machine and the ranks that were started.
 
     Args:
-        precision: of the configuration, to say why it is not to be had.
+        plain: the composed configuration, to say why what it asks for is not to be had.
         joined: this process is one of several ranks.
 
     Raises:
@@ -48,6 +49,7 @@ def detect_hardware(precision: str, *, joined: bool) -> Hardware:
     try:
         import torch
 
+        from nemo_gdpo.platform.layers import choose_layers
         from nemo_gdpo.platform.select import detect_capabilities
     except ModuleNotFoundError as error:
         raise UserError(
@@ -57,12 +59,18 @@ def detect_hardware(precision: str, *, joined: bool) -> Hardware:
         ) from None
     capabilities = detect_capabilities()
     cuda = capabilities.device_type == "cuda"
+    asked, _ = TRAIN.parse_leniently(plain)
+    layers = choose_layers(asked.model.layers, asked.precision, capabilities)
+    backend = capabilities.attention.get(asked.model.attention_backend)
     return Hardware(
         world_size=int(os.environ["WORLD_SIZE"]) if joined else None,
         # srun may show each task its own GPU only: then the number says nothing.
         gpus=torch.cuda.device_count() if cuda and not joined else None,
         precisions=capabilities.precisions,
-        precision_reason=capabilities.why_not(precision),
+        precision_reason=capabilities.why_not(asked.precision),
+        layers=None if isinstance(layers, Problem) else layers.value,
+        layers_problem=layers if isinstance(layers, Problem) else None,
+        attention_reason=None if backend is None or backend.ok else backend.reason,
     )
 
 
@@ -79,7 +87,7 @@ def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
         UserError: the configuration is wrong; all problems at once.
     """
     joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
-    hardware = detect_hardware(str(plain.get("precision")), joined=joined)
+    hardware = detect_hardware(plain, joined=joined)
     config, found = problems_of_mapping(plain, hardware)
     raise_problems(found)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -18,7 +18,7 @@ def run(request: Request) -> int:
 
     elsewhere = "--elsewhere" in request.flags
     plain = request.compose(TRAIN).plain
-    hardware = None if elsewhere else detect_hardware(str(plain.get("precision")), joined=False)
+    hardware = None if elsewhere else detect_hardware(plain, joined=False)
     if hardware is not None and int(plain["trainer"]["num_nodes"] or 1) > 1:
         # This may well be the login node of a cluster: its GPUs are not those of the run.
         hardware = replace(hardware, gpus=None)

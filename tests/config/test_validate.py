@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_gdpo.config.model_files import read_model_config
+from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.config.validate import problems, problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size, ranks_per_node
@@ -240,6 +242,98 @@ def test_precision_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
     ]
     able = Hardware(precisions=frozenset({"fp8_delayed"}))
     assert _found(base, able, precision="fp8_delayed") == []
+
+
+def test_layers_against_the_precision(base: dict[str, dict[str, Any]]) -> None:
+    """On no machine: the local layers ignore FP8, Transformer Engine multiplies fp32 in TF32."""
+    for world in (None, Hardware(precisions=frozenset({"fp32", "fp8_mxfp8"}))):
+        local = _found(base, world, precision="fp8_mxfp8", model__layers="local")
+        assert len(local) == 1
+        assert local[0].startswith("model.layers: local ones would train unquantised without a")
+        exact = _found(base, world, precision="fp32", model__layers="transformer_engine")
+        assert len(exact) == 1
+        assert exact[0].startswith("model.layers: Transformer Engine multiplies fp32 in TF32")
+    assert _found(base, precision="bf16", model__layers="local") == []
+    assert _found(base, precision="bf16", model__layers="transformer_engine") == []
+
+
+def test_layers_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
+    missing = Hardware(layers=None, layers_problem=Problem("model.layers", "no TE", "get it"))
+    assert _found(base, missing, precision="bf16") == ["model.layers: no TE; get it"]
+    # The precision says it already.
+    assert [line.split(":")[0] for line in _found(base, missing, precision="fp8_mxfp8")] == [
+        "precision"
+    ]
+
+
+def test_attention_back_end_that_nothing_reads(base: dict[str, dict[str, Any]]) -> None:
+    gpu = Hardware(layers="transformer_engine")
+    told = "model.attention_backend: flash would not be read: this run is built of the local layers"
+    for world, changes in (
+        (None, {"precision": "fp32"}),
+        (None, {"precision": "bf16", "model__layers": "local"}),
+        (Hardware(), {"precision": "bf16"}),
+    ):
+        found = _found(base, world, model__attention_backend="flash", **changes)
+        assert len(found) == 1
+        assert found[0].startswith(told)
+    assert _found(base, None, precision="bf16", model__attention_backend="flash") == []
+    assert _found(base, gpu, precision="bf16", model__attention_backend="local") == []
+    lacking = replace(gpu, attention_reason="cannot run: no flash-attn")
+    assert _found(base, lacking, precision="bf16", model__attention_backend="flash") == [
+        "model.attention_backend: flash cannot run: no flash-attn; set it to auto"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("backend", "exported", "told"),
+    [
+        ("auto", {}, None),
+        ("auto", {"NVTE_FLASH_ATTN": "1", "NVTE_FUSED_ATTN": "1"}, None),
+        ("flash", {"NVTE_FLASH_ATTN": "1", "NVTE_FUSED_ATTN": "0"}, None),
+        ("local", {"NVTE_FLASH_ATTN": "0"}, None),
+        (
+            "auto",
+            {"NVTE_FLASH_ATTN": "0", "NVTE_FUSED_ATTN": "1", "NVTE_UNFUSED_ATTN": "0"},
+            "model.attention_backend: auto contradicts NVTE_FLASH_ATTN=0, NVTE_UNFUSED_ATTN=0 in "
+            "the environment; unset NVTE_FLASH_ATTN, NVTE_UNFUSED_ATTN, or set it to fused",
+        ),
+        (
+            "flash",
+            {"NVTE_FUSED_ATTN": "1"},
+            "model.attention_backend: flash contradicts NVTE_FUSED_ATTN=1 in the environment; "
+            "unset NVTE_FUSED_ATTN, or set it to auto",
+        ),
+        (
+            "auto",
+            {"NVTE_FLASH_ATTN": "2"},
+            "model.attention_backend: auto contradicts NVTE_FLASH_ATTN=2 in the environment; unset "
+            "NVTE_FLASH_ATTN",
+        ),
+        (
+            "auto",
+            {"NVTE_APPLY_QK_LAYER_SCALING": "1"},
+            "model.layers: NVTE_APPLY_QK_LAYER_SCALING=1 is in the environment, which would scale "
+            "the scores of attention by layer; unset NVTE_APPLY_QK_LAYER_SCALING",
+        ),
+    ],
+)
+def test_exported_variables_that_contradict_the_run(
+    base: dict[str, dict[str, Any]],
+    backend: str,
+    exported: dict[str, str],
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """megatron-core would end with an AssertionError while it builds the model."""
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in exported.items():
+        monkeypatch.setenv(name, value)
+    changes = {"precision": "bf16", "model__attention_backend": backend}
+    gpu = Hardware(layers="transformer_engine")
+    assert _found(base, gpu, **changes) == ([] if told is None else [told])
+    assert _found(base, None, **changes) == []  # another machine has another environment
 
 
 def test_fp8_pipeline_with_recomputation(base: dict[str, dict[str, Any]]) -> None:

@@ -11,10 +11,9 @@ from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import random as megatron_random
 from safetensors.torch import load_file, save_file
 
-from nemo_gdpo.platform.base import Capabilities
-from nemo_gdpo.platform.cuda import CudaPlatform
+from tests.platform.machines import cuda_platform
 
-PLATFORM = CudaPlatform(Capabilities("cuda", False, False, frozenset({"fp32", "bf16"})))
+PLATFORM = cuda_platform()
 SEEDS = {"data-parallel-rng": 11, "model-parallel-rng": 2729}
 
 

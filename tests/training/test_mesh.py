@@ -26,6 +26,12 @@ class _Gpu:
     def device(self, local_rank: int) -> torch.device:
         return torch.device("cuda", local_rank)
 
+    def device_identity(self) -> str | None:
+        return None
+
+    def settle_arithmetic(self) -> list[str]:
+        return []
+
     def manual_seed(self, seed: int) -> None:
         del seed
 
@@ -56,6 +62,8 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Splits]:
     monkeypatch.setattr(dist, "init_process_group", init_fake)
     monkeypatch.setattr(dist, "new_group", new_fake_group)
     monkeypatch.setattr(distributed_c10d, "_get_split_source", lambda group: found)
+    # Nothing comes from the others of a fake world.
+    monkeypatch.setattr(dist, "all_gather_object", lambda found, own, group: None)
     yield found
     mesh.leave_world()
 
@@ -72,3 +80,21 @@ def test_no_rank_splits_the_world_when_the_mesh_is_cut(
     made = mesh.build_mesh(ParallelLayout(tensor=2, pipeline=2, context=2), platform, seed=1)
     assert (made.rank, made.world_size, made.data_size) == (rank, WORLD, 1)
     assert splits.devices == []
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([("gpu a", ""), ("gpu b", "")], None),
+        ([(None, ""), (None, "")], None),  # ranks of a CPU share it
+        ([("gpu a", ""), (None, "LOCAL_RANK=1: none is left")], "rank 1: LOCAL_RANK=1: none is"),
+        (
+            [("gpu a on n1", ""), ("gpu b on n1", ""), ("gpu a on n1", "")],
+            "ranks 0 and 2 have one GPU between them (gpu a on n1); start no more ranks",
+        ),
+    ],
+    ids=["own", "shared by right", "none", "twice the same"],
+)
+def test_devices_of_all_ranks(found: list[tuple[str | None, str]], told: str | None) -> None:
+    problem = mesh.device_problem(found)
+    assert problem is None if told is None else told in str(problem)

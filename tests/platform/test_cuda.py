@@ -1,0 +1,82 @@
+"""The CUDA platform, as far as no GPU is needed for it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.platform.cuda import TF32_VARIABLE, device_index
+from nemo_gdpo.platform.machine import ABSENT, USABLE, Package
+from tests.platform.machines import cuda_platform
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "index"), [(0, 8, 0), (7, 8, 7), (0, 1, 0), (3, 1, 0), (1, 2, 1)]
+)
+def test_a_rank_takes_its_own_gpu_or_the_only_one(
+    local_rank: int, visible: int, index: int
+) -> None:
+    """srun --gpus-per-task=1 shows one to each task, which is number 0 in all of them."""
+    assert device_index(local_rank, visible, {}) == index
+
+
+@pytest.mark.parametrize(("local_rank", "visible"), [(8, 8), (2, 2), (5, 3)])
+def test_a_rank_without_a_gpu_is_told_so(local_rank: int, visible: int) -> None:
+    told = f"LOCAL_RANK={local_rank}: this process can see {visible} GPUs"
+    with pytest.raises(UserError, match=told + r" \(CUDA_VISIBLE_DEVICES=0,3\)"):
+        device_index(local_rank, visible, {"CUDA_VISIBLE_DEVICES": "0,3"})
+    with pytest.raises(UserError, match=told + r" \(CUDA_VISIBLE_DEVICES is not set\)"):
+        device_index(local_rank, visible, {})
+
+
+@pytest.mark.parametrize("fusion", [USABLE, ABSENT, Package(True, "ImportError: libc10.so")])
+def test_gradient_fusion_is_asked_for_where_megatron_can_do_it(fusion: Package) -> None:
+    platform = cuda_platform(gradient_fusion=fusion)
+    overrides = platform.transformer_config_overrides(
+        "bf16", interleaved=False, layers="transformer_engine"
+    )
+    assert overrides["gradient_accumulation_fusion"] is fusion.usable
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"), [("1", 1), ("0", 0), ("", 0), (None, 0)], ids=["on", "off", "empty", "not"]
+)
+def test_tf32_is_switched_off_and_said(
+    value: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is None:
+        monkeypatch.delenv(TF32_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(TF32_VARIABLE, value)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")  # as the variable has it at the start
+        torch.backends.cudnn.allow_tf32 = True
+        said = cuda_platform().settle_arithmetic()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert len(said) == lines
+    assert TF32_VARIABLE not in os.environ
+    if said:
+        assert said == [
+            f"{TF32_VARIABLE}=1 is not followed: fp32 is multiplied in fp32, not in TF32"
+        ]
+
+
+def test_delayed_scaling_looks_back_as_far_as_transformer_engine_advises() -> None:
+    platform = cuda_platform()
+    te = {"interleaved": False, "layers": "transformer_engine"}
+    delayed = platform.transformer_config_overrides("fp8_delayed", **te)  # type: ignore[arg-type]
+    assert delayed["fp8_amax_history_len"] == 1024
+    assert delayed["fp8_amax_compute_algo"] == "max"
+    assert "first_last_layers_bf16" not in delayed  # megatron refuses it
+    current = platform.transformer_config_overrides("fp8_tensorwise", **te)  # type: ignore[arg-type]
+    assert "fp8_amax_history_len" not in current
+    assert current["first_last_layers_bf16"]
