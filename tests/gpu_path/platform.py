@@ -37,7 +37,7 @@ class RehearsedGpu(CudaPlatform):
         return overrides | {"attention_backend": AttnBackend.unfused}
 
 
-def choose() -> None:
+def choose(kind: type[CudaPlatform]) -> None:
     """Make the project's own choice of a platform end here."""
-    cuda.CudaPlatform = RehearsedGpu  # type: ignore[misc]
-    assert isinstance(current_platform(), RehearsedGpu)
+    cuda.CudaPlatform = kind  # type: ignore[misc]
+    assert isinstance(current_platform(), kind)

@@ -1,0 +1,110 @@
+"""A GPU of fake tensors: each has a shape, a type and a device, and no memory.
+
+torch lets Python register a device. Tensors on it are not on the CPU, so that mixing the two fails as
+it does on a GPU. Whatever says "cuda" is taken to mean it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils import backend_registration
+
+from nemo_gdpo.platform.cpu import CpuPlatform
+from nemo_gdpo.platform.cuda import CudaPlatform
+from tests.gpu_path import gpu as real_gpu
+from tests.gpu_path.fakes import attention
+from tests.gpu_path.gpu import GpuMode
+
+NAME = "gpu"
+
+
+class _Backend(backend_registration._DummyBackendModule):
+    """`torch.gpu`."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+
+def gpu() -> torch.device:
+    """The one device."""
+    return torch.device(NAME, 0)
+
+
+def _is_cuda(target: Any) -> bool:
+    return isinstance(target, str | torch.device) and torch.device(target).type == "cuda"
+
+
+class FakeGpuMode(GpuMode):
+    """What names CUDA means the fake GPU."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        if func == torch.Tensor.is_cuda.__get__:
+            return args[0].device.type == NAME
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace(f"torch.{NAME}.", "torch.cuda.")
+        if func is torch.Tensor.cuda:
+            return args[0].to(gpu())
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], gpu(), *args[2:])
+        if func is torch.tensor and isinstance(args[0], list):
+            # Numbers of tensors in a list are read past all modes.
+            args = (pytree.tree_map_only(torch.Tensor, lambda x: x.item(), args[0]), *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = gpu()
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class FakeGpu(CudaPlatform):
+    """All answers are the CUDA platform's, but for the device."""
+
+    def install(self) -> None:
+        shim = CpuPlatform(self.capabilities)
+        shim.install()
+        cuda: Any = torch.cuda
+        cuda.current_device = gpu
+
+    def device(self, local_rank: int) -> torch.device:
+        del local_rank
+        return gpu()
+
+    def device_identity(self) -> str | None:
+        return None  # the other ranks of this world are not there
+
+
+def start(tree: Path) -> None:
+    """Turn this process into one with a fake GPU. Before any import of megatron.
+
+    Args:
+        tree: the folder that holds `transformer_engine`.
+    """
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
+    cuda: Any = torch.cuda
+    cuda.current_device = gpu
+    torch.nn.Module._apply = _apply  # type: ignore[assignment]
+    real_gpu.start(tree, FakeGpuMode, FakeGpu)
+    attention.install()
+
+
+def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
+    """`Module.to` and the like, for what moves nothing: torch cannot swap a fake parameter.
+
+    Raises:
+        RuntimeError: a parameter or buffer would change.
+    """
+    del recurse
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, tensor in tensors.items():
+        new = function(tensor)
+        if (new.device, new.dtype) != (tensor.device, tensor.dtype):
+            raise RuntimeError(
+                f"{name} of {type(module).__name__} is {tensor.dtype} on {tensor.device}, and "
+                f"becomes {new.dtype} on {new.device}"
+            )
+    return module
