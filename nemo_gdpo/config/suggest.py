@@ -111,6 +111,16 @@ ALIASES: dict[str, str] = {
     "epochs": "trainer.max_epochs",
     "lr": "optim.lr",
 }
+
+REFUSED: dict[tuple[str, str], tuple[str, str]] = {
+    ("precision", "fp8_delayed"): (
+        # Transformer Engine's FP8GlobalStateManager renews them where gradients are enabled only.
+        "takes its scales from past training steps; a reference has none, so that it is quantised "
+        "otherwise than the policy and log-ratios are off by nats from the first step on",
+        "use precision=fp8_tensorwise, whose scales are those of the present tensor",
+    ),
+}
+"""(key, value) that is refused -> the reason, which follows the value, and the remedy."""
 """Name elsewhere -> key here, or what to do instead."""
 
 GENERATION_ALIASES: dict[str, str] = {

@@ -158,6 +158,7 @@ class Run:
             pairs=data,
             pad_token_id=data.pad_token_id,
             layout=self.mesh.layout,
+            precision=self.config.precision,
             micro_batch_size=self.config.model.micro_batch_size,
             packing=self.config.data.packing,
             data_rank=self.mesh.data_rank,

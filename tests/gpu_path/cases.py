@@ -12,9 +12,9 @@ from typing import Any
 from tests.support import models
 from tests.support.data import pairs, write_jsonl
 
-STEPS = 3
-LAYERS = 4
-KINDS = {"llama": "llama_untied", "gemma2": "gemma2", "gemma3": "gemma3", "qwen3": "qwen3"}
+RANKS, STEPS, PAIRS, BATCH, LAYERS = 2, 3, 24, 4, 4
+LEARNING_RATE = 1e-4
+FAMILIES = {"llama": "llama_untied", "gemma2": "gemma2", "gemma3": "gemma3", "qwen3": "qwen3"}
 """Name here -> kind in `tests.support.models`."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {
     "head_dim": 32,
     "max_position_embeddings": 256,
 }
-"""Small, and cut in two still multiples of what every FP8 recipe asks for."""
+"""Small, and still multiples of what every FP8 recipe asks for when it is cut in two."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Case:
     model: str
     precision: str
     overrides: tuple[str, ...] = ()
+    apex: bool = False
+    """The machine has Apex's extension, so that weight gradients go straight to the main ones."""
     resumes: bool = False
-    """Afterwards take the last checkpoint away and train its steps again."""
+    """Afterwards the last checkpoint is taken away, and its step is trained again."""
 
     @property
     def key(self) -> str:
@@ -49,24 +51,60 @@ class Case:
         """Generation of the GPU that has this precision."""
         return (10, 0) if self.precision == "fp8_mxfp8" else (9, 0)
 
+    @property
+    def local_layers(self) -> int:
+        """Layers on each rank."""
+        return LAYERS // 2 if set(PP2) <= set(self.overrides) else LAYERS
+
+    @property
+    def micro_batches(self) -> int:
+        """Of one rank in a global batch."""
+        ranks = 1 if {*TP2, *PP2} & set(self.overrides) else RANKS
+        return BATCH // ranks
+
 
 TP2 = ("model.tensor_model_parallel_size=2",)
-SP = ("model.sequence_parallel=true",)
 PP2 = ("model.pipeline_model_parallel_size=2",)
 ZERO = ("optim.use_distributed_optimizer=true",)
+SPLIT = (*TP2, "model.sequence_parallel=true", *ZERO)
 PACKED = ("data.packing=true",)
 RESIDENT = ("reference=resident",)
 FULL = ("model.activations_checkpoint_granularity=full",)
-EXPORTS = ("export_hf=true", "export_nemo=true")
-SPLIT = TP2 + SP + ZERO
+EXPORTS = ("export_hf=true", "export_nemo=true", "trainer.save_interval=2")
+SAVES = ("trainer.save_interval=2",)
 
-LOCAL = [Case("plain", model, kind) for model in KINDS for kind in ("fp32", "bf16")]
+LOCAL = [Case("plain", model, kind) for model in FAMILIES for kind in ("fp32", "bf16")]
 """What the local layers do, on one rank."""
-BF16 = [
-    *(Case("TP2 SP", model, "bf16", SPLIT) for model in KINDS),
+REHEARSED = [
+    Case("TP2 SP, export", "llama", "bf16", SPLIT + EXPORTS, resumes=True),
+    Case("TP2 SP, Apex", "llama", "bf16", SPLIT, apex=True),
+    Case("TP2 SP packed resident", "llama", "bf16", SPLIT + PACKED + RESIDENT),
+    Case("TP2 SP recompute full", "llama", "bf16", SPLIT + FULL),
     Case("PP2", "llama", "bf16", PP2),
+    *(Case("TP2 SP", model, "bf16", SPLIT) for model in ("gemma2", "gemma3", "qwen3")),
+    *(Case("PP2 packed", model, "bf16", PP2 + PACKED) for model in ("gemma2", "gemma3", "qwen3")),
+    Case("TP2 SP, export", "llama", "fp8_tensorwise", SPLIT + EXPORTS, resumes=True),
+    Case("TP2 SP packed resident", "llama", "fp8_tensorwise", SPLIT + PACKED + RESIDENT),
+    Case("TP2 SP recompute full", "llama", "fp8_tensorwise", SPLIT + FULL),
+    Case("PP2, Apex", "llama", "fp8_tensorwise", PP2, apex=True),
+    Case("DP2 packed", "llama", "fp8_tensorwise", ZERO + PACKED),
+    *(Case("TP2 SP", model, "fp8_tensorwise", SPLIT) for model in ("gemma2", "gemma3", "qwen3")),
+    Case("TP2 SP", "llama", "fp8_blockwise", SPLIT + SAVES, apex=True, resumes=True),
+    Case("DP2 recompute full", "llama", "fp8_blockwise", ZERO + FULL),
+    Case("TP2 SP packed", "gemma2", "fp8_blockwise", SPLIT + PACKED),
+    Case("PP2", "gemma3", "fp8_blockwise", PP2),
+    Case("TP2 packed resident", "qwen3", "fp8_blockwise", TP2 + PACKED + RESIDENT),
+    Case("TP2 SP", "llama", "fp8_mxfp8", SPLIT + SAVES, apex=True, resumes=True),
+    Case("DP2 recompute full", "llama", "fp8_mxfp8", ZERO + FULL),
+    Case("TP2 SP packed", "gemma2", "fp8_mxfp8", SPLIT + PACKED),
+    Case("PP2", "gemma3", "fp8_mxfp8", PP2),
+    Case("TP2 packed resident", "qwen3", "fp8_mxfp8", TP2 + PACKED + RESIDENT),
 ]
-REHEARSED = BF16
+"""What Transformer Engine's layers do, on two ranks."""
+
+
+ENGINE = ("model.attention_backend=unfused",)
+"""The one back end of Transformer Engine that is no kernel."""
 
 
 def overrides(case: Case, folder: Path) -> list[str]:
@@ -75,12 +113,12 @@ def overrides(case: Case, folder: Path) -> list[str]:
         f"model.restore_from_path={folder / case.model}",
         f"data.train_path={folder / 'pairs.jsonl'}",
         f"precision={case.precision}",
-        "model.global_batch_size=4",
+        f"model.global_batch_size={BATCH}",
         "model.micro_batch_size=1",
         "data.max_length=96",
         "data.max_prompt_length=48",
         "optim=adamw_constant",
-        "optim.lr=1e-3",
+        f"optim.lr={LEARNING_RATE}",
         "logger.tensorboard=false",
         f"trainer.max_steps={STEPS}",
         "trainer.max_epochs=null",
@@ -93,15 +131,11 @@ def save_inputs(folder: Path) -> None:
     """A Hugging Face directory of every model, and pairs of odd lengths."""
     tokenizer = models.llama3_tokenizer()
     stop = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
-    for name, kind in KINDS.items():
-        model = models.build(
-            kind,
-            **SHAPE,
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=stop,
-        )
+    fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    for name, kind in FAMILIES.items():
+        model = models.build(kind, **SHAPE, **fields, eos_token_id=stop)
+        assert model.generation_config is not None
         model.generation_config.eos_token_id = stop
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    write_jsonl(folder / "pairs.jsonl", pairs(24))
+    write_jsonl(folder / "pairs.jsonl", pairs(PAIRS))

@@ -39,4 +39,4 @@ def local(folder: Path) -> Found:
 @pytest.fixture(scope="session")
 def rehearsed(folder: Path, tree: Path) -> Found:
     """What Transformer Engine's layers do."""
-    return launch(folder, [case.key for case in cases.REHEARSED], ranks=2, tree=tree)
+    return launch(folder, [case.key for case in cases.REHEARSED], ranks=cases.RANKS, tree=tree)

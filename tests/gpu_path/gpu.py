@@ -23,6 +23,7 @@ from torch.autograd.function import BackwardCFunction
 
 from nemo_gdpo.platform import cpu
 from nemo_gdpo.platform.cuda import CudaPlatform
+from nemo_gdpo.platform.machine import GRADIENT_FUSION_MODULE
 from tests.gpu_path import compiled, generators
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
@@ -57,19 +58,31 @@ class Properties(SimpleNamespace):
     """`torch.cuda.get_device_properties`: what is asked for of it."""
 
 
-def become(capability: tuple[int, int]) -> None:
-    """Change the generation of the GPU, and forget what was concluded from the last one."""
+def become(capability: tuple[int, int], *, apex: bool = False) -> None:
+    """Change the machine, and forget what was concluded from the last one.
+
+    Args:
+        capability: generation of the GPU.
+        apex: whether Apex's extension for weight gradients can be imported. Its function is not
+            called: only the output layer would, and the project's own head stands in its place.
+    """
     device = Properties(
         major=capability[0],
         minor=capability[1],
         multi_processor_count=132,
         name="rehearsal",
+        uuid=f"GPU-{os.environ.get('LOCAL_RANK', '0')}",
         total_memory=80 << 30,
     )
     facts: Any = torch.cuda
     facts.get_device_capability = lambda *_: capability
     facts.get_device_properties = lambda *_: device
+    sys.modules.pop(GRADIENT_FUSION_MODULE, None)
+    if apex:
+        sys.modules[GRADIENT_FUSION_MODULE] = ModuleType(GRADIENT_FUSION_MODULE)
     for name, module in list(sys.modules.items()):
+        if name == "megatron.core.tensor_parallel.layers":
+            vars(module)["_grad_accum_fusion_available"] = apex
         if name.startswith(("transformer_engine", "nemo_gdpo.platform")):
             for value in vars(module).values():
                 if isinstance(value, functools._lru_cache_wrapper):
@@ -89,6 +102,27 @@ def _pretend() -> None:
     facts.is_current_stream_capturing = lambda: False
     facts._is_in_bad_fork = lambda: False
     facts._lazy_init = lambda: None
+    collectives: Any = torch.distributed
+    together = collectives._coalescing_manager
+
+    def coalescing_manager(group: Any = None, device: Any = None, async_ops: bool = False) -> Any:
+        # Megatron names no device, and then torch's own serves over gloo, too.
+        return together(group, None, async_ops) if device is None else _OneByOne()
+
+    collectives._coalescing_manager = coalescing_manager
+
+
+class _OneByOne:
+    """In the place of NCCL's coalesced collectives, which gloo lacks."""
+
+    def __enter__(self) -> _OneByOne:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def wait(self) -> None:
+        """All has been done already."""
 
 
 def _import_transformer_engine(tree: Path) -> None:

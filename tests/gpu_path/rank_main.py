@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu_path.cases import LOCAL, REHEARSED, Case, overrides
+from tests.gpu_path.cases import ENGINE, LOCAL, REHEARSED, Case, overrides
 from tests.gpu_path.compiled.calls import CALLS
 
 
@@ -30,7 +31,8 @@ def _train(case: Case, folder: Path, output: Path, *, rehearsed: bool) -> dict[s
 
     CALLS.clear()
     with Recorder(rehearsed=rehearsed) as recorder:
-        status = main(["train", f"output_dir={output}", *overrides(case, folder)])
+        own = ENGINE if rehearsed else ()
+        status = main(["train", f"output_dir={output}", *overrides(case, folder), *own])
     if status:
         raise AssertionError(f"train ended with status {status}")
     return {"steps": recorder.steps, "quantized": recorder.quantized, "calls": dict(CALLS)}
@@ -38,11 +40,11 @@ def _train(case: Case, folder: Path, output: Path, *, rehearsed: bool) -> dict[s
 
 def _run(case: Case, folder: Path, *, rehearsed: bool) -> dict[str, Any]:
     kind = "rehearsed" if rehearsed else "local"
-    output = folder / kind / case.key.replace(" ", "_")
+    output = folder / kind / re.sub(r"\W+", "_", case.key)
     if rehearsed:
         from tests.gpu_path import gpu
 
-        gpu.become(case.capability)
+        gpu.become(case.capability, apex=case.apex)
     found = _train(case, folder, output, rehearsed=rehearsed)
     if case.resumes:
         if os.environ["RANK"] == "0":

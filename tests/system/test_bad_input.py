@@ -98,7 +98,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -
             "pp_and_layers": train("pp", "model.pipeline_model_parallel_size=3"),
             "odd_batch": train("odd_batch", "model.global_batch_size=5"),
             "sequence_parallel": train("sp", "model.sequence_parallel=true"),
-            "fp8": train("fp8", "precision=fp8_delayed"),
+            "fp8": train("fp8", "precision=fp8_tensorwise"),
             "batch_above_pairs": [*on("few", pairs(8)), "model.global_batch_size=12"],
             "unknown_key": train("unknown_key", "optim.learning_rate=1"),
             "long_context": train("long_context", "data.max_length=512"),

@@ -13,11 +13,10 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
-from nemo_gdpo.platform.cpu import CpuPlatform
-from nemo_gdpo.platform.cuda import CudaPlatform
 from tests.gpu_path import gpu as real_gpu
 from tests.gpu_path.fakes import attention
 from tests.gpu_path.gpu import GpuMode
+from tests.gpu_path.platform import RehearsedGpu
 
 NAME = "gpu"
 
@@ -61,17 +60,18 @@ class FakeGpuMode(GpuMode):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-class FakeGpu(CudaPlatform):
-    """All answers are the CUDA platform's, but for the device."""
+class FakeGpu(RehearsedGpu):
+    """Tensors lie on the fake GPU."""
+
+    distributed_backend = "nccl"
 
     def install(self) -> None:
-        shim = CpuPlatform(self.capabilities)
-        shim.install()
+        super().install()
         cuda: Any = torch.cuda
         cuda.current_device = gpu
 
     def device(self, local_rank: int) -> torch.device:
-        del local_rank
+        super().device(local_rank)
         return gpu()
 
     def device_identity(self) -> str | None:
