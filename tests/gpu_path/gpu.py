@@ -14,6 +14,7 @@ import importlib.util
 import os
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -79,7 +80,9 @@ def become(capability: tuple[int, int], *, apex: bool = False) -> None:
     facts.get_device_properties = lambda *_: device
     sys.modules.pop(GRADIENT_FUSION_MODULE, None)
     if apex:
-        sys.modules[GRADIENT_FUSION_MODULE] = ModuleType(GRADIENT_FUSION_MODULE)
+        extension = ModuleType(GRADIENT_FUSION_MODULE)
+        extension.__spec__ = ModuleSpec(GRADIENT_FUSION_MODULE, None)  # it is looked for first
+        sys.modules[GRADIENT_FUSION_MODULE] = extension
     for name, module in list(sys.modules.items()):
         if name == "megatron.core.tensor_parallel.layers":
             vars(module)["_grad_accum_fusion_available"] = apex

@@ -41,6 +41,11 @@ class Record:
         self.batch = None
 
 
+def _reduction(options: Any) -> str:
+    kinds = dist.ReduceOp.RedOpType.__members__.items()
+    return next(name for name, kind in kinds if options.reduceOp == kind)
+
+
 def _done(tensors: Any) -> dist.Work:
     future: torch.futures.Future[Any] = torch.futures.Future()
     future.set_result(tensors)
@@ -78,11 +83,11 @@ class RecordingGroup(dist.ProcessGroup):
     # -- sums ------------------------------------------------------------------------------------
 
     def allreduce(self, tensors: Any, opts: Any = None) -> dist.Work:  # type: ignore[override]
-        self._note("all_reduce", tensors, str(opts.reduceOp))
+        self._note("all_reduce", tensors, _reduction(opts))
         return _done(tensors)
 
     def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> dist.Work:
-        self._note("all_reduce", tensors, str(opts.reduceOp))
+        self._note("all_reduce", tensors, _reduction(opts))
         return _done(tensors)
 
     def reduce_scatter_single(self, output: Any, input: Any, opts: Any = None) -> dist.Work:
@@ -92,7 +97,7 @@ class RecordingGroup(dist.ProcessGroup):
         self, outputs: Any, inputs: Any, opts: Any = None
     ) -> dist.Work:
         self._check_parts(outputs, inputs)
-        self._note("reduce_scatter", inputs, str(opts.reduceOp))
+        self._note("reduce_scatter", inputs, _reduction(opts))
         return _done(outputs)
 
     # -- copies ----------------------------------------------------------------------------------
@@ -135,14 +140,6 @@ class RecordingGroup(dist.ProcessGroup):
         del tag
         self._note_peer("recv", tensors[0], src)
         return _done(tensors)
-
-    def _start_coalescing(self, device: torch.device) -> None:
-        """What follows is one call of NCCL; on one group, in order, it can be noted one by one."""
-        del device
-
-    def _end_coalescing(self, device: torch.device) -> dist.Work:
-        del device
-        return _done([])
 
     def _check_parts(self, parts: list[torch.Tensor], wholes: list[torch.Tensor]) -> None:
         for part, whole in zip(parts, wholes, strict=True):
