@@ -1,10 +1,9 @@
 """Ranks of the cluster experiments, one after the other, on a machine without a GPU.
 
-    python -m tests.gpu_path.fake_cluster gdpo_llama3_8b [key=value ...] --rank 0,1,15 --precision bf16
+    python -m tests.gpu_path.fake_cluster gdpo_llama3_8b [key=value ...] --rank 0,1,15
 
-Tensors have no memory and groups no other ranks: see `tests.gpu_path.fakes`. All 32 layers take about
-half a minute a rank. What was found is printed, and with --json written; when the ranks were all of
-the world, or some of it, what they asked of each other is compared.
+Tensors have no memory and groups no other ranks: see `tests.gpu_path.fakes`. What was found of each
+rank is printed, and with --json written; what the ranks asked of each other is compared.
 
 `--jobs FILE` takes a list of jobs instead, for the tests.
 """
@@ -23,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu_path.fakes.agreement import disagreements, stuck
-from tests.gpu_path.fakes.calls import Call
 from tests.gpu_path.fakes.jobs import Job
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def _ranks(text: str) -> list[int]:
     found: list[int] = []

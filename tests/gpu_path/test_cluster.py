@@ -1,6 +1,6 @@
-"""The experiments for 16 GPUs: ranks of them, with all that a rank does in an update but its numbers.
+"""The experiments for 16 GPUs: all that some of their ranks do in an update, but for the numbers.
 
-Shapes, types, devices, memory, the calls of Transformer Engine, and what the ranks ask of each other.
+Shapes, types, devices, memory, calls of Transformer Engine, and what the ranks ask of each other.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ WORLDS: dict[str, list[Job]] = {
     "odpo": [Job("odpo_llama3_8b", rank, layers=2, apex=True) for rank in (7,)],
     "adpo": [Job("adpo_llama3_8b", rank, layers=2) for rank in (15,)],
     # Ranks 8 to 15 hold the second half of the layers.
-    "pipeline": [
-        Job(GDPO, rank, layers=4, overrides=PIPELINE + FULL) for rank in (0, 1, 4, 8, 9, 15)
-    ],
+    "pipeline": [Job(GDPO, rank, layers=4, overrides=PIPELINE + FULL) for rank in (0, 4, 8, 9, 15)],
     "tensorwise": [Job(GDPO, rank, "fp8_tensorwise", 4) for rank in (0, 1, 4, 15)],
     "blockwise": [Job(GDPO, rank, "fp8_blockwise", 4) for rank in (0, 3)],
     "tensorwise pipeline": [
@@ -44,8 +42,8 @@ WORLDS: dict[str, list[Job]] = {
 }
 Found = dict[str, list[dict[str, Any]]]
 
-# Llama 3 8B by hand. A layer: queries of 32 heads, keys and values of 8, of 128 each; their output; the
-# three matrices of the MLP; two norms. Vocabulary: 128,256 rows, padded to a multiple of 128 x TP4.
+# Llama 3 8B by hand. A layer: queries of 32 heads, keys and values of 8, of 128 each; their output;
+# the three matrices of the MLP; two norms. Vocabulary: 128,256 rows, padded to 128 x TP4.
 CUT_OF_A_LAYER = (4096 + 2 * 1024) * 4096 + 4096 * 4096 + 3 * 4096 * 14336
 SHARED_OF_A_LAYER = 2 * 4096
 EMBEDDING = 128_512 * 4096
@@ -107,7 +105,7 @@ def parameters(job: Job) -> tuple[int, int]:
     return (layers * CUT_OF_A_LAYER + embeddings * EMBEDDING) // TP + shared, shared
 
 
-def ranks(*, running: bool = True) -> Any:
+def ranks(*, running: bool = True) -> pytest.MarkDecorator:
     """Every rank of every world, as a parameter of a test."""
     chosen = [
         pytest.param(name, at, id=f"{name}-{job.rank}")
@@ -137,8 +135,8 @@ def test_the_parts_are_the_published_model(found: Found) -> None:
 @ranks(running=False)
 def test_memory_that_stays(name: str, at: int, found: Found) -> None:
     """Bytes a parameter: 2 for itself, 4 for its gradient, and of the 12 of fp32 weight and Adam's
-    two moments the part that this copy of the model keeps; nothing is padded at these sizes. In FP8,
-    another 2 for the copies that products along either dimension take.
+    two moments the part that this copy of the model keeps; nothing is padded at these sizes. FP8
+    takes another 2 for the weights' copies for products along either dimension.
     """
     job, (own, _) = WORLDS[name][at], parameters(WORLDS[name][at])
     in_fp8 = layers_by_type(job)[1] * CUT_OF_A_LAYER // TP
@@ -179,9 +177,9 @@ def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found:
 def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
     """By kind and layer, for each micro-batch.
 
-    Four linear layers are a product each forward and two backward; two norms a layer, one at the end
-    of the model; queries and keys are rotated. `selective` computes the MLP again (two products, one
-    norm), `full` all that goes forward.
+    Four linear layers are a product each forward and two backward; two norms a layer, one at the
+    end of the model; queries and keys are rotated. `selective` computes the MLP again (two
+    products, one norm), `full` all that goes forward.
     """
     job = WORLDS[name][at]
     result, (plain, fp8) = found[name][at], layers_by_type(job)
@@ -268,8 +266,8 @@ def test_gradients_are_reduced_while_backward_goes_on(found: Found) -> None:
 
 
 def test_stages_send_hidden_states_and_get_gradients(found: Found) -> None:
-    """A stage's part of the sequence, [1320 / 4, 2, 4096] in bf16, for every micro-batch: forward for
-    the reference and for the policy, and back for the policy."""
+    """[1320 / 4, 2, 4096] in bf16: for each micro-batch one forward for the reference, one for the
+    policy, and one back."""
     messages = Counter(
         (call.kind, call.sizes, call.dtype)
         for call in found["pipeline"][0]["collectives"]

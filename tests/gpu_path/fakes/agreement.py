@@ -1,7 +1,8 @@
 """Whether ranks that ran one after the other would have understood each other.
 
-Every rank wrote down what it asked of its process groups. Two ranks of a group have to ask the same, in the
-same order, with the same sizes; and all together have to find an order in which everything can be done.
+Every rank wrote down what it asked of its process groups. Two ranks of a group have to ask the
+same, in the same order, with the same sizes; and all together have to find an order in which
+everything can be done.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def stuck(calls: Calls) -> list[str]:
     """What every rank waits for at the end, if they cannot all finish; empty if they can.
 
     A collective is done once all its ranks, of those that are here, have come to it; a message once
-    both have. Ranks wait for each call before the next, and for all messages of a batch together, which
-    is stricter than NCCL's streams are. What goes to ranks that are not here is passed over.
+    both have. Ranks wait for each call before the next, and for all messages of a batch together,
+    which is stricter than NCCL's streams are. What goes to ranks that are not here is passed over.
     """
     queues = {rank: _steps(asked, calls) for rank, asked in calls.items()}
     while any(queues.values()):

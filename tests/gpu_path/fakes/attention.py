@@ -1,7 +1,7 @@
 """The kernels of fused attention, as far as shapes go: what cuDNN's would give, without numbers.
 
-A GPU computes attention with these where no flash-attention package is installed, and what they keep
-for the backward pass is a number a row instead of the scores.
+A GPU computes attention with these where no flash-attention package is installed, and what they
+keep for the backward pass is a number a row instead of the scores.
 """
 
 from __future__ import annotations

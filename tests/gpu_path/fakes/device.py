@@ -1,7 +1,7 @@
 """A GPU of fake tensors: each has a shape, a type and a device, and no memory.
 
-torch lets Python register a device. Tensors on it are not on the CPU, so that mixing the two fails as
-it does on a GPU. Whatever says "cuda" is taken to mean it.
+torch lets Python register a device. Tensors on it are not on the CPU, so that mixing the two fails
+as it does on a GPU. Whatever says "cuda" is taken to mean it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.gpu_path.gpu import GpuMode
 from tests.gpu_path.platform import RehearsedGpu
 
 NAME = "gpu"
+_IS_CUDA: Any = vars(torch._C.TensorBase)["is_cuda"].__get__
 
 
 class _Backend(backend_registration._DummyBackendModule):
@@ -44,7 +45,7 @@ class FakeGpuMode(GpuMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = {} if kwargs is None else kwargs
-        if func == torch.Tensor.is_cuda.__get__:
+        if func == _IS_CUDA:
             return args[0].device.type == NAME
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             return func(*args).replace(f"torch.{NAME}.", "torch.cuda.")
@@ -87,7 +88,7 @@ def start(tree: Path) -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
     cuda: Any = torch.cuda
     cuda.current_device = gpu
-    torch.nn.Module._apply = _apply  # type: ignore[assignment]
+    torch.nn.Module._apply = _apply  # type: ignore[method-assign]
     real_gpu.start(tree, FakeGpuMode, FakeGpu)
     attention.install()
 

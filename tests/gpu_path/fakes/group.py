@@ -15,7 +15,6 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.gpu_path.fakes.calls import Call
@@ -49,14 +48,16 @@ def _reduction(options: Any) -> str:
 def _done(tensors: Any) -> dist.Work:
     future: torch.futures.Future[Any] = torch.futures.Future()
     future.set_result(tensors)
-    return torch._C._distributed_c10d._create_work_from_future(future)
+    bindings: Any = torch._C._distributed_c10d
+    work: dist.Work = bindings._create_work_from_future(future)
+    return work
 
 
 class RecordingGroup(dist.ProcessGroup):
     """One group of this rank."""
 
     def __init__(self, name: str, rank: int, ranks: tuple[int, ...], record: Record) -> None:
-        super().__init__(rank, len(ranks))
+        super().__init__(rank, len(ranks))  # type: ignore[call-arg]
         self._name = name
         self.ranks = ranks
         self.record = record
@@ -111,7 +112,7 @@ class RecordingGroup(dist.ProcessGroup):
         self._note("all_gather", inputs)
         return _done(outputs)
 
-    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:  # type: ignore[override]
+    def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> dist.Work:
         del opts
         for parts, tensor in zip(outputs, inputs, strict=True):
             assert [part.shape for part in parts] == [tensor.shape] * len(self.ranks)
@@ -124,7 +125,7 @@ class RecordingGroup(dist.ProcessGroup):
         self._note("broadcast", tensors, f"from {self.ranks[opts.rootRank]}")
         return _done(tensors)
 
-    def barrier(self, opts: Any = None) -> dist.Work:  # type: ignore[override]
+    def barrier(self, opts: Any = None) -> dist.Work:
         del opts
         self._note("barrier", [])
         return _done([])
@@ -149,43 +150,55 @@ class RecordingGroup(dist.ProcessGroup):
                 raise RuntimeError(f"{part.dtype} and {whole.dtype}")
 
 
+class _World:
+    """Replacements for the functions of torch.distributed that would look for other ranks."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self.record = Record()
+        self._init, self._new_group = dist.init_process_group, dist.new_group
+        self._batch = dist.batch_isend_irecv
+
+    def make(self, options: Any, _: Any) -> RecordingGroup:
+        """The group that torch asks the backend for."""
+        ranks = tuple(options.global_ranks_in_group) or tuple(range(self.size))
+        return RecordingGroup(options.group_id, options.group_rank, ranks, self.record)
+
+    def init(self, backend: str, *, timeout: datetime.timedelta) -> None:
+        """No arguments besides: one of them makes torch split the world for every subgroup."""
+        del backend
+        self._init(
+            BACKEND, store=FakeStore(), rank=self.rank, world_size=self.size, timeout=timeout
+        )
+
+    def new_group(self, *args: Any, **named: Any) -> Any:
+        """Gloo's twins of the groups are like the others here."""
+        return self._new_group(*args, **{**named, "backend": BACKEND, "pg_options": None})
+
+    def batch(self, operations: Any) -> Any:
+        """Torch groups them for NCCL only."""
+        with self.record.batched():
+            return self._batch(operations)
+
+    def all_gather_object(self, found: list[Any], mine: Any, group: Any = None) -> None:
+        """Sizes of pickled objects would be numbers in tensors, and are needed at once."""
+        ranks = tuple(dist.get_process_group_ranks(group))
+        self.record.calls.append(Call("all_gather", ranks, (), "object"))
+        found[:] = [mine] * len(ranks)
+
+
 @contextlib.contextmanager
 def world(rank: int, size: int, per_node: int) -> Iterator[Record]:
-    """A process that joins a world now becomes this rank of it, alone."""
-    record = Record()
-    real_init, real_new_group = dist.init_process_group, dist.new_group
-    ranks: list[int] = list(range(size))
-
-    def make(options: Any, _: Any) -> RecordingGroup:
-        members = tuple(options.global_ranks_in_group) or tuple(ranks)
-        return RecordingGroup(options.group_id, options.group_rank, members, record)
-
-    def init(backend: str, *, timeout: datetime.timedelta | None = None) -> None:
-        del backend
-        real_init(BACKEND, store=FakeStore(), rank=rank, world_size=size, timeout=timeout)
-
-    def new_group(*args: Any, **named: Any) -> Any:
-        # Gloo's twins of the groups, too: they would look for the other ranks.
-        return real_new_group(*args, **{**named, "backend": BACKEND, "pg_options": None})
-
-    def batch(operations: Any) -> Any:
-        with record.batched():
-            return real_batch(operations)
-
-    def all_gather_object(found: list[Any], mine: Any, group: Any = None) -> None:
-        # Pickled bytes of an object have no size before they have numbers.
-        of = dist.group.WORLD if group is None else group
-        record.calls.append(Call("all_gather", of.ranks, (), "object"))
-        found[:] = [mine] * len(of.ranks)
-
-    real_batch = dist.batch_isend_irecv
-    dist.Backend.register_backend(BACKEND, make, extended_api=True, devices=["cpu", "gpu"])
-    variables = {"RANK": rank, "LOCAL_RANK": rank % per_node, "WORLD_SIZE": size}
+    """A process that joins a world in here becomes this rank of it, alone."""
+    fake = _World(rank, size)
+    dist.Backend.register_backend(BACKEND, fake.make, extended_api=True, devices=["cpu", "gpu"])
+    place = {"RANK": rank, "LOCAL_RANK": rank % per_node, "WORLD_SIZE": size}
     with (
-        mock.patch.dict(os.environ, {name: str(value) for name, value in variables.items()}),
-        mock.patch.object(dist, "init_process_group", init),
-        mock.patch.object(dist, "new_group", new_group),
-        mock.patch.object(dist, "batch_isend_irecv", batch),
-        mock.patch.object(dist, "all_gather_object", all_gather_object),
+        mock.patch.dict(os.environ, {name: str(value) for name, value in place.items()}),
+        mock.patch.object(dist, "init_process_group", fake.init),
+        mock.patch.object(dist, "new_group", fake.new_group),
+        mock.patch.object(dist, "batch_isend_irecv", fake.batch),
+        mock.patch.object(dist, "all_gather_object", fake.all_gather_object),
     ):
-        yield record
+        yield fake.record

@@ -2,18 +2,19 @@
 
 Shapes depend on numbers in a few places: how many positions have a label, how long the longest
 response is. Those come from the batch. So a small tensor that is made of numbers alone keeps them
-beside its fake self, and so does what is computed from such tensors; whatever meets a tensor without
-numbers has none. A question for numbers that nobody knows raises.
+beside its fake self, and so does what is computed from such tensors; whatever meets a tensor
+without numbers has none. A question for numbers that nobody knows raises.
 """
 
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -54,21 +55,21 @@ class Write(NamedTuple):
 
 def place(tensor: Tensor) -> Write:
     """The elements of a contiguous tensor."""
-    start = tensor.storage_offset()
-    return Write(tensor.untyped_storage()._cdata, start, start + tensor.numel())
+    start, count = int(tensor.storage_offset()), int(tensor.numel())
+    return Write(tensor.untyped_storage()._cdata, start, start + count)
 
 
 def _has_tensors(func: Any) -> bool:
     return any("Tensor" in str(result.type) for result in func._schema.returns)
 
 
-class Numbers(TorchDispatchMode):
+class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside a `FakeTensorMode`: keeps numbers, and notes what is written."""
 
     def __init__(self, answers: tuple[Answer, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._answers = answers
-        self._known = WeakIdKeyDictionary()
+        self._known: Any = WeakIdKeyDictionary()
         self._lost: dict[int, Tensor] = {}
         """Storages of numbers that something without numbers was written into."""
         self.writes: list[Write] = []
@@ -138,7 +139,7 @@ class Numbers(TorchDispatchMode):
         return found
 
     def _answer(self) -> float:
-        frame = sys._getframe()
+        frame: FrameType | None = sys._getframe()
         while frame is not None:
             for answer in self._answers:
                 if frame.f_code.co_name == answer.function:
@@ -147,7 +148,8 @@ class Numbers(TorchDispatchMode):
         raise RuntimeError("a number is asked for that depends on weights or activations")
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any, *, known: bool) -> None:
-        given = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
         for argument in func._schema.arguments:
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue

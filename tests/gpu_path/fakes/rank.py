@@ -1,8 +1,8 @@
 """One rank of an experiment on the cluster it is for: built, one update made, and looked at.
 
-Everything is the project's own, from the composed configuration to the optimizer's step: the platform's
-choices, Transformer Engine's layers, megatron's schedule, DDP and distributed optimizer. Left out is what
-lives on numbers: weights, log-probs of the reference, the checks of a step's values, files.
+Everything is the project's own, from the composed configuration to the optimizer's step: the
+platform's choices, Transformer Engine's layers, megatron's schedule, DDP and distributed optimizer.
+Left out is what lives on numbers: weights, the reference's log-probs, checks of values, files.
 """
 
 from __future__ import annotations
@@ -144,20 +144,18 @@ class Watched(PreferenceTrainer):
         """Parameter -> how often something was written into its own part of the main gradients."""
         found = {}
         for name, parameter in self.model.named_policy_parameters():
-            own = place(parameter.main_grad)
+            own = place(_gradient(parameter))
             found[name] = sum(
-                write.storage == own.storage
-                and own.start <= write.start
-                and write.stop <= own.stop
+                write.storage == own.storage and own.start <= write.start and write.stop <= own.stop
                 for write in self.writes
             )
         return found
 
 
-class _Fakes(FakeTensorMode):
+class _Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Numbers never go to the fake device, where nothing could hold them."""
 
-    avoid_device_init = True  # type: ignore[assignment]
+    avoid_device_init = True
 
 
 class Rehearsal:
@@ -254,6 +252,12 @@ def _parameters(model: PreferenceModel) -> dict[str, Any]:
     }
 
 
+def _gradient(parameter: Any) -> Tensor:
+    """Megatron's, float32: where the gradients of all micro-batches are added up."""
+    gradient: Tensor = parameter.main_grad
+    return gradient
+
+
 def _is_cut(parameter: Any) -> bool:
     # Megatron marks the parameters of its own layers and Transformer Engine's alike.
     return bool(vars(parameter).get("tensor_model_parallel", False))
@@ -269,7 +273,7 @@ def _memory(trainer: Watched) -> dict[str, int]:
     )
     return {
         "parameters": _bytes(parameters),
-        "gradients": _bytes(p.main_grad for p in parameters),
+        "gradients": _bytes(map(_gradient, parameters)),
         "optimizer": _bytes(_optimizer_tensors(trainer.optimizer)),
         "quantized weights": _bytes(
             part
