@@ -5,7 +5,7 @@
 Tensors have no memory and groups no other ranks: see `tests.gpu_path.fakes`. What was found of each
 rank is printed, and with --json written; what the ranks asked of each other is compared.
 
-`--jobs FILE` takes a list of jobs instead, for the tests.
+`--jobs FILE` takes a list of jobs instead, for the tests, and tries out configurations besides.
 """
 
 from __future__ import annotations
@@ -103,8 +103,13 @@ def main(arguments: Sequence[str]) -> int:
     for job in _jobs(options):
         found.append(rehearsal.run(job))
         _say(found[-1])
+    everything: dict[str, Any] = {"ranks": found}
+    if options.jobs is not None:
+        from tests.gpu_path.fakes.configurations import construct_all
+
+        everything["configurations"] = construct_all()
     if options.json is not None:
-        options.json.write_text(json.dumps(found))
+        options.json.write_text(json.dumps(everything))
     if options.jobs is not None:
         return 0
     calls = {one["job"]["rank"]: one["collectives"] for one in found}

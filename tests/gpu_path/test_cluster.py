@@ -5,41 +5,26 @@ Shapes, types, devices, memory, calls of Transformer Engine, and what the ranks 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.gpu_path.fakes.agreement import disagreements, stuck
-from tests.gpu_path.fakes.calls import Call
 from tests.gpu_path.fakes.jobs import Job
-from tests.support.ranks import ROOT, clean_environment
+from tests.gpu_path.fakes.worlds import (
+    FULL,
+    GDPO,
+    LOCAL,
+    MICRO_BATCHES,
+    NONE,
+    PIPELINE,
+    WHOLE,
+    WORLDS,
+)
 
-GDPO = "gdpo_llama3_8b"
-PIPELINE = ("parallel=tp4_pp2",)
-FULL = ("model.activations_checkpoint_granularity=full",)
-NONE = ("model.activations_checkpoint_granularity=null",)
-MICRO_BATCHES = 2
 TP = 4
-WORLDS: dict[str, list[Job]] = {
-    # Rank 1 shares layers with rank 0, rank 4 its part of the gradients; 15 is the last.
-    "gdpo": [Job(GDPO, rank, layers=2, steps=2) for rank in (0, 1, 4, 15)],
-    "odpo": [Job("odpo_llama3_8b", rank, layers=2, apex=True) for rank in (7,)],
-    "adpo": [Job("adpo_llama3_8b", rank, layers=2) for rank in (15,)],
-    # Ranks 8 to 15 hold the second half of the layers.
-    "pipeline": [Job(GDPO, rank, layers=4, overrides=PIPELINE + FULL) for rank in (0, 4, 8, 9, 15)],
-    "tensorwise": [Job(GDPO, rank, "fp8_tensorwise", 4) for rank in (0, 1, 4, 15)],
-    "blockwise": [Job(GDPO, rank, "fp8_blockwise", 4) for rank in (0, 3)],
-    "tensorwise pipeline": [
-        Job(GDPO, rank, "fp8_tensorwise", 4, overrides=PIPELINE + NONE) for rank in (0, 8)
-    ],
-    "whole": [Job(GDPO, 0, layers=32, micro_batches=0)],
-}
 Found = dict[str, list[dict[str, Any]]]
 
 # Llama 3 8B by hand. A layer: queries of 32 heads, keys and values of 8, of 128 each; their output;
@@ -51,32 +36,11 @@ FINAL_NORM = 4096
 PUBLISHED = 8_030_261_248
 
 
-@pytest.fixture(scope="module")
-def found(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """Name of a world -> what its ranks found; one process for all, which believes in a GPU."""
-    folder = tmp_path_factory.mktemp("cluster")
-    jobs = [(name, job) for name, world in WORLDS.items() for job in world]
-    asked, answer = folder / "jobs.json", folder / "found.json"
-    asked.write_text(json.dumps([asdict(job) for _, job in jobs]))
-    command = [sys.executable, "-m", "tests.gpu_path.fake_cluster", "--jobs", str(asked)]
-    done = subprocess.run(
-        [*command, "--json", str(answer), "--tree", str(tree)],
-        cwd=ROOT,
-        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    results: Found = {name: [] for name in WORLDS}
-    for (name, _), result in zip(jobs, json.loads(answer.read_text()), strict=True):
-        result["collectives"] = [
-            Call(kind, tuple(ranks), tuple(sizes), dtype, detail)
-            for kind, ranks, sizes, dtype, detail in result["collectives"]
-        ]
-        results[name].append(result)
-    return results
+@pytest.fixture
+def found(cluster: dict[str, Any]) -> Found:
+    """Name of a world -> what its ranks found."""
+    ranks_of: Found = cluster["worlds"]
+    return ranks_of
 
 
 def stages(job: Job) -> int:
@@ -92,10 +56,14 @@ def copies(job: Job) -> int:
 
 
 def layers_by_type(job: Job) -> tuple[int, int]:
-    """(in bf16, in FP8) on one stage; the model's first and last layer are never in FP8."""
+    """(not in FP8, in FP8) on one stage; the model's first and last layer never are."""
     layers = job.layers // stages(job)
-    plain = layers if job.precision == "bf16" else 2 // stages(job)
+    plain = 2 // stages(job) if job.precision.startswith("fp8") else layers
     return plain, layers - plain
+
+
+def is_local(job: Job) -> bool:
+    return job.precision == "fp32" or set(LOCAL) <= set(job.overrides)
 
 
 def parameters(job: Job) -> tuple[int, int]:
@@ -105,21 +73,22 @@ def parameters(job: Job) -> tuple[int, int]:
     return (layers * CUT_OF_A_LAYER + embeddings * EMBEDDING) // TP + shared, shared
 
 
-def ranks(*, running: bool = True) -> pytest.MarkDecorator:
-    """Every rank of every world, as a parameter of a test."""
+def ranks(of: Callable[[Job], object] = lambda job: job.micro_batches) -> pytest.MarkDecorator:
+    """Every rank of every world that something is true of, as a parameter of a test."""
     chosen = [
         pytest.param(name, at, id=f"{name}-{job.rank}")
         for name, world in WORLDS.items()
         for at, job in enumerate(world)
-        if job.micro_batches or not running
+        if of(job)
     ]
     return pytest.mark.parametrize(("name", "at"), chosen)
 
 
-@ranks(running=False)
+@ranks(lambda job: True)
 def test_a_rank_holds_its_part_of_the_model(name: str, at: int, found: Found) -> None:
     own, shared = parameters(WORLDS[name][at])
-    expected = {"own": own, "shared": shared, "types": ["torch.bfloat16 gpu:0"]}
+    kind = "float32" if WORLDS[name][at].precision == "fp32" else "bfloat16"
+    expected = {"own": own, "shared": shared, "types": [f"torch.{kind} gpu:0"]}
     assert found[name][at]["parameters"] == expected
 
 
@@ -132,20 +101,23 @@ def test_the_parts_are_the_published_model(found: Found) -> None:
     assert over_the_mesh - padding == PUBLISHED
 
 
-@ranks(running=False)
+@ranks(lambda job: True)
 def test_memory_that_stays(name: str, at: int, found: Found) -> None:
     """Bytes a parameter: 2 for itself, 4 for its gradient, and of the 12 of fp32 weight and Adam's
     two moments the part that this copy of the model keeps; nothing is padded at these sizes. FP8
-    takes another 2 for the weights' copies for products along either dimension.
+    takes another 2 for the weights' copies for products along either dimension. In fp32 the weight
+    itself is the optimizer's.
     """
     job, (own, _) = WORLDS[name][at], parameters(WORLDS[name][at])
+    weight, master = (4, 0) if job.precision == "fp32" else (2, 4)
+    moments = 8 if job.micro_batches else 0  # made in the first update
+    keepers = 1 if set(WHOLE) <= set(job.overrides) else copies(job)
     in_fp8 = layers_by_type(job)[1] * CUT_OF_A_LAYER // TP
-    states = 12 if job.micro_batches else 4  # Adam makes its moments in the first update
     assert found[name][at]["memory"] == {
-        "parameters": 2 * own,
+        "parameters": weight * own,
         "gradients": 4 * own,
-        "optimizer": states * own // copies(job),
-        "quantized weights": 2 * in_fp8,
+        "optimizer": (master + moments) * own // keepers,
+        "quantized weights": 2 * in_fp8 if job.micro_batches else 0,
     }
 
 
@@ -158,6 +130,7 @@ def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found:
     job = WORLDS[name][at]
     length = {
         ("bf16", 1): 1336,  # 167 x 8
+        ("fp32", 1): 1336,
         ("bf16", 2): 1320,  # 165 x 8
         ("fp8_tensorwise", 1): 1344,  # 21 x 4 x 16
         ("fp8_tensorwise", 2): 1344,
@@ -173,7 +146,14 @@ def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found:
     assert reference["outputs"] == [[count, columns] for count in labels if is_last(job)]
 
 
-@ranks()
+@ranks(is_local)
+def test_local_layers_call_nothing_of_transformer_engine(name: str, at: int, found: Found) -> None:
+    result = found[name][at]
+    assert _of_layers(result["reference"]["calls"]) == {}
+    assert _of_layers(result["calls"]) == {}
+
+
+@ranks(lambda job: job.micro_batches and not is_local(job))
 def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
     """By kind and layer, for each micro-batch.
 
@@ -192,7 +172,7 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
         "fused_rope_forward": 2 * layers,
         "fused_attn_fwd": layers,
     }
-    assert _without_quantizers(result["reference"]["calls"]) == _times(forward)
+    assert _of_layers(result["reference"]["calls"]) == _times(forward)
     again = {"products": 2, "norms": 1, "attention": 0}
     if set(FULL) <= set(job.overrides):
         again = {"products": 4, "norms": 2, "attention": 1}
@@ -208,14 +188,14 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
         "fused_attn_fwd": (1 + again["attention"]) * layers,
         "fused_attn_bwd": layers,
     }
-    assert _without_quantizers(result["calls"]) == _times(both)
+    assert _of_layers(result["calls"]) == _times(both)
 
 
 def _times(calls: dict[str, int]) -> dict[str, int]:
     return {kind: MICRO_BATCHES * count for kind, count in calls.items() if count}
 
 
-def _without_quantizers(calls: dict[str, int]) -> dict[str, int]:
+def _of_layers(calls: dict[str, int]) -> dict[str, int]:
     """Conversions to FP8 are as many as Transformer Engine sees fit; Adam's lists as well."""
     kinds = ("quantize", "fp8_transpose", "swap_first_dims", "multi_tensor_adam")
     return {kind: count for kind, count in calls.items() if not kind.startswith(kinds)}

@@ -48,7 +48,8 @@ class FakeGpuMode(GpuMode):
         if func == _IS_CUDA:
             return args[0].device.type == NAME
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return func(*args).replace(f"torch.{NAME}.", "torch.cuda.")
+            kind = func(*args).rpartition(".")[2]
+            return f"torch.cuda.{kind}" if args[0].device.type == NAME else f"torch.{kind}"
         if func is torch.Tensor.cuda:
             return args[0].to(gpu())
         if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
@@ -94,18 +95,31 @@ def start(tree: Path) -> None:
 
 
 def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
-    """`Module.to` and the like, for what moves nothing: torch cannot swap a fake parameter.
-
-    Raises:
-        RuntimeError: a parameter or buffer would change.
-    """
+    """`Module.to` and the like. Torch cannot swap a fake parameter: a new one takes its place."""
     del recurse
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    for name, tensor in tensors.items():
-        new = function(tensor)
-        if (new.device, new.dtype) != (tensor.device, tensor.dtype):
-            raise RuntimeError(
-                f"{name} of {type(module).__name__} is {tensor.dtype} on {tensor.device}, and "
-                f"becomes {new.dtype} on {new.device}"
-            )
+    fresh: dict[int, torch.nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = _moved(parameter, function, fresh)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = function(buffer)
     return module
+
+
+def _moved(
+    parameter: torch.nn.Parameter, function: Any, fresh: dict[int, torch.nn.Parameter]
+) -> torch.nn.Parameter:
+    """Itself where it need not move; the same for all modules that share it."""
+    if id(parameter) not in fresh:
+        with torch.no_grad():
+            moved = function(parameter)
+        new = parameter
+        if (moved.device, moved.dtype) != (parameter.device, parameter.dtype):
+            # Made there: a fake tensor that came from the CPU keeps a mark of it for dispatch.
+            there = torch.empty(moved.shape, dtype=moved.dtype, device=moved.device)
+            new = torch.nn.Parameter(there, requires_grad=parameter.requires_grad)
+            vars(new).update({**vars(parameter), **vars(new)})  # megatron's marks, our device
+        fresh[id(parameter)] = fresh[id(new)] = new
+    return fresh[id(parameter)]

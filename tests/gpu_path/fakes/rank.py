@@ -38,6 +38,7 @@ from nemo_gdpo.training.trainer import PreferenceTrainer
 from nemo_gdpo.verbs.start import detect_hardware
 from tests.gpu_path import gpu
 from tests.gpu_path.compiled.calls import CALLS
+from tests.gpu_path.fakes.fields import watched_fields
 from tests.gpu_path.fakes.group import world
 from tests.gpu_path.fakes.jobs import Job
 from tests.gpu_path.fakes.numbers import Answer, Numbers, Write, place
@@ -83,11 +84,11 @@ def compose_job(job: Job) -> RunConfig:
     plain["model"]["global_batch_size"] = pairs
     config = TRAIN.parse(plain)
     machine = detect_hardware(plain, joined=False)
-    raise_problems(problems(config, machine, _hugging_face(job), files=False))
+    raise_problems(problems(config, machine, hugging_face(job), files=False))
     return config
 
 
-def _hugging_face(job: Job) -> dict[str, Any]:
+def hugging_face(job: Job) -> dict[str, Any]:
     """What the checks read of the model's config.json."""
     model = LLAMA3_8B
     return {
@@ -170,7 +171,8 @@ class Rehearsal:
         config = compose_job(job)
         begun, cpu = time.perf_counter(), time.process_time()
         size, numbers = configured_world_size(config), Numbers(ANSWERS)
-        with world(job.rank, size, ranks_per_node(config)) as record, self._fakes, numbers:
+        place = world(job.rank, size, ranks_per_node(config))
+        with place as record, watched_fields() as fields, self._fakes, numbers:
             try:
                 found = _rehearse(job, config, numbers)
             finally:
@@ -179,6 +181,7 @@ class Rehearsal:
             "job": asdict(job),
             **found,
             "collectives": record.calls,
+            "fields": fields.to_json(),
             "seconds": time.perf_counter() - begun,
             "cpu_seconds": time.process_time() - cpu,
         }
@@ -266,6 +269,7 @@ def _is_cut(parameter: Any) -> bool:
 def _memory(trainer: Watched) -> dict[str, int]:
     """Bytes that stay, by what they are for."""
     parameters = [p for _, p in trainer.model.named_policy_parameters()]
+    gradients = [_gradient(parameter) for parameter in parameters]
     quantized = (
         vars(module).get("_fp8_workspaces", {}).values()
         for chunk in trainer.model.gpt_chunks
@@ -273,8 +277,8 @@ def _memory(trainer: Watched) -> dict[str, int]:
     )
     return {
         "parameters": _bytes(parameters),
-        "gradients": _bytes(map(_gradient, parameters)),
-        "optimizer": _bytes(_optimizer_tensors(trainer.optimizer)),
+        "gradients": _bytes(gradients),
+        "optimizer": _bytes(_optimizer_tensors(trainer.optimizer), counted=parameters),
         "quantized weights": _bytes(
             part
             for one in itertools.chain.from_iterable(quantized)
@@ -292,7 +296,9 @@ def _optimizer_tensors(optimizer: Any) -> Iterator[Tensor]:
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of different storages."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+def _bytes(tensors: Iterable[Tensor], counted: Iterable[Tensor] = ()) -> int:
+    """Of their different storages, but for those that are `counted` already."""
+    others = {tensor.untyped_storage()._cdata for tensor in counted}
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    sizes = {storage._cdata: storage.nbytes() for storage in storages}
+    return sum(size for storage, size in sizes.items() if storage not in others)
