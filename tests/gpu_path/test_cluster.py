@@ -14,6 +14,7 @@ import pytest
 from tests.gpu_path.fakes.agreement import disagreements, stuck
 from tests.gpu_path.fakes.jobs import Job
 from tests.gpu_path.fakes.worlds import (
+    CONTEXT,
     FULL,
     GDPO,
     LOCAL,
@@ -51,7 +52,12 @@ def is_last(job: Job) -> bool:
     return stages(job) == 1 or job.rank >= 8
 
 
+def halves(job: Job) -> int:
+    return 2 if set(CONTEXT) <= set(job.overrides) else 1
+
+
 def copies(job: Job) -> int:
+    """Ranks that have the same part of the model."""
     return 16 // TP // stages(job)
 
 
@@ -123,7 +129,8 @@ def test_memory_that_stays(name: str, at: int, found: Found) -> None:
 
 @ranks()
 def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found: Found) -> None:
-    """Pair i has 601 + 7i and 701 - 3i tokens in its longer row: 1330 at i = 7, 1314 at i = 3.
+    """Pair i has 601 + 7i and 701 - 3i tokens in its longer row, and the last is the longest: 1330
+    where four readers take eight pairs, 1314 where two take four.
 
     Sequence parallelism cuts a row into 4, and FP8 wants multiples of 16 of that, or of 128.
     """
@@ -136,11 +143,14 @@ def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found:
         ("fp8_tensorwise", 2): 1344,
         ("fp8_blockwise", 1): 1536,  # 3 x 4 x 128
     }[job.precision, stages(job)]
+    if halves(job) == 2:
+        length = 1328  # 83 x 16: 4 pieces, of which a rank has two, each cut into 4
     reference = found[name][at]["reference"]
     assert reference["rows"] == [[2, length]] * MICRO_BATCHES
-    # Micro-batches go to the copies in turn, and pair i has 1034 - i labels.
-    copy = job.rank % (16 // stages(job)) // TP
-    labels = [1034 - (step * copies(job) + copy) for step in range(MICRO_BATCHES)]
+    # Micro-batches go to the readers of data in turn, and pair i has 1034 - i labels.
+    reader = job.rank % (16 // stages(job)) // TP // halves(job)
+    readers = copies(job) // halves(job)
+    labels = [1034 - (step * readers + reader) for step in range(MICRO_BATCHES)]
     assert reference["labels"] == labels
     columns = 3 if job.experiment == GDPO else 1  # label, EOS and tempered EOS
     assert reference["outputs"] == [[count, columns] for count in labels if is_last(job)]
@@ -159,7 +169,8 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
 
     Four linear layers are a product each forward and two backward; two norms a layer, one at the
     end of the model; queries and keys are rotated. `selective` computes the MLP again (two
-    products, one norm), `full` all that goes forward.
+    products, one norm), `full` all that goes forward. A row in halves takes a kernel of attention
+    for the keys of each.
     """
     job = WORLDS[name][at]
     result, (plain, fp8) = found[name][at], layers_by_type(job)
@@ -170,7 +181,7 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
         kind_of_fp8: 4 * fp8,
         "rmsnorm_fwd": 2 * layers + final,
         "fused_rope_forward": 2 * layers,
-        "fused_attn_fwd": layers,
+        "fused_attn_fwd": layers * halves(job),
     }
     assert _of_layers(result["reference"]["calls"]) == _times(forward)
     again = {"products": 2, "norms": 1, "attention": 0}
@@ -185,8 +196,8 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
         "rmsnorm_bwd": 2 * layers + final,
         "fused_rope_forward": 2 * (1 + again["attention"]) * layers,
         "fused_rope_backward": 2 * layers,
-        "fused_attn_fwd": (1 + again["attention"]) * layers,
-        "fused_attn_bwd": layers,
+        "fused_attn_fwd": (1 + again["attention"]) * layers * halves(job),
+        "fused_attn_bwd": layers * halves(job),
     }
     assert _of_layers(result["calls"]) == _times(both)
 

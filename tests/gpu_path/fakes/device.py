@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
+from nemo_gdpo.platform.cpu import _NullStream
 from tests.gpu_path import gpu as real_gpu
 from tests.gpu_path.fakes import attention
 from tests.gpu_path.gpu import GpuMode
@@ -62,6 +63,13 @@ class FakeGpuMode(GpuMode):
         return super().__torch_function__(func, types, args, kwargs)
 
 
+class _Stream(_NullStream):
+    """Attention under context parallelism lets two of them wait for each other."""
+
+    def record_event(self, event: Any = None) -> Any:
+        return event
+
+
 class FakeGpu(RehearsedGpu):
     """Tensors lie on the fake GPU."""
 
@@ -71,6 +79,7 @@ class FakeGpu(RehearsedGpu):
         super().install()
         cuda: Any = torch.cuda
         cuda.current_device = gpu
+        cuda.Stream, cuda.current_stream = _Stream, _Stream
 
     def device(self, local_rank: int) -> torch.device:
         super().device(local_rank)

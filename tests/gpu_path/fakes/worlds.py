@@ -15,6 +15,7 @@ from tests.support.ranks import ROOT, clean_environment
 
 GDPO = "gdpo_llama3_8b"
 PIPELINE = ("parallel=tp4_pp2",)
+CONTEXT = ("model.context_parallel_size=2",)
 FULL = ("model.activations_checkpoint_granularity=full",)
 LOCAL = ("model.layers=local",)
 WHOLE = ("optim.use_distributed_optimizer=false", "optim.overlap_grad_reduce=false")
@@ -29,8 +30,10 @@ WORLDS: dict[str, list[Job]] = {
     "fp32": [Job("odpo_llama3_8b", 4, "fp32", 2)],
     # Ranks 8 to 15 hold the second half of the layers.
     "pipeline": [Job(GDPO, rank, layers=2, overrides=PIPELINE + FULL) for rank in (0, 4, 8, 9, 15)],
-    "tensorwise": [Job(GDPO, rank, "fp8_tensorwise", 4) for rank in (0, 1, 15)],
-    "blockwise": [Job(GDPO, rank, "fp8_blockwise", 4) for rank in (0, 3)],
+    # Ranks 0 and 4 hold two halves of the same rows.
+    "context": [Job(GDPO, rank, layers=2, overrides=CONTEXT) for rank in (0, 4)],
+    "tensorwise": [Job(GDPO, rank, "fp8_tensorwise", 3) for rank in (0, 1, 15)],
+    "blockwise": [Job(GDPO, rank, "fp8_blockwise", 3) for rank in (0, 3)],
     "tensorwise pipeline": [
         Job(GDPO, rank, "fp8_tensorwise", 4, overrides=PIPELINE + NONE) for rank in (0, 8)
     ],
