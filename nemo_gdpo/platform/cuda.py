@@ -103,10 +103,7 @@ class CudaPlatform:
             ),
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
-            "masked_softmax_fusion": False,
             "apply_rope_fusion": te,
-            "persist_layer_norm": te,
-            "attention_softmax_in_fp32": True,
             "overlap_p2p_comm": interleaved,
             "batch_p2p_comm": not interleaved,
         }

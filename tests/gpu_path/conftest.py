@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu_path import cases, source
+from tests.gpu_path.fakes import worlds
 from tests.gpu_path.launch import Found, launch
 from tools.environment import cache_root
 
@@ -40,3 +41,9 @@ def rehearsed(folder: Path, tree: Path) -> Found:
     """What Transformer Engine's layers do, and single layers of it."""
     keys = [*(case.key for case in cases.REHEARSED), *PROBES]
     return launch(folder, keys, ranks=cases.RANKS, tree=tree)
+
+
+@pytest.fixture(scope="session")
+def cluster(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ranks of the experiments for 16 GPUs do, on fake tensors; see `worlds.rehearse`."""
+    return worlds.rehearse(tmp_path_factory.mktemp("cluster"), tree)

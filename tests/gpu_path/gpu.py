@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from nemo_gdpo.platform import cpu
+from nemo_gdpo.platform.cuda import CudaPlatform
 from nemo_gdpo.platform.machine import GRADIENT_FUSION_MODULE
 from tests.gpu_path import compiled, generators
 
@@ -148,30 +150,34 @@ def _import_transformer_engine(tree: Path) -> None:
     assert package.pytorch.LayerNormLinear is not None
 
 
-def _enter_the_mode_in_backward() -> None:
+def _enter_the_mode_in_backward(mode: type[GpuMode]) -> None:
     """torch leaves function modes at the border of the autograd engine."""
     apply = BackwardCFunction.apply
 
     def under_mode(self: Any, *args: Any) -> Any:
-        with GpuMode():  # type: ignore[no-untyped-call]
+        with mode():  # type: ignore[no-untyped-call]
             return apply(self, *args)
 
     BackwardCFunction.apply = under_mode  # type: ignore[method-assign]
 
 
-def start(tree: Path) -> None:
+def start(
+    tree: Path, mode: type[GpuMode] = GpuMode, kind: type[CudaPlatform] | None = None
+) -> None:
     """Turn this process into one with a Hopper GPU. Before any import of megatron.
 
     Args:
         tree: the folder that holds `transformer_engine`.
+        mode: what CUDA means here.
+        kind: the platform; None is the one of tensors that lie on the CPU.
     """
     os.environ.update(ENVIRONMENT)
     _pretend()
     become(HOPPER)
     _import_transformer_engine(tree)
-    cpu._CudaArgumentsToCpu = GpuMode  # type: ignore[misc]
+    cpu._CudaArgumentsToCpu = mode  # type: ignore[misc]
     from tests.gpu_path import platform
 
-    platform.choose()
+    platform.choose(platform.RehearsedGpu if kind is None else kind)
     generators.install()
-    _enter_the_mode_in_backward()
+    _enter_the_mode_in_backward(mode)

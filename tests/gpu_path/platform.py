@@ -20,7 +20,7 @@ class RehearsedGpu(CudaPlatform):
             RehearsedGpu._shim.install()
 
 
-def choose() -> None:
+def choose(kind: type[CudaPlatform]) -> None:
     """Make the project's own choice of a platform end here."""
-    cuda.CudaPlatform = RehearsedGpu  # type: ignore[misc]
-    assert isinstance(current_platform(), RehearsedGpu)
+    cuda.CudaPlatform = kind  # type: ignore[misc]
+    assert isinstance(current_platform(), kind)

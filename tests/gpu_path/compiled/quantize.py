@@ -82,7 +82,7 @@ def _block_amax(x_TK: Tensor, block: tuple[int, int]) -> Tensor:
     """Largest absolute value of every block, the last ones being smaller where need be."""
     rows, columns = x_TK.shape
     high, wide = (math.ceil(n / b) for n, b in zip((rows, columns), block, strict=True))
-    padded = torch.zeros(high * block[0], wide * block[1])
+    padded = x_TK.new_zeros(high * block[0], wide * block[1])
     padded[:rows, :columns] = x_TK.abs()
     return padded.view(high, block[0], wide, block[1]).amax((1, 3))
 
