@@ -15,7 +15,6 @@ import importlib.util
 import os
 import re
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
