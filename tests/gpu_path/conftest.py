@@ -10,7 +10,7 @@ import pytest
 from tests.gpu_path import cases, source
 from tests.gpu_path.fakes import worlds
 from tests.gpu_path.launch import Found, launch
-from tools.environment import cache_root
+from tools.environments.recipes import cache_root
 
 DOWNLOADS = cache_root() / "downloads"
 """Of the user; the tests' own cache is set later, for a session."""

@@ -54,7 +54,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _tree() -> Path:
     """Transformer Engine's Python layer, unpacked for this run."""
     from tests.gpu_path import source
-    from tools.environment import cache_root
+    from tools.environments.recipes import cache_root
 
     scratch = Path(tempfile.mkdtemp(prefix="transformer_engine_"))
     atexit.register(shutil.rmtree, scratch)
