@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import HashStore
 
 from nemo_gdpo.control import gathered
 from nemo_gdpo.control.start import start_together
 from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.launch.ranks import free_port
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.platform import Platform
 
@@ -53,24 +53,23 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     """
     if dist.is_initialized():
         return
-    if "RANK" not in os.environ:
-        alone = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
-        _SET_HERE.update(name for name in alone if name not in os.environ)
-        for name, value in alone.items():
+    alone = "RANK" not in os.environ
+    if alone:
+        place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        _SET_HERE.update(name for name in place if name not in os.environ)
+        for name, value in place.items():
             os.environ.setdefault(name, value)
     device = platform.device(int(os.environ["LOCAL_RANK"]))
-    start_together(timeout_minutes=timeout_minutes)
+    if not alone:
+        start_together(timeout_minutes=timeout_minutes)
     # Without device_id: with it torch makes every subgroup by splitting the world, and when the
     # subgroup is gloo's, its members do not take part in the split that the other ranks wait in.
-    dist.init_process_group(
-        platform.distributed_backend, timeout=datetime.timedelta(minutes=timeout_minutes)
-    )
+    backend, timeout = platform.distributed_backend, datetime.timedelta(minutes=timeout_minutes)
+    if alone:
+        # Without a port: one that was free a moment ago may be another program's by now.
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
     control_group()  # by all ranks, before any of them can fail alone
     # NCCL itself ends with an internal error when two ranks have one device.
     problem = device_problem(gathered(platform.device_identity()))
