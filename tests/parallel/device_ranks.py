@@ -43,7 +43,7 @@ def main(case: str) -> None:
 
     platform: object = _Gpu(VISIBLE[case])
     try:
-        join_world(platform, timeout_minutes=0.5)  # type: ignore[arg-type]
+        join_world(platform, timeout_minutes=3.0)  # type: ignore[arg-type]
     except UserError as error:
         # What a rank's program does with an error that the others have not heard of.
         told = error if error.agreed else refuse_to_start(error)
