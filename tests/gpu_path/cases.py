@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tests.support import models
 from tests.support.data import pairs, write_jsonl
 
-RANKS, STEPS, PAIRS, BATCH, LAYERS = 2, 3, 24, 4, 4
+RANKS, STEPS, PAIRS, BATCH, LAYERS = 2, 3, 12, 4, 4
 LEARNING_RATE = 1e-4
 FAMILIES = {"llama": "llama_untied", "gemma2": "gemma2", "gemma3": "gemma3", "qwen3": "qwen3"}
 """Name here -> kind in `tests.support.models`."""

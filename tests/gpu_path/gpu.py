@@ -38,13 +38,17 @@ ENVIRONMENT = {
 }
 
 
+IS_CUDA: Any = torch.Tensor.is_cuda
+"""The descriptor of the property."""
+
+
 class GpuMode(cpu._CudaArgumentsToCpu):
     """The CPU platform's mode, under which tensors also say that they are on a GPU."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func == torch.Tensor.is_cuda.__get__:
+        if func == IS_CUDA.__get__:
             return True
         if func is torch.Tensor.to and len(args) > 1 and _names_a_gpu(args[1]):
             args = (args[0], torch.device("cpu"), *args[2:])
@@ -151,13 +155,14 @@ def _import_transformer_engine(tree: Path) -> None:
 
 def _enter_the_mode_in_backward(mode: type[GpuMode]) -> None:
     """torch leaves function modes at the border of the autograd engine."""
-    apply = BackwardCFunction.apply
+    of_torch: Any = BackwardCFunction
+    apply = of_torch.apply
 
     def under_mode(self: Any, *args: Any) -> Any:
-        with mode():  # type: ignore[no-untyped-call]
+        with mode():
             return apply(self, *args)
 
-    BackwardCFunction.apply = under_mode  # type: ignore[method-assign]
+    of_torch.apply = under_mode
 
 
 def start(

@@ -10,6 +10,8 @@ from typing import Any
 from tests.support.ranks import run_ranks
 
 MODULE = "tests.gpu_path.rank_main"
+DEADLINE = 1200.0
+"""Seconds; on two idle cores a launch takes two to three minutes."""
 Found = dict[str, list[dict[str, Any]]]
 """Key of a case or probe -> what each rank found."""
 
@@ -34,7 +36,7 @@ def launch(folder: Path, keys: Sequence[str], *, ranks: int, tree: Path | None) 
     }
     file.write_text(json.dumps(given))
     logs = [file.with_suffix(f".rank{rank}.log") for rank in range(ranks)]
-    codes = run_ranks(MODULE, [str(file)], logs)
+    codes = run_ranks(MODULE, [str(file)], logs, deadline=DEADLINE)
     found = [_read(file.with_suffix(f".rank{rank}.json")) for rank in range(ranks)]
     for rank, of_rank in enumerate(found):
         for key, result in of_rank.items():

@@ -90,7 +90,7 @@ def linear_products(case: Case) -> int:
 @pytest.mark.parametrize("case", [*BF16, *FP8], ids=ids)
 def test_every_linear_layer_is_transformer_engines(case: Case, rehearsed: Found) -> None:
     for found in rehearsed[case.key]:
-        calls = Counter(found["calls"])
+        calls: Counter[str] = Counter(found["calls"])
         products = {name: calls[f"gemm {name}"] for name in ("plain", "tensor", "block", "mx")}
         own = {"fp8_tensorwise": "tensor", "fp8_blockwise": "block", "fp8_mxfp8": "mx"}
         expected = dict.fromkeys(products, 0)

@@ -11,7 +11,7 @@ import itertools
 import os
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from nemo_gdpo.config.checks_layers import VARIABLES
 
@@ -22,10 +22,10 @@ def meet() -> Any:
     """Open the store; to be held for as long as worlds are joined."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     first = os.environ["RANK"] == "0"
-    store = dist.TCPStore(host, port, is_master=first, wait_for_workers=False)
+    store = TCPStore(host, port, is_master=first, wait_for_workers=False)
 
-    def prefixed(*_: Any, **__: Any) -> dist.Store:
-        return dist.PrefixStore(f"world {next(_numbers)}", store)
+    def prefixed(*_: Any, **__: Any) -> Store:
+        return PrefixStore(f"world {next(_numbers)}", store)
 
     # `torch.distributed.rendezvous` is a function, too, which hides the module.
     rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")

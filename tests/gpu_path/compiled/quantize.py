@@ -101,7 +101,7 @@ def _in_blocks(x_TK: Tensor, block: tuple[int, int], quantizer: Any) -> tuple[Te
         power_of_2=quantizer.force_pow_2_scales,
         epsilon=quantizer.amax_epsilon,
     )
-    spread = expand_blocks(scales, *x_TK.shape, block)
+    spread = expand_blocks(scales, x_TK, block)
     return _rounded(x_TK * spread, quantizer.dtype), 1.0 / scales
 
 
@@ -130,7 +130,7 @@ def _microscaling(x: Tensor, quantizer: Any, out: Any) -> None:
         amax = _block_amax(x_TK, block)
         exponent = torch.ceil(torch.log2(amax / LARGEST[quantizer.dtype]))
         exponent = exponent.clamp(-E8M0_BIAS, E8M0_BIAS)  # nothing but zeros: -inf
-        spread = expand_blocks(torch.exp2(-exponent), *x_TK.shape, block)
+        spread = expand_blocks(torch.exp2(-exponent), x_TK, block)
         data.copy_(_rounded(x_TK * spread, quantizer.dtype).reshape(data.shape))
         _put(scales, (exponent + E8M0_BIAS).to(torch.uint8))
 
@@ -194,7 +194,7 @@ def fused_amax_and_scale_update_after_reduction(
     margin: float,
 ) -> None:
     """Delayed scaling: note the last amaxes, and take new scales from the histories."""
-    parts = amaxes.split([scale.numel() for scale in scales])
+    parts = torch.split(amaxes, [scale.numel() for scale in scales])
     for amax, history, scale in zip(parts, histories, scales, strict=True):
         history[0].copy_(amax)
         used = history.amax(0) if algorithm == "max" else history[0].clone()

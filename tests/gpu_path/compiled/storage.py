@@ -43,8 +43,9 @@ def _numbers(data: Tensor, dtype: Any) -> Tensor:
     return data.view(TORCH[dtype]).float()
 
 
-def expand_blocks(scales: Tensor, rows: int, columns: int, block: tuple[int, int]) -> Tensor:
-    """One scale a block -> one an element [rows, columns]; padding of the scales is cut off."""
+def expand_blocks(scales: Tensor, like: Tensor, block: tuple[int, int]) -> Tensor:
+    """One scale a block -> one an element of a matrix; padding of the scales is cut off."""
+    rows, columns = like.shape
     kept = scales[: math.ceil(rows / block[0]), : math.ceil(columns / block[1])]
     return kept.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:rows, :columns]
 
@@ -52,10 +53,12 @@ def expand_blocks(scales: Tensor, rows: int, columns: int, block: tuple[int, int
 def _tensor(x: Any, rowwise: bool, transposed_only: bool) -> Tensor:
     has_transpose = x._transpose is not None and not x._transpose_invalid
     if x._data is not None and (rowwise or not transposed_only):
-        return as_matrix(_numbers(x._data, x._fp8_dtype)) * x._scale_inv
+        scaled: Tensor = as_matrix(_numbers(x._data, x._fp8_dtype)) * x._scale_inv
+        return scaled
     if has_transpose and (not rowwise or not transposed_only):
         data_KT = _numbers(x._transpose, x._fp8_dtype).reshape(x._transpose.shape[0], -1)
-        return data_KT.T * x._scale_inv
+        turned: Tensor = data_KT.T * x._scale_inv
+        return turned
     raise RuntimeError(f"Input is missing {'row' if rowwise else 'column'}-wise usage")
 
 
@@ -64,9 +67,9 @@ def _block(x: Any, rowwise: bool) -> Tensor:
     data = as_matrix(data) if rowwise else data.reshape(data.shape[0], -1)
     numbers = _numbers(data, x._fp8_dtype)
     if x._is_2D_scaled:
-        numbers = numbers * expand_blocks(scales, *numbers.shape, (BLOCK, BLOCK))
+        numbers = numbers * expand_blocks(scales, numbers, (BLOCK, BLOCK))
     else:  # scales of blocks along the last dimension stand in rows, one row a block
-        numbers = numbers * expand_blocks(scales.T, *numbers.shape, (1, BLOCK))
+        numbers = numbers * expand_blocks(scales.T, numbers, (1, BLOCK))
     return numbers if rowwise else numbers.T
 
 
@@ -75,7 +78,7 @@ def _mx(x: Any, rowwise: bool) -> Tensor:
     numbers = as_matrix(_numbers(data, x._fp8_dtype))
     scales = torch.exp2(exponents.float() - E8M0_BIAS)
     block = (1, MX_BLOCK) if rowwise else (MX_BLOCK, 1)
-    return numbers * expand_blocks(scales, *numbers.shape, block)
+    return numbers * expand_blocks(scales, numbers, block)
 
 
 def _parts(x: Any, rowwise: bool) -> tuple[Tensor, Tensor]:
