@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 60.0
 """For the other ranks to come out of a stage in which this one failed. Those whose own part takes
 longer are ended with it: nothing that they do counts any more."""
 _NOTE = "nemo_gdpo/failed_alone"
+_NOTE_SECONDS = 5.0
+"""For the store to take the note."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,21 @@ def note_of_another() -> Note | None:
 def end_process(status: int) -> NoReturn:
     """Leave a note, and end this process without asking anyone.
 
-    A normal exit may wait: for threads, for a communicator that hangs, for the other ranks.
+    A normal exit may wait: for threads, for a communicator that hangs, for the other ranks. So may
+    the store, where its host is gone.
     """
-    with contextlib.suppress(RuntimeError, ValueError):  # no store any more, or no world yet
-        note = json.dumps(asdict(Note(dist.get_rank(), status)))
-        dist.distributed_c10d._get_default_store().set(_NOTE, note)
+    noting = threading.Thread(target=_leave_note, args=(status,), daemon=True)
+    noting.start()
+    noting.join(_NOTE_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _leave_note(status: int) -> None:
+    with contextlib.suppress(RuntimeError, ValueError):  # no store any more, or no world yet
+        note = json.dumps(asdict(Note(dist.get_rank(), status)))
+        dist.distributed_c10d._get_default_store().set(_NOTE, note)
 
 
 @contextlib.contextmanager

@@ -31,10 +31,20 @@ class Failure:
     """A file could not be read or written."""
 
     @classmethod
-    def of(cls, error: BaseException, describe: Callable[[BaseException], str]) -> Failure:
-        """The failure of an exception."""
+    def of(cls, error: BaseException, reason: Callable[[BaseException], str]) -> Failure:
+        """The failure of an exception.
+
+        Args:
+            error: that was raised.
+            reason: says in one line what it means. If that fails, too, the plain reason is told:
+                the other ranks wait for it.
+        """
         status = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
-        return cls(describe(error), status, isinstance(error, OSError))
+        try:
+            told = reason(error)
+        except Exception:  # noqa: BLE001 - the disk that is full may be gone altogether
+            told = describe(error)
+        return cls(told, status, isinstance(error, OSError))
 
 
 def describe(error: BaseException) -> str:

@@ -260,9 +260,13 @@ class Run:
             for name, data in self.data.items()
         }
         steps = total_steps(config, len(self.data["train"]))
-        return trainer_class(
-            config, self.model, self.mesh, splits["train"], splits.get("validation"), optimizer,
-            build_scheduler(config, optimizer, steps), checkpointer, stop, self.identity,
+        return on_every_rank(
+            "building the trainer",
+            lambda: trainer_class(
+                config, self.model, self.mesh, splits["train"], splits.get("validation"),
+                optimizer, build_scheduler(config, optimizer, steps), checkpointer, stop,
+                self.identity,
+            ),
         )  # fmt: skip
 
     def fit(self, trainer: PreferenceTrainer) -> Outcome:

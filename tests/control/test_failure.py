@@ -81,3 +81,10 @@ def test_a_failure_is_one_line_and_a_status(error: BaseException, reason: str, s
     assert found.reason == reason
     assert found.status == status
     assert found.is_disk == isinstance(error, OSError)
+
+
+def test_a_reason_that_cannot_be_told_is_told_plainly() -> None:
+    def reason(error: BaseException) -> str:
+        raise FileNotFoundError("the disk is gone")
+
+    assert Failure.of(KeyError("k"), reason).reason == "KeyError: 'k'"

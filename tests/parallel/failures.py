@@ -92,6 +92,7 @@ FAILURES: tuple[Failing, ...] = (
             main_only=True, said=CACHE),
     Failing("reading the reference cache", "training.reference:load_cache"),
     Failing("building the optimizer", "training.run:build_optimizer", after=True),
+    Failing("building the trainer", "training.run:build_scheduler"),
     Failing("looking for checkpoints", "training.resume:find_newest_valid", "disk",
             main_only=True),
     Failing("looking for the checkpoint", "training.resume:wait_for_files", resumes=True),

@@ -52,7 +52,7 @@ def _run(folder: Path, case: str, victim: int) -> Ended:
     command = ["-m", "tests.parallel.alone_main", case, str(victim), str(own / "config.yaml")]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=clean_environment(), capture_output=True,
-        text=True, timeout=DEADLINE, check=False,
+        text=True, timeout=2 * DEADLINE, check=False,
     )  # fmt: skip
     now, metrics, reason = time.time(), own / "out" / "metrics.jsonl", own / FAILURE
     return Ended(
