@@ -47,4 +47,5 @@ class ModelConfig(Section):
     make_vocab_size_divisible_by: Size = 128
     """The vocabulary is padded to a multiple of this times the tensor-parallel size."""
     logprob_chunk_tokens: Size = 1024
-    """Tokens whose logits are held at once when log-probabilities are computed."""
+    """At most the logits of this many tokens are held at once when log-probabilities are computed;
+    in bfloat16 on a GPU also at most 2^25 logits, 128 MiB."""

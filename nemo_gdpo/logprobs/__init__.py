@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nemo_gdpo.logprobs.chunked import selected_logprobs
+from nemo_gdpo.logprobs.main_grad import MainGrad
 from nemo_gdpo.logprobs.reference import selected_logprobs_reference
 from nemo_gdpo.logprobs.types import SelectedLogprobs
 
-__all__ = ["SelectedLogprobs", "selected_logprobs", "selected_logprobs_reference"]
+__all__ = ["MainGrad", "SelectedLogprobs", "selected_logprobs", "selected_logprobs_reference"]

@@ -20,7 +20,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from nemo_gdpo.data.collate import PackedBatch
-from nemo_gdpo.logprobs import selected_logprobs
+from nemo_gdpo.logprobs import MainGrad, selected_logprobs
 from nemo_gdpo.models.attention import zigzag_positions
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 
@@ -80,23 +80,36 @@ def _head(
         hidden_states = gather_from_sequence_parallel_region(
             hidden_states, tensor_parallel_output_grad=False
         )
-    hidden_BSH = hidden_states.transpose(0, 1)
-    chosen_BS = labels >= 0
+    # One wait for a GPU, where a mask as an index is one each time. The check of the labels in the
+    # head is another, which finds nothing queued, and what follows takes milliseconds.
+    chosen_T = (labels >= 0).flatten().nonzero().squeeze(1)
+    rows, length = labels.shape
+    place_T = chosen_T % length * rows + chosen_T // length
     weight = output_layer.weight if output_weight is None else output_weight
     tp_group = parallel_state.get_tensor_model_parallel_group()
     result = selected_logprobs(
-        hidden_BSH[chosen_BS],
+        hidden_states.flatten(0, 1).index_select(0, place_T),
         weight,
-        labels[chosen_BS],
+        labels.flatten().index_select(0, chosen_T),
         eos_id=context.eos_id,
         eos_temperature=context.eos_temperature,
         tp_group=tp_group if tp_group.size() > 1 else None,
         chunk_tokens=context.chunk_tokens,
         vocab_size=context.vocab_size,
         logit_softcap=context.logit_softcap,
+        main_grad=_main_grad(weight),
     )
     columns = [result.label_T, result.eos_T, result.tempered_eos_T]
     return torch.stack([column for column in columns if column is not None], dim=1)
+
+
+def _main_grad(weight: Tensor) -> MainGrad | None:
+    """Where the head's gradient is added; None to hand it to autograd.
+
+    On a CPU always that: the sum over micro-batches in another order would differ in its last bits,
+    and trajectories on a CPU are compared to the bit.
+    """
+    return MainGrad.of(weight) if weight.device.type == "cuda" else None
 
 
 def _full_logits(

@@ -12,6 +12,7 @@ from nemo_gdpo.platform import current_platform
 current_platform()
 
 import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from nemo_gdpo.models import forward  # noqa: E402
 from nemo_gdpo.models.forward import HeadOptions  # noqa: E402
@@ -63,6 +64,24 @@ def test_only_labelled_positions_reach_the_head(seen: list[torch.Tensor]) -> Non
     wanted = torch.stack([hidden_SBH[1, 0], hidden_SBH[2, 0], hidden_SBH[3, 1]])
     assert torch.equal(seen[0], wanted)
     assert out_TC.shape == (3, 1)
+
+
+def test_labels_are_looked_for_once(seen: list[torch.Tensor]) -> None:
+    """A GPU is waited for each time: their number decides the shapes of what follows."""
+    del seen
+    found: list[str] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        _run(HeadOptions(vocab_size=7, eos_id=6))
+    assert [name for name in found if "nonzero" in name] == ["aten.nonzero.default"]
+    assert not [name for name in found if name.startswith("aten.index.Tensor")]
 
 
 def test_columns_are_label_eos_and_tempered_eos(seen: list[torch.Tensor]) -> None:
