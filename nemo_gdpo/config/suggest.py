@@ -114,9 +114,11 @@ ALIASES: dict[str, str] = {
 
 REFUSED: dict[tuple[str, str], tuple[str, str]] = {
     ("precision", "fp8_delayed"): (
-        # Transformer Engine's FP8GlobalStateManager renews them where gradients are enabled only.
-        "takes its scales from past training steps; a reference has none, so that it is quantised "
-        "otherwise than the policy and log-ratios are off by nats from the first step on",
+        # Transformer Engine's FP8GlobalStateManager renews them where gradients are enabled only:
+        # a reference that is computed before training has the scale 1 throughout, and after any
+        # calibration still another scale than each training step.
+        "takes its scales from past passes, so that policy and reference are quantised by "
+        "different ones and their log-ratios are off from the first step on",
         "use precision=fp8_tensorwise, whose scales are those of the present tensor",
     ),
 }

@@ -166,7 +166,7 @@ def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> N
         ("precision=fp9", "the choices are bf16, fp32, fp8_blockwise"),
         (
             "precision=fp8_delayed",
-            "precision: fp8_delayed takes its scales from past training steps.* use "
+            "precision: fp8_delayed takes its scales from past passes.* use "
             "precision=fp8_tensorwise",
         ),
         ("objectve=dpo", r"did you mean objective\?"),

@@ -101,7 +101,7 @@ def test_infinite_gamma_is_plain_dpo_and_allowed() -> None:
         ({"precision": "fp9"}, "precision: 'fp9' is not one of fp32, bf16, fp8_tensorwise"),
         (
             {"precision": "fp8_delayed"},
-            "precision: fp8_delayed takes its scales from past training steps.* use "
+            "precision: fp8_delayed takes its scales from past passes.* use "
             "precision=fp8_tensorwise",
         ),
         ({"objective": {"name": "gpdo"}}, "objective.name: gpdo is not an objective"),

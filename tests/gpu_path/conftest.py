@@ -9,12 +9,12 @@ import pytest
 
 from tests.gpu_path import cases, source
 from tests.gpu_path.fakes import worlds
-from tests.gpu_path.launch import launch
+from tests.gpu_path.launch import Found, launch
 from tools.environment import cache_root
 
 DOWNLOADS = cache_root() / "downloads"
 """Of the user; the tests' own cache is set later, for a session."""
-Found = dict[str, list[dict[str, Any]]]
+PROBES = ("multiples", "own reference")
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +39,9 @@ def local(folder: Path) -> Found:
 
 @pytest.fixture(scope="session")
 def rehearsed(folder: Path, tree: Path) -> Found:
-    """What Transformer Engine's layers do."""
-    return launch(folder, [case.key for case in cases.REHEARSED], ranks=cases.RANKS, tree=tree)
+    """What Transformer Engine's layers do, and single layers of it."""
+    keys = [*(case.key for case in cases.REHEARSED), *PROBES]
+    return launch(folder, keys, ranks=cases.RANKS, tree=tree)
 
 
 @pytest.fixture(scope="session")

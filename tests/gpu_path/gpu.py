@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import re
 import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -80,9 +80,8 @@ def become(capability: tuple[int, int], *, apex: bool = False) -> None:
     facts.get_device_properties = lambda *_: device
     sys.modules.pop(GRADIENT_FUSION_MODULE, None)
     if apex:
-        extension = ModuleType(GRADIENT_FUSION_MODULE)
-        extension.__spec__ = ModuleSpec(GRADIENT_FUSION_MODULE, None)  # it is looked for first
-        sys.modules[GRADIENT_FUSION_MODULE] = extension
+        spec = importlib.machinery.ModuleSpec(GRADIENT_FUSION_MODULE, None)
+        sys.modules[GRADIENT_FUSION_MODULE] = importlib.util.module_from_spec(spec)
     for name, module in list(sys.modules.items()):
         if name == "megatron.core.tensor_parallel.layers":
             vars(module)["_grad_accum_fusion_available"] = apex
@@ -93,11 +92,12 @@ def become(capability: tuple[int, int], *, apex: bool = False) -> None:
 
 
 def _pretend() -> None:
-    """Facts and entry points of CUDA that the CPU platform's shim does not cover."""
+    """Facts and entry points of CUDA that the CPU platform's shim does not cover, or too late."""
     torch.version.cuda = "13.0"
     facts: Any = torch.cuda
     facts.nvtx = SimpleNamespace(range_push=lambda *_: None, range_pop=lambda: None, range=None)
     facts.max_memory_allocated = lambda *_: 0
+    facts.current_device = lambda: torch.device("cpu")
     facts.set_device = lambda *_: None
     facts.device_count = lambda: 8
     facts.is_available = lambda: True

@@ -7,37 +7,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.ranks import free_port, run_ranks
+from tests.support.ranks import run_ranks
 
 MODULE = "tests.gpu_path.rank_main"
+Found = dict[str, list[dict[str, Any]]]
+"""Key of a case or probe -> what each rank found."""
 
 
-def launch(
-    folder: Path, keys: Sequence[str], *, ranks: int, tree: Path | None
-) -> dict[str, list[dict[str, Any]]]:
-    """Train the cases; key -> what each rank found.
+def launch(folder: Path, keys: Sequence[str], *, ranks: int, tree: Path | None) -> Found:
+    """Run cases and probes in one process for each rank.
 
     Args:
         folder: with the inputs.
-        keys: of the cases.
+        keys: of the cases and probes.
         ranks: how many.
         tree: Transformer Engine's Python layer; None for the local layers.
 
     Raises:
-        AssertionError: a case failed, or the launch hangs; with what the ranks said last.
+        AssertionError: something failed, or the launch hangs; with what the ranks said last.
     """
     file = folder / f"{'local' if tree is None else 'rehearsed'}.json"
     given = {
         "folder": str(folder),
         "tree": None if tree is None else str(tree),
         "keys": list(keys),
-        "ports": [free_port() for _ in keys],
     }
     file.write_text(json.dumps(given))
     logs = [file.with_suffix(f".rank{rank}.log") for rank in range(ranks)]
     codes = run_ranks(MODULE, [str(file)], logs)
+    found = [_read(file.with_suffix(f".rank{rank}.json")) for rank in range(ranks)]
+    for rank, of_rank in enumerate(found):
+        for key, result in of_rank.items():
+            assert "error" not in result, f"{key} failed on rank {rank}:\n{result['error']}"
     if any(codes):
         said = "\n".join(log.read_text()[-4000:] for log in logs)
         raise AssertionError(f"{ranks} ranks ended with {codes}:\n{said}")
-    found = [json.loads(file.with_suffix(f".rank{rank}.json").read_text()) for rank in range(ranks)]
     return {key: [of_rank[key] for of_rank in found] for key in keys}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
 from nemo_gdpo.platform import cuda, current_platform
 from nemo_gdpo.platform.cpu import CpuPlatform
 from nemo_gdpo.platform.cuda import CudaPlatform
 
 
 class RehearsedGpu(CudaPlatform):
-    """All answers are the CUDA platform's, but for the collectives and where tensors lie."""
+    """All answers are the CUDA platform's, but for the collectives."""
 
     distributed_backend = "gloo"
     _shim: CpuPlatform | None = None
@@ -20,10 +18,6 @@ class RehearsedGpu(CudaPlatform):
         if RehearsedGpu._shim is None:
             RehearsedGpu._shim = CpuPlatform(self.capabilities)
             RehearsedGpu._shim.install()
-
-    def device(self, local_rank: int) -> torch.device:
-        super().device(local_rank)
-        return torch.device("cpu")
 
 
 def choose(kind: type[CudaPlatform]) -> None:

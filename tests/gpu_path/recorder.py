@@ -18,8 +18,7 @@ _train_step = PreferenceTrainer.train_step
 class Recorder:
     """A context in which every update of a trainer leaves a line, with the values of its pairs."""
 
-    def __init__(self, *, rehearsed: bool) -> None:
-        self.rehearsed = rehearsed
+    def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self.quantized: list[str] = []
         """`<layer, from 1>.<linear>` of each weight of this rank that the last step quantised."""
@@ -48,12 +47,12 @@ class Recorder:
 
     def _note_step(self) -> Any:
         def train_step(trainer: Any) -> dict[str, Any]:
+            # Addresses of before may be another tensor's by now; parameters do not move any more.
             QUANTIZED.clear()
             entry = _train_step(trainer)
             told = {name: entry[name] for name in ("step", "loss", "grad_norm")}
             self.steps.append({**told, "pairs": self._pairs})
-            if self.rehearsed:
-                self.quantized = _quantized_weights(trainer.model)
+            self.quantized = _quantized_weights(trainer.model)
             return entry
 
         return train_step
@@ -66,5 +65,5 @@ def _quantized_weights(model: Any) -> list[str]:
         for layer in chunk.decoder.layers
         for linear in LINEAR
         for name, weight in layer.named_parameters()
-        if f".{linear}.weight" in name and weight.data_ptr() in QUANTIZED
+        if name.endswith(f"{linear}.weight") and weight.data_ptr() in QUANTIZED
     ]
