@@ -68,6 +68,17 @@ def layers_by_type(job: Job) -> tuple[int, int]:
     return plain, layers - plain
 
 
+def strips(job: Job) -> int:
+    """In how many parts of the vocabulary the head computes; 0 where it does so in float32.
+
+    Logits of 1024 tokens and all 32,128 rows of a rank may exist together, so that 1027 tokens or
+    more take two parts. A half of the row has half as many.
+    """
+    if job.precision == "fp32" or not is_last(job):
+        return 0
+    return 2 // halves(job)
+
+
 def is_local(job: Job) -> bool:
     return job.precision == "fp32" or set(LOCAL) <= set(job.overrides)
 
@@ -158,9 +169,10 @@ def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found:
 
 @ranks(is_local)
 def test_local_layers_call_nothing_of_transformer_engine(name: str, at: int, found: Found) -> None:
-    result = found[name][at]
-    assert _of_layers(result["reference"]["calls"]) == {}
-    assert _of_layers(result["calls"]) == {}
+    result, parts = found[name][at], strips(WORLDS[name][at])
+    assert _of_layers(result["reference"]["calls"]) == _times({"head score": parts})
+    kernels = ("head score", "head gradient", "head add_rows")
+    assert _of_layers(result["calls"]) == _times(dict.fromkeys(kernels, parts))
 
 
 @ranks(lambda job: job.micro_batches and not is_local(job))
@@ -182,6 +194,7 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
         "rmsnorm_fwd": 2 * layers + final,
         "fused_rope_forward": 2 * layers,
         "fused_attn_fwd": layers * halves(job),
+        "head score": strips(job),
     }
     assert _of_layers(result["reference"]["calls"]) == _times(forward)
     again = {"products": 2, "norms": 1, "attention": 0}
@@ -198,6 +211,9 @@ def test_calls_of_transformer_engine(name: str, at: int, found: Found) -> None:
         "fused_rope_backward": 2 * layers,
         "fused_attn_fwd": (1 + again["attention"]) * layers * halves(job),
         "fused_attn_bwd": layers * halves(job),
+        "head score": strips(job),
+        "head gradient": strips(job),
+        "head add_rows": strips(job),
     }
     assert _of_layers(result["calls"]) == _times(both)
 
@@ -225,11 +241,17 @@ def test_fp8_layers_quantise_and_others_do_not(name: str, found: Found) -> None:
 def test_every_parameter_gets_a_gradient_from_every_micro_batch(
     name: str, at: int, found: Found
 ) -> None:
-    """Norms get one write more: under sequence parallelism their sum over the ranks comes back."""
-    contributions = found[name][at]["contributions"]
+    """Norms get one write more: under sequence parallelism their sum over the ranks comes back.
+    The head adds its gradient in parts, as many for each micro-batch.
+    """
+    contributions, job = dict(found[name][at]["contributions"]), WORLDS[name][at]
+    if is_last(job):
+        parts, rest = divmod(contributions.pop("chunk0.output_layer.weight"), MICRO_BATCHES)
+        assert parts >= max(strips(job), 1)
+        assert rest == 0
     norms = {n for n in contributions if "norm" in n}
-    layers, embeddings = sum(layers_by_type(WORLDS[name][at])), 2 // stages(WORLDS[name][at])
-    assert len(contributions) == 6 * layers + embeddings + is_last(WORLDS[name][at])
+    layers, embeddings = sum(layers_by_type(job)), job.rank < 8 or stages(job) == 1
+    assert len(contributions) == 6 * layers + embeddings + is_last(job)
     assert contributions == {n: MICRO_BATCHES + (n in norms) for n in contributions}
 
 

@@ -90,13 +90,14 @@ def test_megatron_has_nothing_against_what_the_checks_let_through(cluster: dict[
 
 def _recomputes_scores(said: dict[str, Any]) -> bool:
     """Megatron warns of recomputing attention whose scores are not kept; here they are."""
-    keeps = (
+    line: str = said["line"]
+    keeps: bool = (
         said["layers"] == "local"
         or said["precision"] == "fp32"
         or said["attention_backend"] == "unfused"
         or said["model"] == "gemma2"
     )
-    return said["line"].startswith(CORE_ATTENTION) and keeps
+    return keeps and line.startswith(CORE_ATTENTION)
 
 
 def test_only_what_is_read_from_a_configuration_counts() -> None:

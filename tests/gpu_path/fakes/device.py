@@ -6,6 +6,7 @@ as it does on a GPU. Whatever says "cuda" is taken to mean it.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ class FakeGpu(RehearsedGpu):
         cuda: Any = torch.cuda
         cuda.current_device = gpu
         cuda.Stream, cuda.current_stream = _Stream, _Stream
+        cuda.device_of = lambda tensor: contextlib.nullcontext()
 
     def device(self, local_rank: int) -> torch.device:
         super().device(local_rank)

@@ -45,7 +45,7 @@ class Fields:
         return note
 
     def _put(self, kind: type[Any]) -> Any:
-        put = kind.__setattr__
+        put: Any = kind.__setattr__
 
         def note(config: Any, name: str, value: Any) -> None:
             if sys._getframe(1).f_globals["__name__"].startswith(OURS):
@@ -56,7 +56,7 @@ class Fields:
 
     def _get(self, kind: type[Any]) -> Any:
         names = {field.name for field in dataclasses.fields(kind)}
-        get = kind.__getattribute__
+        get: Any = kind.__getattribute__
         read = self.read[kind.__name__]
 
         def note(config: Any, name: str) -> Any:

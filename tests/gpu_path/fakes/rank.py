@@ -38,6 +38,7 @@ from nemo_gdpo.training.trainer import PreferenceTrainer
 from nemo_gdpo.verbs.start import detect_hardware
 from tests.gpu_path import gpu
 from tests.gpu_path.compiled.calls import CALLS
+from tests.gpu_path.fakes import head
 from tests.gpu_path.fakes.fields import watched_fields
 from tests.gpu_path.fakes.group import world
 from tests.gpu_path.fakes.jobs import Job
@@ -164,6 +165,7 @@ class Rehearsal:
 
     def __init__(self) -> None:
         self._fakes = _Fakes(allow_non_fake_inputs=True)
+        head.install()
 
     def run(self, job: Job) -> dict[str, Any]:
         """What was found, as JSON."""

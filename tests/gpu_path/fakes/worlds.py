@@ -61,7 +61,7 @@ def rehearse(folder: Path, tree: Path) -> dict[str, Any]:
         env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
