@@ -26,6 +26,15 @@ SHARDING_METADATA = {
     # The one optimizer layout that loads under another TP and PP.
     "distrib_optim_sharding_type": "fully_reshardable",
 }
+OPTIMIZER_METADATA = {
+    **SHARDING_METADATA,
+    # To save, the state is gathered in host memory: by default on every rank, which is 12 bytes a
+    # parameter of the rank's shard in each process, though one of them writes it. With this, on
+    # that one alone, over gloo: `parallel_state` has to make gloo groups for it. What is written is
+    # the same (`sharded_param_state_fully_reshardable` of megatron-core 0.19.2).
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}
+"""For the optimizer's state; not in the checkpoint, which does not depend on it."""
 DIST = "dist"
 
 

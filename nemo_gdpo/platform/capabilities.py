@@ -86,7 +86,7 @@ def _fp8(machine: Machine, engine: Support, precision: str) -> Support:
             "and the local layers would train unquantised without a word",
         )
     if not engine.ok:
-        return Support(False, f"needs Transformer Engine: {engine.reason}; {_INSTALL}")
+        return Support(False, f"cannot run: {engine.reason}; {_INSTALL}")
     answer = machine.fp8[precision]
     return (
         answer

@@ -111,8 +111,8 @@ class CpuPlatform:
         self._patch_random()
         # Entered for the life of the process, on this thread alone: torch's mode stack is per
         # thread. A backward pass runs without it, since the autograd engine leaves function modes
-        # outside: what megatron's backward functions call must not name CUDA, and does not; they
-        # take devices from their tensors or from `torch.cuda.current_device`.
+        # outside: what megatron's backward functions call, recomputed layers included, must not
+        # name CUDA, and does not; devices come from tensors or `torch.cuda.current_device`.
         self._mode = _CudaArgumentsToCpu()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 

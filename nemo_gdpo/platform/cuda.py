@@ -15,8 +15,9 @@ import torch
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.platform.base import FP8_RECIPES, TRACKER, TRANSFORMER_ENGINE, Capabilities
 
-TF32_VARIABLE = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
-"""NVIDIA's images export it; torch then multiplies fp32 in TF32 unless it is told otherwise."""
+TF32_VARIABLES = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
+"""NVIDIA's images export the first: torch then multiplies fp32 in TF32 unless it is told otherwise.
+The second is read by cuBLAS itself; 0 forbids TF32."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -87,10 +88,9 @@ class CudaPlatform:
         # In every precision: what is left in fp32 is what needs its bits.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        value = os.environ.pop(TF32_VARIABLE, None)
-        if value in (None, "", "0"):
-            return []
-        return [f"{TF32_VARIABLE}={value} is not followed: fp32 is multiplied in fp32, not in TF32"]
+        exported = [name for name in TF32_VARIABLES if os.environ.get(name, "0") not in ("", "0")]
+        told = "is not followed: fp32 is multiplied in fp32, not in TF32"
+        return [f"{name}={os.environ.pop(name)} {told}" for name in exported]
 
     def transformer_config_overrides(
         self, precision: str, *, interleaved: bool, layers: str

@@ -11,7 +11,7 @@ from nemo_gdpo.platform.base import LOCAL, TRANSFORMER_ENGINE, Capabilities, Fin
 def choose_layers(asked: str, precision: str, capabilities: Capabilities) -> Finding | Problem:
     """The layers that `asked` gives on this machine, or why it gives none.
 
-    Never the local layers by default on a GPU: they are slower by far, and somebody whose
+    Never the local layers by default on a GPU: they are slower, and somebody whose
     Transformer Engine is missing would not notice.
 
     Args:

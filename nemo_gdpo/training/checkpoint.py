@@ -32,7 +32,12 @@ from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest
 from nemo_gdpo.io.staged import StagedDirectory, stage
 from nemo_gdpo.models.preference_model import PreferenceModel
-from nemo_gdpo.models.weights import SHARDING_METADATA, fill_weights, sharded_weights
+from nemo_gdpo.models.weights import (
+    OPTIMIZER_METADATA,
+    SHARDING_METADATA,
+    fill_weights,
+    sharded_weights,
+)
 from nemo_gdpo.training.mesh import Mesh
 
 LATEST = "latest"
@@ -243,8 +248,11 @@ class Checkpointer:
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         model_state = sharded_weights(self._model)
         optimizer_state = self._optimizer.sharded_state_dict(
-            model_state, is_loading=is_loading, metadata=dict(SHARDING_METADATA)
+            model_state, is_loading=is_loading, metadata=dict(OPTIMIZER_METADATA)
         )
+        if optimizer_state.get("param_state", {}) is None:
+            # Another rank has gathered it; here it would be taken for a value that ranks differ in.
+            del optimizer_state["param_state"]
         return {"model": model_state, "optimizer": optimizer_state}
 
     def _write_dist(self, temporary: Path) -> None:

@@ -133,7 +133,7 @@ def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
         context_parallel_size=layout.context,
-        # The optimizer gathers its state for checkpoints over gloo on every platform.
+        # The distributed optimizer gathers its state for a checkpoint over gloo on every platform.
         create_gloo_process_groups=True,
     )
     platform.manual_seed(seed)  # after the groups: each tensor-parallel rank draws differently

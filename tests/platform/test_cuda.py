@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.platform.cuda import TF32_VARIABLE, device_index
+from nemo_gdpo.platform.cuda import TF32_VARIABLES, device_index
 from nemo_gdpo.platform.machine import ABSENT, USABLE, Package
 from tests.platform.machines import cuda_platform
 
@@ -41,19 +41,20 @@ def test_gradient_fusion_is_asked_for_where_megatron_can_do_it(fusion: Package) 
     assert overrides["gradient_accumulation_fusion"] is fusion.usable
 
 
+@pytest.mark.parametrize("name", TF32_VARIABLES)
 @pytest.mark.parametrize(
     ("value", "lines"), [("1", 1), ("0", 0), ("", 0), (None, 0)], ids=["on", "off", "empty", "not"]
 )
 def test_tf32_is_switched_off_and_said(
-    value: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if value is None:
-        monkeypatch.delenv(TF32_VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(TF32_VARIABLE, value)
+    for other in TF32_VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        torch.set_float32_matmul_precision("high")  # as the variable has it at the start
+        torch.set_float32_matmul_precision("high")  # as torch's variable has it at the start
         torch.backends.cudnn.allow_tf32 = True
         said = cuda_platform().settle_arithmetic()
         assert torch.get_float32_matmul_precision() == "highest"
@@ -62,12 +63,9 @@ def test_tf32_is_switched_off_and_said(
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
-    assert len(said) == lines
-    assert TF32_VARIABLE not in os.environ
-    if said:
-        assert said == [
-            f"{TF32_VARIABLE}=1 is not followed: fp32 is multiplied in fp32, not in TF32"
-        ]
+    told = f"{name}=1 is not followed: fp32 is multiplied in fp32, not in TF32"
+    assert said == [told] * lines
+    assert os.environ.get(name) in (None, "", "0")
 
 
 def test_fp8_leaves_the_first_and_the_last_layer_in_bf16() -> None:

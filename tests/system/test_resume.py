@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from tests.support.checkpoints import stored
 from tests.support.commands import (
     Result,
     common,
@@ -47,18 +46,6 @@ def run(model: Path, data: Path, output: Path, *more: str) -> list[str]:
 
 def checkpoint(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step_{step:08d}"
-
-
-def stored(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a distributed checkpoint, the optimizer's too."""
-    listed = dcp.FileSystemReader(str(path / "dist")).read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in listed.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    dcp.load(state, checkpoint_id=str(path / "dist"), no_dist=True)
-    return state
 
 
 def assert_same_tensors(left: Path, right: Path) -> None:

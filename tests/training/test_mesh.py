@@ -23,7 +23,11 @@ class _Gpu:
 
     distributed_backend = "fake"
 
+    def __init__(self) -> None:
+        self.began_with: list[bool] = []
+
     def device(self, local_rank: int) -> torch.device:
+        self.began_with.append(dist.is_initialized())
         return torch.device("cuda", local_rank)
 
     def device_identity(self) -> str | None:
@@ -80,6 +84,8 @@ def test_no_rank_splits_the_world_when_the_mesh_is_cut(
     made = mesh.build_mesh(ParallelLayout(tensor=2, pipeline=2, context=2), platform, seed=1)
     assert (made.rank, made.world_size, made.data_size) == (rank, WORLD, 1)
     assert splits.devices == []
+    # NCCL takes the current device: it is selected before there is a group.
+    assert platform.began_with[0] is False
 
 
 @pytest.mark.parametrize(
