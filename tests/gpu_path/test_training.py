@@ -64,7 +64,7 @@ def test_training_is_as_near_to_the_local_layers_as_rounding_allows(
 ) -> None:
     found = compare(case, rehearsed, local)
     times = NOISE.get(case.precision, FP8_NOISE)
-    assert 0.01 < found.local_error < 0.1
+    assert 0.01 < found.local_error < 0.2
     assert found.error < times * found.local_error
     assert found.loss_gap < found.allowed(times)
     assert found.grad_norm_gap < found.allowed(times)
