@@ -54,6 +54,17 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     if dist.is_initialized():
         return
     alone = "RANK" not in os.environ
+    try:
+        _join(platform, timeout_minutes, alone=alone)
+    except BaseException as error:
+        # The caller may join another world: nothing of this one stays behind. Where the others are
+        # not known to leave too, leaving could wait for them.
+        if alone or getattr(error, "agreed", False):
+            leave_world()
+        raise
+
+
+def _join(platform: Platform, timeout_minutes: float, *, alone: bool) -> None:
     if alone:
         place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         _SET_HERE.update(name for name in place if name not in os.environ)
@@ -74,7 +85,6 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     # NCCL itself ends with an internal error when two ranks have one device.
     problem = device_problem(gathered(platform.device_identity()))
     if problem is not None:
-        leave_world()
         error = UserError(problem)
         error.agreed = True
         raise error
@@ -155,8 +165,8 @@ def leave_mesh() -> None:
 
 def leave_world() -> None:
     """Destroy all groups, so that the process can exit, or join another world."""
-    leave_mesh()
     if dist.is_initialized():
+        leave_mesh()
         dist.destroy_process_group()
     forget_control_group()
     # Whoever asks next is not one of several ranks.
