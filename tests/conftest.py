@@ -41,12 +41,7 @@ def _nobodys_rank() -> Iterator[None]:
     """A test that leaves this process one of several ranks would break whichever comes after."""
     before = {name: os.environ.get(name) for name in WORLD_VARIABLES}
     yield
-    after = {name: os.environ.get(name) for name in WORLD_VARIABLES}
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
-    assert after == before
+    assert {name: os.environ.get(name) for name in WORLD_VARIABLES} == before
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

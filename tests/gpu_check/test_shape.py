@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,7 @@ from nemo_gdpo.gpu_check.shape import (
     layers_that_fit,
     model_flops,
 )
+from nemo_gdpo.training.mesh import leave_world
 
 TINY = dataclasses.replace(
     LLAMA3_8B,
@@ -54,7 +56,15 @@ def test_layers_that_fit() -> None:
         layers_that_fit(work, 24 * 2**30)
 
 
+@pytest.fixture
+def _left_afterwards() -> Iterator[None]:
+    """A stage has a process of its own, and leaves the world at its end."""
+    yield
+    leave_world()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_left_afterwards")
 def test_a_measurement() -> None:
     work = Workload(TINY, prompt=4, response=8, pairs=2)
     rows = {row.name: row.value for row in compare_precisions(work, ["fp32", "bf16"])}
