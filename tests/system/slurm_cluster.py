@@ -20,6 +20,7 @@ from pathlib import Path
 PACKAGES = ("slurm-wlm", "munge")
 READY_SECONDS = 30.0
 INSTALL_SECONDS = 300.0
+CREDENTIAL_SECONDS = 5
 FINISHED = frozenset(
     {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 )
@@ -104,7 +105,7 @@ class SlurmCluster:
 
 
 def _write_configuration(
-    directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int
+    directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int, memory: int, grace: int
 ) -> Path:
     controller, *daemons = _free_ports(1 + nodes)
     lines = [
@@ -114,7 +115,9 @@ def _write_configuration(
         "SlurmUser=root",
         "SlurmdUser=root",
         "AuthType=auth/munge",
-        f"AuthInfo=socket={munge_socket}",
+        # What was requeued may start again once its credentials are void: after two minutes if not
+        # told otherwise.
+        f"AuthInfo=socket={munge_socket},cred_expire={CREDENTIAL_SECONDS}",
         "CredType=cred/munge",
         f"StateSaveLocation={directory / 'state'}",
         f"SlurmdSpoolDir={directory / 'spool-%n'}",
@@ -132,13 +135,15 @@ def _write_configuration(
         "KillWait=5",
         "MpiDefault=none",
         "JobRequeue=1",
+        "PreemptType=preempt/partition_prio",
+        "PreemptMode=REQUEUE",
     ]
     gres = []
     for number, port in enumerate(daemons, start=1):
         own = f" Gres=gpu:{gpus}" if gpus else ""
         lines.append(
             f"NodeName=n{number} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
-            f"CPUs={cpus} RealMemory=16000 State=UNKNOWN{own}"
+            f"CPUs={cpus} RealMemory={memory} State=UNKNOWN{own}"
         )
         for gpu in range(gpus):
             # A device that exists: a bare count makes the node invalid.
@@ -146,7 +151,11 @@ def _write_configuration(
             if not device.exists():
                 os.mknod(device, 0o600 | 0o020000, os.makedev(1, 3))
             gres.append(f"NodeName=n{number} Name=gpu File={device}")
-    lines.append(f"PartitionName=all Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP")
+    everywhere = f"Nodes=n[1-{nodes}] MaxTime=INFINITE State=UP"
+    lines += [
+        f"PartitionName=all {everywhere} Default=YES PriorityTier=1 GraceTime={grace}",
+        f"PartitionName=urgent {everywhere} PriorityTier=2",
+    ]
     path = directory / "slurm.conf"
     path.write_text("\n".join(lines) + "\n")
     (directory / "gres.conf").write_text("".join(line + "\n" for line in gres))
@@ -193,7 +202,13 @@ def _daemon(
 
 @contextlib.contextmanager
 def slurm_cluster(
-    directory: Path, *, nodes: int = 2, cpus: int = 8, gpus: int = 0
+    directory: Path,
+    *,
+    nodes: int = 2,
+    cpus: int = 8,
+    gpus: int = 0,
+    memory: int = 16_000,
+    grace: int = 0,
 ) -> Iterator[SlurmCluster]:
     """Start a cluster, and end it with all its jobs.
 
@@ -202,6 +217,9 @@ def slurm_cluster(
         nodes: how many.
         cpus: of each node, whatever the machine has.
         gpus: of each node; devices that only look like some.
+        memory: of each node, MiB, whatever the machine has.
+        grace: seconds from the signal to the end of a job that one in the partition `urgent`
+            takes the nodes of.
 
     Raises:
         RuntimeError: Slurm cannot be installed or does not come up.
@@ -212,7 +230,9 @@ def slurm_cluster(
         (directory / name).mkdir()
     # Not below `directory`, which may belong to root alone: munged runs as a separate user.
     munge = Path(tempfile.mkdtemp(prefix="munge-", dir="/tmp"))
-    configuration = _write_configuration(directory, munge / "socket", nodes, cpus, gpus)
+    configuration = _write_configuration(
+        directory, munge / "socket", nodes, cpus, gpus, memory, grace
+    )
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     environment = own | {"SLURM_CONF": str(configuration)}
     with contextlib.ExitStack() as started:
@@ -235,7 +255,7 @@ def slurm_cluster(
 
 def _idle(cluster: SlurmCluster) -> int:
     try:
-        states = cluster.run("sinfo", "--noheader", "--Node", "--format=%T").split()
+        states = cluster.run("sinfo", "--noheader", "--Node", "--partition=all", "--format=%T").split()
     except AssertionError:  # the controller is not up yet
         return 0
     return states.count("idle")
