@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted([*(ROOT / "slurm").iterdir(), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*(ROOT / "slurm").glob("*.s[hu]*"), ROOT / ".ci" / "run"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

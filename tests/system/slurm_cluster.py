@@ -21,6 +21,8 @@ PACKAGES = ("slurm-wlm", "munge")
 READY_SECONDS = 30.0
 INSTALL_SECONDS = 300.0
 CREDENTIAL_SECONDS = 5
+GRACE_SECONDS = 90
+"""Time that a job in the partition `patient` gets when one in `urgent` wants its nodes."""
 FINISHED = frozenset(
     {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 )
@@ -61,7 +63,11 @@ def _free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class SlurmCluster:
-    """A running cluster; its nodes are n1, n2, ..."""
+    """A running cluster. Its nodes are n1, n2, ...; its partitions `all`, `patient` and `urgent`.
+
+    A job in `urgent` takes the nodes of the others, which go back into the queue: those in `all` at
+    once, those in `patient` after a time of grace.
+    """
 
     directory: Path
     environment: dict[str, str]
@@ -105,7 +111,7 @@ class SlurmCluster:
 
 
 def _write_configuration(
-    directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int, memory: int, grace: int
+    directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int, memory: int
 ) -> Path:
     controller, *daemons = _free_ports(1 + nodes)
     lines = [
@@ -153,7 +159,8 @@ def _write_configuration(
             gres.append(f"NodeName=n{number} Name=gpu File={device}")
     everywhere = f"Nodes=n[1-{nodes}] MaxTime=INFINITE State=UP"
     lines += [
-        f"PartitionName=all {everywhere} Default=YES PriorityTier=1 GraceTime={grace}",
+        f"PartitionName=all {everywhere} Default=YES PriorityTier=1",
+        f"PartitionName=patient {everywhere} PriorityTier=1 GraceTime={GRACE_SECONDS}",
         f"PartitionName=urgent {everywhere} PriorityTier=2",
     ]
     path = directory / "slurm.conf"
@@ -208,7 +215,6 @@ def slurm_cluster(
     cpus: int = 8,
     gpus: int = 0,
     memory: int = 16_000,
-    grace: int = 0,
 ) -> Iterator[SlurmCluster]:
     """Start a cluster, and end it with all its jobs.
 
@@ -218,8 +224,6 @@ def slurm_cluster(
         cpus: of each node, whatever the machine has.
         gpus: of each node; devices that only look like some.
         memory: of each node, MiB, whatever the machine has.
-        grace: seconds from the signal to the end of a job that one in the partition `urgent`
-            takes the nodes of.
 
     Raises:
         RuntimeError: Slurm cannot be installed or does not come up.
@@ -230,9 +234,7 @@ def slurm_cluster(
         (directory / name).mkdir()
     # Not below `directory`, which may belong to root alone: munged runs as a separate user.
     munge = Path(tempfile.mkdtemp(prefix="munge-", dir="/tmp"))
-    configuration = _write_configuration(
-        directory, munge / "socket", nodes, cpus, gpus, memory, grace
-    )
+    configuration = _write_configuration(directory, munge / "socket", nodes, cpus, gpus, memory)
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     environment = own | {"SLURM_CONF": str(configuration)}
     with contextlib.ExitStack() as started:
