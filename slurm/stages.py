@@ -30,7 +30,7 @@ PLACE = ("devices", "num_nodes")
 
 
 def finished_checkpoint(config: RunConfig) -> Path | None:
-    """The checkpoint of the last step of just this run; None where there is something left to train.
+    """The checkpoint of the last step of just this run; None where something is left to train.
 
     Files are judged by their sizes. What is odd is left to `nemo-gdpo train` to name.
     """

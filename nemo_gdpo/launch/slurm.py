@@ -1,5 +1,5 @@
-"""Ranks that srun started: from Slurm's variables to torchrun's, which everything else reads; and the
-status that a rank ends with.
+"""Ranks that srun started: their place, from Slurm's variables to torchrun's, which everything else
+reads; and the status that they end with.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 
 STATUS_FILE = "NEMO_GDPO_STATUS_FILE"
-"""Variable with the path of a file for the status of a step, on a disk that all nodes see. The job's
-script sets it, and reads the file when the step is over."""
+"""Variable with the path of a file for the status of a step, on a disk that all nodes see. The job
+script sets it, and reads the file once the step is over."""
 
 
 def adopt_slurm_world(environ: MutableMapping[str, str]) -> bool:
@@ -59,16 +59,16 @@ def first_node(nodelist: str) -> str:
 
 
 def step_status(status: int, environ: Mapping[str, str]) -> int:
-    """The status that this process is to end with as a task of a step; the script's file gets the true one.
+    """The status to end with as a task of a step; the file of the job's script gets the true one.
 
-    `srun --kill-on-bad-exit=1` ends all tasks as soon as one ends with anything but 0, and gives the
-    highest status, which then is that of a task that it killed: 143. So a rank that stopped as it was
-    asked to ends with 0, and leaves its neighbours the time to do the same; and of a mistake in the
-    input, for which a rank takes the others down, the script learns from the file.
+    `srun --kill-on-bad-exit=1` ends all tasks as soon as one ends with anything but 0, and gives
+    the highest status, which then is that of a task that it killed: 143. So a rank that stopped as
+    it was asked to ends with 0, and leaves its neighbours the time to do the same; and of a mistake
+    in the input, for which a rank takes the others down, the script learns from the file.
 
     Args:
         status: of the verb.
-        environ: has `STATUS_FILE` in a step whose script reads it; without it nothing is changed.
+        environ: has `STATUS_FILE` in a step whose script reads it; nothing is done without.
     """
     if STATUS_FILE not in environ or status not in (EXIT_REQUEUE, EXIT_USER_ERROR):
         return status

@@ -79,12 +79,16 @@ class SlurmCluster:
         Raises:
             AssertionError: it failed.
         """
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = self.told(*command)
         if done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout
+
+    def told(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """One of Slurm's commands, and what it says, also when it fails."""
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
 
     def sbatch(self, *arguments: str) -> int:
         """Submit a job; returns its number."""
@@ -94,6 +98,20 @@ class SlurmCluster:
         """What `scontrol show job` tells: JobState, ExitCode, Restarts, ..."""
         fields = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
+
+    def jobs_since(self, number: int) -> list[int]:
+        """Numbers of the jobs that were submitted after a job, while Slurm remembers them."""
+        lines = self.run("scontrol", "--oneliner", "show", "jobs").splitlines()
+        found = sorted(int(line.split()[0].removeprefix("JobId=")) for line in lines if line)
+        return [job for job in found if job > number]
+
+    def wait_until_empty(self) -> None:
+        """Wait until no job is left that could use a node.
+
+        Raises:
+            RuntimeError: some do not end.
+        """
+        _wait_for(lambda: not self.run("squeue", "--noheader").strip(), self.directory)
 
     def finish(self, number: int, seconds: float) -> dict[str, str]:
         """Wait until a job has ended for good.
@@ -252,12 +270,14 @@ def slurm_cluster(
         finally:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 cluster.run("scancel", "--user=root")
-                _wait_for(lambda: not cluster.run("squeue", "--noheader").strip(), directory)
+                cluster.wait_until_empty()
 
 
 def _idle(cluster: SlurmCluster) -> int:
     try:
-        states = cluster.run("sinfo", "--noheader", "--Node", "--partition=all", "--format=%T").split()
+        states = cluster.run(
+            "sinfo", "--noheader", "--Node", "--partition=all", "--format=%T"
+        ).split()
     except AssertionError:  # the controller is not up yet
         return 0
     return states.count("idle")
