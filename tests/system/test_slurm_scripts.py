@@ -250,7 +250,9 @@ def _recording(place: Place, name: str, then: str) -> str:
     folder = place.path / "bin"
     folder.mkdir(exist_ok=True)
     program = folder / name
-    program.write_text(f'#!/bin/bash\necho "${{*//$\'\\n\'/ }}" >>{place.path}/{name}.calls\n{then}\n')
+    program.write_text(
+        f"#!/bin/bash\necho \"${{*//$'\\n'/ }}\" >>{place.path}/{name}.calls\n{then}\n"
+    )
     program.chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
 
