@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import pytest
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.platform.cuda import device_index
+from tests.support.printed import all_blocks
 from tests.support.ranks import ROOT
 
 from .slurm_cluster import SlurmCluster, slurm_cluster
@@ -32,6 +34,8 @@ TRAINING = [name for name in SCRIPTS if "_" in name]
 SECONDS = 150.0
 """A job here takes some; the machine may be busy."""
 NODES, GPUS = 8, 8
+PRINTED = {name: block for name, block in all_blocks().items() if "sbatch " in block}
+"""Blocks of README.md and docs/operator.md that submit something."""
 SECRET = "0123456789abcdef"
 
 
@@ -115,6 +119,22 @@ def test_a_cluster_that_is_too_small_does_not(slurm: SlurmCluster) -> None:
     script = str(ROOT / "slurm" / "gdpo_llama3_70b.sub")
     for flags in (("--nodes=9",), ("--gpus-per-node=9",)):
         assert slurm.told("sbatch", "--test-only", *flags, script).returncode != 0, flags
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_cluster_takes_what_the_pages_print(
+    slurm: SlurmCluster, tmp_path: Path, name: str
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(f'#!/bin/bash\nexec {shutil.which("sbatch")} --test-only "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", PRINTED[name]],
+        env=slurm.environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("to start at") == PRINTED[name].count("sbatch ")
 
 
 @pytest.mark.parametrize("script", TRAINING)
@@ -274,10 +294,9 @@ def test_apptainer_runs_every_step(place: Place) -> None:
 
 def test_pyxis_runs_every_step(place: Place) -> None:
     """Stock Slurm does not know its flags: they are taken off before the real srun."""
-    real = subprocess.run(["which", "srun"], capture_output=True, text=True, check=True)
     strip = (
         'for a in "$@"; do [[ "$a" == --container-* ]] || rest+=("$a"); done; '
-        f'exec {real.stdout.strip()} "${{rest[@]}}"'
+        f'exec {shutil.which("srun")} "${{rest[@]}}"'
     )
     path = _recording(place, "srun", strip)
     job = place.submit(
