@@ -34,7 +34,7 @@ SCRIPT = ROOT / "slurm" / "gdpo_llama3_8b.sub"
 SECONDS = 540.0
 """A job here takes one to two minutes, on two cores that are busy several times as much."""
 STEPS, EVERY = 24, 6
-PAIRS = 64
+PAIRS = 200
 GIVEN_UP = 60.0
 """A killed rank may hold the others no longer than this."""
 
@@ -213,8 +213,9 @@ def test_two_requeues_in_a_row(
 ) -> None:
     """The time limit comes before the first step, and the loss of the nodes in the middle."""
     job = submit()
-    # The pairs are tokenised: the reference is next. As five minutes before the end of its time.
-    job.wait_until((job.output / "data" / "validation" / "manifest.json").exists)
+    # The reference is being computed. As five minutes before the end of its time.
+    job.wait_until((job.output / "reference").exists)
+    time.sleep(0.5)  # on every rank
     slurm.run("scancel", "--batch", "--signal=USR1", str(job.number))
     job.restarted(1)
     assert "ended with 75" in job.log
