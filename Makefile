@@ -24,7 +24,7 @@ help: ## show this list
 python: ## print the path of the training environment's Python, making it when it is missing
 	@$(PYTHON) tools/environment.py training
 
-python-training-gpu: ## the same with CUDA and Transformer Engine, which is compiled (7 GB, 10 to 40 minutes)
+python-training-gpu: ## the same with CUDA and Transformer Engine, which is compiled (7 GB)
 	@$(PYTHON) tools/environment.py training-gpu
 
 python-training-ngc: ## the same inside NVIDIA's PyTorch image, whose torch, Transformer Engine and Apex stay

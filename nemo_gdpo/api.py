@@ -25,7 +25,7 @@ from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.config.generation import GenerateConfig
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.errors import EXIT_DONE, RunError
-from nemo_gdpo.verbs.start import Task, check, run_ranks
+from nemo_gdpo.verbs.start import Task, check_together, run_ranks
 
 if TYPE_CHECKING:
     from nemo_gdpo.evaluation.results import Results
@@ -81,7 +81,7 @@ def compute_reference(config: RunConfig) -> bool:
 
 
 def _run(task: Task, config: RunConfig) -> bool:
-    checked, joined = check(plain_data(config))
+    checked, joined = check_together(lambda: plain_data(config))
     if joined:
         from nemo_gdpo.verbs.rank import TASKS
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, RunError, Stopped, UserError
+from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, LoneError, RunError, Stopped, UserError
 from nemo_gdpo.launch.failures import report
 from nemo_gdpo.launch.slurm import step_status
 from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS, Verb
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_reported(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
-    except UserError as error:
-        return report(error, rank=0 if _is_main_rank() else 1)
-    except (RunError, Stopped) as error:
+    except (UserError, RunError) as error:
+        return report(error, rank=0 if _speaks(error) else 1)
+    except Stopped as error:
         return report(error)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
@@ -59,6 +59,12 @@ def _run_reported(arguments: list[str]) -> int:
         # The reader (head, less) left. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+
+
+def _speaks(error: UserError | RunError) -> bool:
+    """Whether this rank tells: rank 0 of what all found alike, any rank of what is its own."""
+    is_own = isinstance(error, LoneError) or (isinstance(error, RunError) and not error.agreed)
+    return is_own or _is_main_rank()
 
 
 def _is_main_rank() -> bool:

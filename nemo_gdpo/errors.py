@@ -19,6 +19,12 @@ class UserError(ValueError):
     """
 
     status: ClassVar[int] = EXIT_USER_ERROR
+    agreed: bool = False
+    """Whether every rank of a run raises it alike, so that one of them speaks for all."""
+
+
+class LoneError(UserError):
+    """One of several ranks refuses the run, and the others did not hear it."""
 
 
 class RunError(RuntimeError):
@@ -28,6 +34,8 @@ class RunError(RuntimeError):
     """
 
     status: ClassVar[int] = EXIT_FAILED
+    agreed: bool = False
+    """Whether every rank of a run raises it alike, so that one of them speaks for all."""
 
 
 class Stopped(BaseException):

@@ -5,6 +5,7 @@ converted models go to a cache of the session, not to the user's, and tests are 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from xdist.scheduler import LoadScopeScheduling
 from nemo_gdpo.platform import current_platform
 
 TESTS = Path(__file__).parent
-SLOW_ROOMS = ("families", "parallel", "system", "traces")
+SLOW_ROOMS = ("families", "gpu_path", "parallel", "system", "traces")
 """Folders whose tests start ranks, command lines, engines, a browser or Slurm."""
-RANK_ROOMS = ("families", "parallel", "traces")
+RANK_ROOMS = ("families", "gpu_path", "parallel", "traces")
 """Folders whose tests start several ranks."""
+
+WORLD_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""By which a process knows that it is one of several ranks."""
 
 current_platform()
 # How long an example takes says how busy the machine is, and nothing else.
@@ -30,6 +34,19 @@ settings.load_profile("unhurried")
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["NEMO_GDPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_rank() -> Iterator[None]:
+    """A test that leaves this process one of several ranks would break whichever comes after."""
+    before = {name: os.environ.get(name) for name in WORLD_VARIABLES}
+    yield
+    after = {name: os.environ.get(name) for name in WORLD_VARIABLES}
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    assert after == before
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

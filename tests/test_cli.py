@@ -205,7 +205,7 @@ def test_validate_names_every_problem(capsys: pytest.CaptureFixture[str]) -> Non
 def test_validate_for_another_machine(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "experiment=gdpo_llama3_8b",
-        "precision=fp8_delayed",
+        "precision=fp8_tensorwise",
         "model.restore_from_path=/there",
         "data.train_path=/there/train.parquet",
         "data.validation_path=/there/test.parquet",

@@ -14,6 +14,7 @@ from tests.conftest import RANK_ROOMS, SLOW_ROOMS, TESTS, pytest_itemcollected, 
     [
         ("tests/parallel/test_queries.py", "parallel"),
         ("tests/families/test_round_trip.py", "parallel"),
+        ("tests/gpu_path/test_training.py", "parallel"),
         ("tests/system/test_ray.py", "parallel"),
         ("tests/logprobs/test_vocab_parallel.py", "parallel"),
         ("tests/system/test_objectives.py", "tests/system/test_objectives.py"),

@@ -113,6 +113,9 @@ def _override_problem(
             return f"{key}: takes one choice, not a list; the choices are {', '.join(groups[key])}"
         chosen = value if isinstance(value, str) else None
         if chosen is not None and chosen not in groups[key]:
+            refusal = root.refusal(key, chosen)
+            if refusal is not None:
+                return str(refusal)
             return (
                 f"{key}={chosen}: unknown choice{hint(chosen, groups[key])}; the choices "
                 f"are {', '.join(groups[key])}"

@@ -18,6 +18,8 @@ _MEGATRON_NAMES = {
     "num_layers": "num_hidden_layers",
     "num_query_groups": "num_key_value_heads",
     "ffn_hidden_size": "intermediate_size",
+    "kv_channels": "head_dim",
+    "rotary_scaling": "rope_scaling",
 }
 """Fields of a Megatron checkpoint's model_config.json -> config.json of Hugging Face."""
 

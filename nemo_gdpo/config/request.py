@@ -30,9 +30,12 @@ class Request:
         """The configuration before types and ranges are checked.
 
         Raises:
-            UserError: see `nemo_gdpo.config.composition.compose`.
+            UserError: there is no such file; or see `nemo_gdpo.config.composition.compose`.
         """
-        return compose(self.overrides, root, file=self.config_file)
+        file = self.config_file
+        if file is not None and not file.is_file():
+            raise UserError(f"--config {file}: file not found; give a run's config.yaml")
+        return compose(self.overrides, root, file=file)
 
     def parse(self, root: Root[S]) -> S:
         """The typed configuration.
@@ -91,7 +94,4 @@ def _config_file(rest: Iterator[str]) -> Path:
     named = next(rest, None)
     if named is None or named.startswith("-"):
         raise UserError("--config: names no file; write --config FILE")
-    path = Path(named)
-    if not path.is_file():
-        raise UserError(f"--config {path}: file not found; give a run's config.yaml")
-    return path
+    return Path(named)

@@ -31,6 +31,13 @@ class Root(Generic[S]):
     """Group of presets (a folder of conf/) -> the preset that is chosen where none is given."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Name that other programs have for a thing -> its key here, or what to do instead."""
+    refused: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """(key, value) that other programs have and this one refuses -> the reason, and the remedy."""
+
+    def refusal(self, key: str, value: str) -> Problem | None:
+        """The problem of a value that is known and refused, or None."""
+        told = self.refused.get((key, value))
+        return None if told is None else Problem(key, f"{value} {told[0]}", told[1])
 
     def keys(self, chosen: str | None = None) -> frozenset[str]:
         """Every dotted leaf key, with the fields of one chosen section, or of all for None."""
@@ -105,6 +112,9 @@ class Root(Generic[S]):
             )
         given = error["input"]
         shown = "null" if given is None else repr(given)
+        refusal = self.refusal(key, str(given))
+        if refusal is not None:
+            return refusal
         if kind == "literal_error":
             expected = context["expected"].replace("'", "")
             names = [name.strip() for name in expected.replace(" or ", ", ").split(",")]

@@ -11,10 +11,10 @@ from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
 from nemo_gdpo.config.root import Root
-from nemo_gdpo.config.suggest import ALIASES
+from nemo_gdpo.config.suggest import ALIASES, REFUSED
 from nemo_gdpo.config.training import LoggerConfig, OptimConfig, TrainerConfig
 
-Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
+Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
 
 
 def _output_dir(above: dict[str, Any]) -> str:
@@ -33,8 +33,7 @@ class RunConfig(Section):
     """Directory for metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
     precision: Precision = "fp32"
     """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
-    FP8 recipes keep all from the LM head on in bf16 or fp32, and all but fp8_delayed the first and
-    last layer as well."""
+    FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
     reference: Literal["cache", "resident"] = "cache"
     """Compute the reference's log-probabilities before training, or keep a second copy in memory.
     Both train the same."""
@@ -67,4 +66,5 @@ TRAIN = Root(
         "experiment": None,
     },
     aliases=ALIASES,
+    refused=REFUSED,
 )

@@ -111,6 +111,18 @@ ALIASES: dict[str, str] = {
     "epochs": "trainer.max_epochs",
     "lr": "optim.lr",
 }
+
+REFUSED: dict[tuple[str, str], tuple[str, str]] = {
+    ("precision", "fp8_delayed"): (
+        # Transformer Engine's FP8GlobalStateManager renews them where gradients are enabled only:
+        # a reference that is computed before training has the scale 1 throughout, and after any
+        # calibration still another scale than each training step.
+        "takes its scales from past passes, so that policy and reference are quantised by "
+        "different ones and their log-ratios are off from the first step on",
+        "use precision=fp8_tensorwise, whose scales are those of the present tensor",
+    ),
+}
+"""(key, value) that is refused -> the reason, which follows the value, and the remedy."""
 """Name elsewhere -> key here, or what to do instead."""
 
 GENERATION_ALIASES: dict[str, str] = {

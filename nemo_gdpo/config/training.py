@@ -68,6 +68,9 @@ class TrainerConfig(Section):
     """Older checkpoints are removed."""
     check_initial_loss: bool = True
     """Stop at step 0 when the loss shows that policy and reference are not one model."""
+    collective_timeout_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """Time in which all ranks have to start, and to come to a collective of the computation. What
+    rank 0 does alone is not limited."""
 
 
 class LoggerConfig(Section):

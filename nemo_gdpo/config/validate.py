@@ -26,6 +26,7 @@ from nemo_gdpo.config.checks_settings import (
     check_training,
     check_wandb_login,
 )
+from nemo_gdpo.config.checks_shapes import check_dynamic_rope, check_fp8_shapes
 from nemo_gdpo.config.model_files import KEY as MODEL_KEY
 from nemo_gdpo.config.model_files import model_file_problems, read_model_config
 from nemo_gdpo.config.problem import Problem
@@ -57,6 +58,9 @@ def problems(
     found += check_world(config, world)
     if model_config is not None:
         found += check_architecture(config, dict(model_config))
+        found += check_dynamic_rope(config, dict(model_config))
+        if world is None or config.precision in world.precisions:
+            found += check_fp8_shapes(config, dict(model_config))
     found += check_precision(config, world)
     found += check_layers(config, world)
     found += check_attention_backend(config, world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
@@ -11,9 +12,9 @@ KNOWN = (UserError, RunError, Stopped)
 """Classes of error that `report` takes."""
 
 
-def _say(text: str, rank: int) -> None:
-    where = "" if rank == 0 else f"rank {rank}: "
-    print(f"nemo-gdpo: {where}{text}", file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Print a line of this program's own on stderr."""
+    print(f"nemo-gdpo: {text}", file=sys.stderr, flush=True)
 
 
 def report(error: UserError | RunError | Stopped, *, rank: int = 0) -> int:
@@ -25,8 +26,30 @@ def report(error: UserError | RunError | Stopped, *, rank: int = 0) -> int:
     """
     text = str(error)
     if rank == 0 and text:
-        _say(text if isinstance(error, Stopped) else f"error: {text}", rank)
+        say(text if isinstance(error, Stopped) else f"error: {text}")
     return error.status
+
+
+def report_alone(error: BaseException, *, rank: int, disk_remedy: str) -> int:
+    """Print what ended one of several ranks, and no other knows of; returns the exit status.
+
+    A fault of the program leaves its traceback as well.
+
+    Args:
+        error: of this rank.
+        rank: of this process; it is named even if it is 0.
+        disk_remedy: see `guarded`.
+    """
+    status, told = EXIT_FAILED, str(error)
+    if isinstance(error, UserError | RunError):
+        status = error.status
+    elif isinstance(error, OSError):
+        told = f"{error}; {disk_remedy}"
+    else:
+        traceback.print_exception(error, file=sys.stderr)
+        told = f"{type(error).__name__}: {error}"
+    say(f"rank {rank}: error: {told}")
+    return status
 
 
 def guarded(task: Callable[[], int], *, rank: int = 0, disk_remedy: str | None = None) -> int:
@@ -46,5 +69,6 @@ def guarded(task: Callable[[], int], *, rank: int = 0, disk_remedy: str | None =
     except OSError as error:
         if disk_remedy is None:
             raise
-        _say(f"error: {error}; {disk_remedy}", rank)
+        where = "" if rank == 0 else f"rank {rank}: "
+        say(f"{where}error: {error}; {disk_remedy}")
         return EXIT_FAILED

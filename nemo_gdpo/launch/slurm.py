@@ -15,6 +15,9 @@ STATUS_FILE = "NEMO_GDPO_STATUS_FILE"
 """Variable with the path of a file for the status of a step, on a disk that all nodes see. The job
 script sets it, and reads the file once the step is over."""
 
+WORLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""torchrun's variables without which nobody can join."""
+
 
 def adopt_slurm_world(environ: MutableMapping[str, str]) -> bool:
     """Inside an srun step of several tasks, set torchrun's variables where they are missing.
@@ -56,6 +59,12 @@ def first_node(nodelist: str) -> str:
     if match is None:
         raise UserError(f"SLURM_STEP_NODELIST={nodelist} is not a node list; export MASTER_ADDR")
     return match.group(1) + (match.group(2) or "")
+
+
+def is_invited(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun's variables name a world of several ranks, and where they meet."""
+    named = all(environ.get(name) for name in WORLD)
+    return named and int(environ["WORLD_SIZE"]) > 1
 
 
 def step_status(status: int, environ: Mapping[str, str]) -> int:

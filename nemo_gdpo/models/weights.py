@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
-from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_gdpo.control import on_every_rank
+from nemo_gdpo.control.failure import Wrap, describe
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 
 
@@ -36,6 +39,8 @@ OPTIMIZER_METADATA = {
 }
 """For the optimizer's state; not in the checkpoint, which does not depend on it."""
 DIST = "dist"
+READING = "reading the weights"
+"""Stage, as errors name it."""
 
 
 def sharded_weights(model: HasChunks) -> dict[str, Any]:
@@ -66,9 +71,14 @@ def load_weights(model: HasChunks, checkpoint: Path) -> None:
     """Load the policy's weights from a training checkpoint or a converted model. Collective.
 
     Raises:
-        UserError: the checkpoint is damaged, or could run code.
+        UserError: on every rank, when the checkpoint is damaged, or could run code.
+        RunError: it could not be read.
     """
-    check_dist_checkpoint(checkpoint / DIST)
+    on_every_rank(READING, lambda: check_dist_checkpoint(checkpoint / DIST))
+    on_every_rank(READING, lambda: _load(model, checkpoint))
+
+
+def _load(model: HasChunks, checkpoint: Path) -> None:
     sharded = {
         # Transformer Engine's scaling state begins afresh with new weights.
         name: {key: value for key, value in part.items() if not key.endswith("_extra_state")}
@@ -78,18 +88,58 @@ def load_weights(model: HasChunks, checkpoint: Path) -> None:
     fill_weights(model, loaded["model"])
 
 
-def save_weights(model: HasChunks, checkpoint: Path) -> None:
+def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap | None = None) -> None:
     """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective.
 
-    Raises:
-        OSError: the disk is full or read-only; or RuntimeError, which is how torch reports that.
+    Args:
+        model: of this rank.
+        checkpoint: to write to.
+        wrap: see `on_every_rank`.
     """
-    try:
-        dist_checkpointing.save(
-            {"model": sharded_weights(model)},
-            str(checkpoint / DIST),
+    save_sharded(lambda: {"model": sharded_weights(model)}, checkpoint / DIST, wrap)
+
+
+def save_sharded(
+    state: Callable[[], dict[str, Any]],
+    directory: Path,
+    wrap: Wrap | None,
+    reason: Callable[[BaseException], str] = describe,
+) -> None:
+    """`dist_checkpointing.save` in stages. Collective.
+
+    Megatron's own makes all ranks wait at a barrier of the computation until the slowest disk has
+    written; here they wait in the control group.
+
+    Args:
+        state: makes the sharded state of this rank; may be collective.
+        directory: to write to; exists.
+        wrap: see `on_every_rank`.
+        reason: see `on_every_rank`.
+    """
+    together = partial(on_every_rank, wrap=wrap, reason=reason)
+    sharded = together("gathering the state", state)
+    request = together(
+        "planning the checkpoint",
+        lambda: dist_checkpointing.save(
+            sharded,
+            str(directory),
             content_metadata=dict(SHARDING_METADATA),
-        )
-    except CheckpointException as error:  # torch's collective writer; it is not an Exception
-        causes = [str(cause).splitlines() for cause, _ in error.failures.values()]
-        raise RuntimeError(next((lines[0] for lines in causes if lines), "no reason")) from error
+            async_sharded_save=True,
+            async_strategy="mcore",
+        ),
+    )
+    together("writing the tensors", lambda: _write_own_part(request))
+    for finish in request.finalize_fns:
+        together("finishing the checkpoint", finish)
+
+
+def _write_own_part(request: Any) -> None:
+    """What this rank writes; as `AsyncRequest.execute_sync` does it, without its barrier.
+
+    What fails is kept for `finalize_fns`, in which the ranks tell each other.
+    """
+    arguments = list(request.async_fn_args)
+    if request.preload_fn is not None:
+        arguments[1] = request.preload_fn()  # the tensors, copied to the host
+    if request.async_fn is not None:
+        request.async_fn(*arguments, **request.async_fn_kwargs)

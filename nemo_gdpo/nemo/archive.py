@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 from nemo.core.classes.common import ALLOWED_TARGET_PREFIXES
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.formats.card import write_card
 from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
@@ -29,8 +29,8 @@ from nemo_gdpo.conversion.formats.nemo_archive import CONFIG_YAML, pack
 from nemo_gdpo.conversion.model_config import padded_vocab_size
 from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.errors import RunError, UserError
+from nemo_gdpo.io.late import wait_for_files
 from nemo_gdpo.io.staged import StagedDirectory, stage
-from nemo_gdpo.models.agree import on_every_rank
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import DIST, load_weights, save_weights
@@ -39,7 +39,6 @@ from nemo_gdpo.objectives import build_objective
 if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
-T = TypeVar("T")
 OUR_TARGETS = "nemo_gdpo."
 
 
@@ -67,16 +66,26 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
             raise UserError(
                 "the model was not loaded from a checkpoint with hf_assets; load it first"
             )
-        main, target = dist.get_rank() == 0, Path(save_path).absolute()
+        target = Path(save_path).absolute()
+        wrap = partial(_write_error, target)
         staged: StagedDirectory | None = None
+
+        def start() -> Path:
+            nonlocal staged
+            staged = _stage(target)
+            return staged.path
+
         try:
-            staged = _together(lambda: _stage(target) if main else None, target)
-            shared = [None if staged is None else staged.path]
-            dist.broadcast_object_list(shared, src=0)
-            directory = shared[0]
-            assert directory is not None
-            _together(lambda: save_weights(model.core, directory), target)
-            _together(lambda: _pack(model, directory, target) if main else None, target)
+            directory = from_main_rank("starting the archive", start, wrap=wrap)
+            on_every_rank(
+                "starting the archive",
+                lambda: wait_for_files(directory / DIST, {}, "save to a shared directory"),
+                wrap=wrap,
+            )
+            save_weights(model.core, directory, wrap)
+            from_main_rank(
+                "packing the archive", lambda: _pack(model, directory, target), wrap=wrap
+            )
         finally:
             if staged is not None:
                 staged.discard()
@@ -115,27 +124,32 @@ class PreferenceSaveRestoreConnector(SaveRestoreConnector):  # type: ignore[misc
             )
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(scratch)
-            extract(Path(restore_path), directory)
-            cfg = _run_config(directory, Path(restore_path), override_config_path)
+            cfg = on_every_rank(
+                "opening the archive",
+                lambda: _open(Path(restore_path), directory, override_config_path),
+            )
             if return_config:
                 return cfg
             if not parallel_state.model_parallel_is_initialized():
                 raise RuntimeError("build a mesh first: nemo_gdpo.training.mesh.build_mesh")
-            model = _build(calling_cls, cfg, directory, trainer)
+            model = on_every_rank(
+                "building the model", lambda: _build(calling_cls, cfg, directory, trainer)
+            )
             load_weights(model.core, directory)
-            dist.barrier()
         return model
 
 
-def _together(action: Callable[[], T], target: Path) -> T:
-    """Run a stage of writing on every rank; raise everywhere if it failed anywhere."""
-    try:
-        return on_every_rank(action)
-    except (UserError, RuntimeError) as error:
-        raise ArchiveError(
-            f"{target} could not be written ({error}); what was there before is untouched: free "
-            "space or fix the permissions, then start again"
-        ) from error
+def _write_error(target: Path, told: str) -> ArchiveError:
+    return ArchiveError(
+        f"{target} could not be written ({told}); what was there before is untouched: free space "
+        "or fix the permissions, then start again"
+    )
+
+
+def _open(archive: Path, directory: Path, override: DictConfig | str | None) -> DictConfig:
+    """Unpack an archive; returns the run's configuration."""
+    extract(archive, directory)
+    return _run_config(directory, archive, override)
 
 
 def _stage(target: Path) -> StagedDirectory:

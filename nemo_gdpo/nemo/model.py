@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import ForwardStep, PreferenceModel
 from nemo_gdpo.nemo.archive import PreferenceSaveRestoreConnector, allow_our_targets
@@ -31,11 +32,14 @@ class MegatronGPTPreferenceModel(ModelPT):  # type: ignore[misc]
             trainer: a Lightning trainer; nothing here needs one.
 
         Raises:
-            ValueError: the class does not train the configured objective.
+            UserError: the class does not train the configured objective.
         """
         name = config.objective.name
         if self.objective_names and name not in self.objective_names:
-            raise ValueError(f"{type(self).__name__} does not train objective {name}")
+            raise UserError(
+                f"{type(self).__name__} does not train objective {name}; take "
+                "nemo_gdpo.nemo.classes.model_class(objective)"
+            )
         archived = {"run": {**plain_data(config), "end_token_id": core.end_token_id}}
         super().__init__(OmegaConf.create(archived), trainer=trainer)
         self._save_restore_connector = PreferenceSaveRestoreConnector()

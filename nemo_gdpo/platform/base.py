@@ -11,7 +11,6 @@ import torch
 from nemo_gdpo.config.problem import Problem
 
 FP8_RECIPES = {
-    "fp8_delayed": "delayed",
     "fp8_tensorwise": "tensorwise",
     "fp8_blockwise": "blockwise",
     "fp8_mxfp8": "mxfp8",

@@ -174,10 +174,7 @@ class CpuPlatform:
             "gradient_accumulation_fusion": False,
             "bias_activation_fusion": False,
             "bias_dropout_fusion": False,
-            "masked_softmax_fusion": False,
             "apply_rope_fusion": False,
-            "persist_layer_norm": False,
-            "attention_softmax_in_fp32": True,
             # With the batched point-to-point calls, gloo pairs the wrong messages at PP=2 under a
             # virtual pipeline, and the result is silently wrong; the plain schedule has no overlap.
             "overlap_p2p_comm": interleaved,

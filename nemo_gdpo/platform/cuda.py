@@ -52,18 +52,10 @@ def _fp8(precision: str) -> dict[str, Any]:
     # E4M3 forward and E5M2 gradients; blockwise and mxfp8 use E4M3 throughout, as their finer
     # scales make up for the smaller range.
     fine = precision in {"fp8_blockwise", "fp8_mxfp8"}
-    fields: dict[str, Any] = {
+    return {
         "fp8": "e4m3" if fine else "hybrid",
         "fp8_recipe": FP8_RECIPES[precision],
-    }
-    if precision == "fp8_delayed":
-        # megatron-core's default is the last amax alone, so that one pass over unusually small
-        # values makes the next one saturate. These are Transformer Engine's own defaults
-        # (`DelayedScaling` in transformer_engine/common/recipe, 2.12) and those of Megatron-Bridge
-        # (`bf16_with_fp8_delayed_scaling_mixed`). First and last layer cannot be left in bf16.
-        return fields | {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
-    # FP8 fine-tuning is known to miss bf16's loss unless the ends stay in bf16.
-    return fields | {
+        # FP8 fine-tuning is known to miss bf16's loss unless the ends stay in bf16.
         "first_last_layers_bf16": True,
         "num_layers_at_start_in_bf16": 1,
         "num_layers_at_end_in_bf16": 1,
@@ -111,10 +103,7 @@ class CudaPlatform:
             ),
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
-            "masked_softmax_fusion": False,
             "apply_rope_fusion": te,
-            "persist_layer_norm": te,
-            "attention_softmax_in_fp32": True,
             "overlap_p2p_comm": interleaved,
             "batch_p2p_comm": not interleaved,
         }

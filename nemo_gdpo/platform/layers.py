@@ -64,8 +64,7 @@ def recompute_modules(layers: str, backend: str, *, softcap: bool) -> list[str]:
     most memory is the MLP: its two inner activations are `3 * ffn_hidden_size` numbers a token,
     more than all else in a layer. `layernorm` would do nothing, since Transformer Engine's norms
     are parts of its linear layers (megatron/core/transformer/transformer_layer.py of 0.19.2 leaves
-    an `IdentityOp` alone), `moe_act` is for experts only, and both are refused with delayed
-    scaling.
+    an `IdentityOp` alone), and `moe_act` is for experts only.
 
     Args:
         layers: `"transformer_engine"` or `"local"`.

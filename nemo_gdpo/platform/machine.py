@@ -118,7 +118,6 @@ def _fp8_support() -> dict[str, Support]:
             check_mxfp8_support,
         )
     checks: dict[str, Callable[[], tuple[bool, str]]] = {
-        "fp8_delayed": check_fp8_support,
         "fp8_tensorwise": check_fp8_support,
         "fp8_blockwise": check_fp8_block_scaling_support,
         "fp8_mxfp8": check_mxfp8_support,

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_gdpo.config.shapes import length_multiple
 from nemo_gdpo.data.collate import pack_batch, pad_batch
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training.reference_store import ReferenceStore
-
-
-def length_multiple(layout: ParallelLayout) -> int:
-    """Row lengths must be a multiple of this, for the layout to cut a row evenly, in tokens."""
-    # Context parallelism gives each rank 2 of 2 * CP chunks; sequence parallelism cuts its part.
-    sequence = layout.tensor if layout.sequence_parallel else 1
-    context = 2 * layout.context if layout.context > 1 else 1
-    return math.lcm(sequence * max(1, layout.context), context * sequence, 8)
 
 
 @dataclass(frozen=True)
@@ -35,6 +28,7 @@ class BatchBuilder:
     pairs: Sequence[TokenizedPair]
     pad_token_id: int
     layout: ParallelLayout
+    precision: str
     micro_batch_size: int
     packing: bool
     data_rank: int
@@ -52,7 +46,13 @@ class BatchBuilder:
             fold(length for index in group for length in self._row_tokens(self.pairs[index]))
             for group in groups
         )
-        multiple = length_multiple(self.layout)
+        multiple = length_multiple(
+            tensor=self.layout.tensor,
+            context=self.layout.context,
+            sequence_parallel=self.layout.sequence_parallel,
+            precision=self.precision,
+            rows=1 if self.packing else 2 * self.micro_batch_size,
+        )
         return math.ceil(longest / multiple) * multiple
 
     def token_slots(self, indices: Sequence[int]) -> int:

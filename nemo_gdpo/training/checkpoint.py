@@ -16,31 +16,40 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
+from nemo_gdpo.control.failure import describe
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.io.files import write_file
-from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest
+from nemo_gdpo.io.late import wait_for_files
+from nemo_gdpo.io.manifest import describe as describe_files
+from nemo_gdpo.io.manifest import list_files, why_invalid, write_manifest
 from nemo_gdpo.io.staged import StagedDirectory, stage
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import (
+    DIST,
     OPTIMIZER_METADATA,
-    SHARDING_METADATA,
     fill_weights,
+    save_sharded,
     sharded_weights,
 )
 from nemo_gdpo.training.mesh import Mesh
 
+T = TypeVar("T")
 LATEST = "latest"
+RNG = "rng"
+READING = "reading the checkpoint"
+"""Stage, as errors name it."""
+SHARE = "set output_dir to a directory that all nodes share"
 
 
 class CheckpointError(RunError):
@@ -142,15 +151,8 @@ def _what_failed(error: BaseException, root: Path) -> str:
     """One line. Writers in separate processes report only that an OSError came."""
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"
-    causes = (
-        [str(cause) for cause, _ in error.failures.values()]
-        if isinstance(error, CheckpointException)
-        else [str(error)]
-    )
-    lines = [line for cause in causes for line in cause.splitlines() if line.strip()]
     free = shutil.disk_usage(root if root.exists() else root.parent).free
-    told = lines[0] if lines else "no reason given"
-    return f"{type(error).__name__}: {told}; {free / 2**20:.1f} MiB are free"
+    return f"{describe(error)}; {free / 2**20:.1f} MiB are free"
 
 
 class Checkpointer:
@@ -194,13 +196,18 @@ class Checkpointer:
         """
         final = step_directory(self.root, step)
         try:
-            self._all_or_none(lambda: self._prepare(final, trainer_state), "start")
-            temporary = self._shared_path()
-            self._all_or_none(lambda: self._write_dist(temporary), "write")
-            self._all_or_none(lambda: self._write_rng(temporary), "write")
+            temporary = self._on_main("start", lambda: self._prepare(final, trainer_state))
+            self._on_every("start", lambda: self._wait_for(temporary))
+            save_sharded(
+                lambda: self._sharded_state(is_loading=False),
+                temporary / DIST,
+                partial(self._error, "write"),
+                self._reason,
+            )
+            self._on_every("write", lambda: self._write_rng(temporary))
             described = self._describe(temporary)
-            self._all_or_none(lambda: self._publish(final, described), "finish")
-        except CheckpointError:
+            self._on_main("finish", lambda: self._publish(final, described))
+        except BaseException:
             if self._staged is not None:  # a full disk should not stay full of half a checkpoint
                 self._staged.discard()
             raise
@@ -210,40 +217,34 @@ class Checkpointer:
             self._staged = None
         return final
 
-    def _all_or_none(self, action: Callable[[], None], what: str) -> None:
-        """Run `action` here; raise everywhere if it failed anywhere, before anyone continues."""
-        reason = ""
-        try:
-            action()
-        except (Exception, CheckpointException) as error:  # noqa: BLE001 - writers raise anything
-            # torch.save on a full disk raises RuntimeError, safetensors its own subclass, and
-            # torch's collective writer something that is not an Exception.
-            reason = f"rank {self._mesh.rank}: {_what_failed(error, self.root)}"
-        reasons: list[str] = [""] * self._mesh.world_size
-        dist.all_gather_object(reasons, reason)
-        failed = [r for r in reasons if r]
-        if failed:
-            raise CheckpointError(
-                f"could not {what} a checkpoint in {self.root} ({failed[0]}); the previous "
-                "checkpoint is untouched; free space or fix the permissions, then start again"
-            )
+    def _error(self, what: str, told: str) -> CheckpointError:
+        return CheckpointError(
+            f"could not {what} a checkpoint in {self.root} ({told}); the previous checkpoint is "
+            "untouched; free space or fix the permissions, then start again"
+        )
 
-    def _prepare(self, final: Path, trainer_state: dict[str, Any]) -> None:
-        if not self._mesh.is_main:
-            return
+    def _reason(self, error: BaseException) -> str:
+        return _what_failed(error, self.root)
+
+    def _on_every(self, what: str, action: Callable[[], T]) -> T:
+        return on_every_rank(
+            f"{what} a checkpoint", action, wrap=partial(self._error, what), reason=self._reason
+        )
+
+    def _on_main(self, what: str, action: Callable[[], T]) -> T:
+        return from_main_rank(
+            f"{what} a checkpoint", action, wrap=partial(self._error, what), reason=self._reason
+        )
+
+    def _prepare(self, final: Path, trainer_state: dict[str, Any]) -> Path:
+        """The directory that all ranks write into."""
         self._staged = stage(final, also="step_*")
         temporary = self._staged.path
-        (temporary / "dist").mkdir()
-        (temporary / "rng").mkdir()
+        for name in (DIST, RNG):
+            (temporary / name).mkdir()
         self._write_assets(temporary)
         (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
-
-    def _shared_path(self) -> Path:
-        """Directory that all ranks write into: the main rank's staged one."""
-        path = [None if self._staged is None else self._staged.path]
-        dist.broadcast_object_list(path, src=0)
-        assert path[0] is not None
-        return path[0]
+        return temporary
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         model_state = sharded_weights(self._model)
@@ -255,29 +256,40 @@ class Checkpointer:
             del optimizer_state["param_state"]
         return {"model": model_state, "optimizer": optimizer_state}
 
-    def _write_dist(self, temporary: Path) -> None:
-        dist_checkpointing.save(
-            self._sharded_state(is_loading=False),
-            str(temporary / "dist"),
-            content_metadata=dict(SHARDING_METADATA),
-        )
+    @staticmethod
+    def _wait_for(temporary: Path) -> None:
+        for name in (DIST, RNG):
+            wait_for_files(temporary / name, {}, SHARE)
 
     def _write_rng(self, temporary: Path) -> None:
         state = {k: v.clone() for k, v in self._model.platform.rng_state().items()}
-        save_file(state, temporary / "rng" / f"rank_{self._mesh.rank:05d}.safetensors")
+        save_file(state, temporary / RNG / f"rank_{self._mesh.rank:05d}.safetensors")
 
     def _describe(self, temporary: Path) -> dict[str, dict[str, object]]:
-        """Hash all files, shared out over the ranks."""
-        dist.barrier()
-        names = list_files(temporary)
-        mine = describe(temporary, names[self._mesh.rank :: self._mesh.world_size])
-        parts: list[Any] = [None] * self._mesh.world_size
-        dist.all_gather_object(parts, mine)
+        """Hash all files, shared out over the ranks.
+
+        A network file system may show a rank late what others wrote, but not what it wrote itself:
+        the list is what all of them see together, and each waits for the files of its share.
+        """
+        rank, size = self._mesh.rank, self._mesh.world_size
+        seen = self._on_every(
+            "finish", lambda: {n: (temporary / n).stat().st_size for n in list_files(temporary)}
+        )
+        sizes: dict[str, int] = {}
+        for part in gathered(seen):
+            for name, found in part.items():
+                sizes[name] = max(found, sizes.get(name, 0))  # the writer's own is the greatest
+        mine = {name: sizes[name] for name in sorted(sizes)[rank::size]}
+
+        def hash_mine() -> dict[str, dict[str, object]]:
+            wait_for_files(temporary, mine if rank else sizes, SHARE)
+            return describe_files(temporary, mine)
+
+        parts = gathered(self._on_every("finish", hash_mine))
         return {name: entry for part in parts for name, entry in part.items()}
 
     def _publish(self, final: Path, described: dict[str, dict[str, object]]) -> None:
-        if self._staged is None:
-            return
+        assert self._staged is not None
         write_manifest(self._staged.path, described)
         self._staged.publish(replace=True)
         write_file(self.root / LATEST, final.name + "\n")
@@ -295,16 +307,23 @@ class Checkpointer:
         Generator states are restored when the world has the same size; a resharded run draws from
         its seed again (training itself draws nothing: there is no dropout).
         """
-        check_dist_checkpoint(checkpoint / "dist")
+        on_every_rank(READING, lambda: check_dist_checkpoint(checkpoint / DIST))
+        on_every_rank(READING, lambda: self._load_sharded(checkpoint))
+        return on_every_rank("reading the state", lambda: self._load_own(checkpoint))
+
+    def _load_sharded(self, checkpoint: Path) -> None:
         _prepare_torch_adam(self._optimizer)
         loaded = dist_checkpointing.load(
-            self._sharded_state(is_loading=True), str(checkpoint / "dist")
+            self._sharded_state(is_loading=True), str(checkpoint / DIST)
         )
         fill_weights(self._model, loaded["model"])
         self._optimizer.load_state_dict(loaded["optimizer"])
         _split_step_tensors(self._optimizer)
+
+    def _load_own(self, checkpoint: Path) -> dict[str, Any]:
+        """The trainer state; this rank's generators are restored."""
         state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
         if state["world_size"] == self._mesh.world_size:
-            path = checkpoint / "rng" / f"rank_{self._mesh.rank:05d}.safetensors"
+            path = checkpoint / RNG / f"rank_{self._mesh.rank:05d}.safetensors"
             self._model.platform.set_rng_state(load_file(path))
         return state

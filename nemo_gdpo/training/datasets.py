@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch.distributed as dist
-
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.from_config import SplitName, build_split
 from nemo_gdpo.data.prepared import load_prepared, save_prepared
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.training.model_source import ModelSource
 
 
@@ -60,26 +59,27 @@ def _describe(data: PreferenceDataset) -> str:
 
 
 def load_split(
-    config: RunConfig, name: SplitName, source: ModelSource, output_dir: Path, mesh: Mesh
+    config: RunConfig, name: SplitName, source: ModelSource, output_dir: Path
 ) -> PreferenceDataset | None:
     """The pairs of `train` or `validation`; None when no path is configured. Collective.
 
     Raises:
-        UserError: on every rank, when the main rank finds something wrong with the input.
+        UserError: on every rank, when the main rank finds something wrong with the input, or one
+            cannot read what it wrote.
     """
     if config.data.path_of(name) is None:
         return None
     prepared = output_dir / "data" / name
-    problem: list[str | None] = [None]
-    if mesh.is_main:
-        try:
-            data = _tokenise(config, name, source)
-            save_prepared(data, prepared)
-            print(f"{name}: {_describe(data)}", flush=True)
-        except UserError as error:
-            problem = [str(error)]
-    # All ranks learn of a bad file at once, instead of waiting for a rank that has left.
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise UserError(problem[0])
-    return load_prepared(prepared)
+
+    def tokenise() -> dict[str, int]:
+        data = _tokenise(config, name, source)
+        save_prepared(data, prepared)
+        print(f"{name}: {_describe(data)}", flush=True)
+        return sizes_of(prepared)
+
+    def load() -> PreferenceDataset:
+        wait_for_files(prepared, made, "set output_dir to a directory that all nodes share")
+        return load_prepared(prepared)
+
+    made = from_main_rank(f"tokenising {name}", tokenise)
+    return on_every_rank(f"reading the tokens of {name}", load)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
+from nemo_gdpo.control import gathered
+from nemo_gdpo.control.start import start_together
+from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.launch.ranks import free_port
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.platform import Platform
 
@@ -39,33 +42,52 @@ class Mesh:
 def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     """Initialise torch.distributed from torchrun's variables, or alone as a world of one.
 
+    Args:
+        platform: of this process.
+        timeout_minutes: for the other ranks to start, and for each collective of the computation.
+            What rank 0 does alone is not limited by it: the others wait in the control group.
+
     Raises:
-        UserError: on every rank, when one has no device, or two have the same.
+        UserError: on every rank, when one cannot start (`nemo_gdpo.control.start`), or two have the
+            same device.
     """
     if dist.is_initialized():
         return
-    if "RANK" not in os.environ:
-        alone = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
-        _SET_HERE.update(name for name in alone if name not in os.environ)
-        for name, value in alone.items():
-            os.environ.setdefault(name, value)
-    wrong = ""
+    alone = "RANK" not in os.environ
     try:
-        device = platform.device(int(os.environ["LOCAL_RANK"]))
-    except UserError as error:
-        wrong = str(error)  # told to the others first, who would wait for this rank
+        _join(platform, timeout_minutes, alone=alone)
+    except BaseException as error:
+        # The caller may join another world: nothing of this one stays behind. Where the others are
+        # not known to leave too, leaving could wait for them.
+        if alone or getattr(error, "agreed", False):
+            leave_world()
+        raise
+
+
+def _join(platform: Platform, timeout_minutes: float, *, alone: bool) -> None:
+    if alone:
+        place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        _SET_HERE.update(name for name in place if name not in os.environ)
+        for name, value in place.items():
+            os.environ.setdefault(name, value)
+    device = platform.device(int(os.environ["LOCAL_RANK"]))
+    if not alone:
+        start_together(timeout_minutes=timeout_minutes)
     # Without device_id: with it torch makes every subgroup by splitting the world, and when the
     # subgroup is gloo's, its members do not take part in the split that the other ranks wait in.
-    dist.init_process_group(
-        platform.distributed_backend, timeout=datetime.timedelta(minutes=timeout_minutes)
-    )
-    _agree_on_devices(None if wrong else platform.device_identity(), wrong)
+    backend, timeout = platform.distributed_backend, datetime.timedelta(minutes=timeout_minutes)
+    if alone:
+        # Without a port: one that was free a moment ago may be another program's by now.
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    control_group()  # by all ranks, before any of them can fail alone
+    # NCCL itself ends with an internal error when two ranks have one device.
+    problem = device_problem(gathered(platform.device_identity()))
+    if problem is not None:
+        error = UserError(problem)
+        error.agreed = True
+        raise error
     # NCCL remembers the device of its first collective; a barrier that comes before guesses one.
     dist.all_reduce(torch.zeros(1, device=device))
     for line in platform.settle_arithmetic():
@@ -73,35 +95,14 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
             print(line, flush=True)
 
 
-def _agree_on_devices(identity: str | None, wrong: str) -> None:
-    """Refuse ranks without a device, or with one device between them. Collective.
-
-    Raises:
-        UserError: on every rank.
-    """
-    # NCCL itself ends with an internal error when two ranks have one device.
-    own = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    found: list[tuple[str | None, str]] = [(None, "")] * dist.get_world_size()
-    dist.all_gather_object(found, (identity, wrong), group=own)
-    if own is not None:
-        dist.destroy_process_group(own)
-    problem = device_problem(found)
-    if problem is not None:
-        leave_world()
-        raise UserError(problem)
-
-
-def device_problem(found: Sequence[tuple[str | None, str]]) -> str | None:
+def device_problem(found: Sequence[str | None]) -> str | None:
     """Why the ranks cannot compute on the devices that they have, or None when they can.
 
     Args:
-        found: for each rank, its device's name (None where devices may be shared) and why it has no
-            device (empty when it has one).
+        found: for each rank its device's name, None where devices may be shared.
     """
     owners: dict[str, int] = {}
-    for rank, (identity, wrong) in enumerate(found):
-        if wrong:
-            return f"rank {rank}: {wrong}"
+    for rank, identity in enumerate(found):
         if identity is None:
             continue
         if identity in owners:
@@ -157,15 +158,17 @@ def leave_mesh() -> None:
 
     parallel_state.destroy_model_parallel()
     registered = dist.distributed_c10d._world.pg_map
-    for group in [group for group in registered if group is not dist.group.WORLD]:
-        dist.destroy_process_group(group)
+    for group in list(registered):
+        if group is not dist.group.WORLD and not is_control_group(group):
+            dist.destroy_process_group(group)
 
 
 def leave_world() -> None:
     """Destroy all groups, so that the process can exit, or join another world."""
-    leave_mesh()
     if dist.is_initialized():
+        leave_mesh()
         dist.destroy_process_group()
+    forget_control_group()
     # Whoever asks next is not one of several ranks.
     for name in _SET_HERE:
         os.environ.pop(name, None)

@@ -21,6 +21,8 @@ TIMING = frozenset({TOKENS_PER_SECOND, STEP_SECONDS, PEAK_MEMORY, PEAK_MEMORY_OF
 class NotFiniteError(RunError):
     """A loss, a log-prob or the gradient norm is not finite; the update was not made."""
 
+    agreed = True  # every rank has the same sums
+
 
 def gather_per_pair(
     results: list[dict[str, Any]],

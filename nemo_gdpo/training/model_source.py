@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_gdpo.config.model_files import is_megatron_checkpoint
+from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.cache import ENVIRONMENT
 from nemo_gdpo.conversion.formats.assets import ASSETS, copy_assets
@@ -27,12 +28,22 @@ from nemo_gdpo.conversion.live import load_hf_into_model, open_loadable
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
 from nemo_gdpo.conversion.resolve import fingerprint_of, is_hf_directory, resolve_checkpoint
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.models.agree import on_every_rank
+from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.training.mesh import Mesh
 
-T = TypeVar("T")
+LOCATING, OPENING, READING = "finding the model", "opening the model", "reading the weights"
+"""Stages, as errors name them."""
+
+
+@contextlib.contextmanager
+def _as_input() -> Iterator[None]:
+    """A file of the model that cannot be read is a mistake in the input."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,10 @@ class ModelSource:
             load_weights(model, self.directory)
         else:
             shards = self.shards
-            on_every_rank(lambda: self._load_slices(model, shards))
+            on_every_rank(READING, lambda: self._load_slices(model, shards))
         model.hf_assets = self.assets
 
+    @_as_input()
     def _load_slices(self, model: PreferenceModel, shards: HuggingFaceSource) -> None:
         """Read what this rank holds, and nothing else, out of Hugging Face's shards."""
         for chunk in model.gpt_chunks:
@@ -123,8 +135,11 @@ class _Located:
     directory: Path
     is_hf: bool
     fingerprint: str
+    name: str
     contents: dict[str, Any]
     """Result of `_contents` there."""
+    made: dict[str, int]
+    """Files that it may just have made, with their sizes."""
 
 
 def open_source(
@@ -144,40 +159,27 @@ def open_source(
             what the main rank sees.
     """
     configured = Path(path).absolute()
-    located = _from_main_rank(mesh, lambda: _locate(configured, cache_converted))
-    bridge, shards = on_every_rank(lambda: _open_here(located))
+    located = from_main_rank(LOCATING, lambda: _locate(configured, cache_converted))
+    bridge, shards = on_every_rank(OPENING, lambda: _open_here(located))
     padded = padded_vocab_size(bridge.config.vocab_size, divisible_by, mesh.layout.tensor)
-    name = configured.name
-    if located.directory in (configured, configured.parent) and not located.is_hf:
-        name = str(read_card(located.directory).get("base_model") or name)
-    return ModelSource(located.directory, shards, bridge, padded, located.fingerprint, name)
+    return ModelSource(located.directory, shards, bridge, padded, located.fingerprint, located.name)
 
 
-def _from_main_rank(mesh: Mesh, action: Callable[[], T]) -> T:
-    """The main rank's result of `action`, or its complaint, on every rank."""
-    answer: list[Any] = [None, None]
-    if mesh.is_main:
-        try:
-            answer = [None, action()]
-        except (UserError, OSError) as error:
-            answer = [str(error), None]
-    dist.broadcast_object_list(answer, src=0)
-    if answer[0] is not None:
-        raise UserError(answer[0])
-    result: T = answer[1]
-    return result
-
-
+@_as_input()
 def _locate(path: Path, cache_converted: bool) -> _Located:
     """Find the weights, and check them as a conversion does."""
     if not path.exists():
         raise UserError(f"model.restore_from_path={path}: there is no such file or directory")
     if is_hf_directory(path) and not cache_converted:
         bridge, shards = open_loadable(path)
-        return _Located(path, True, fingerprint_of(path), _contents(bridge, shards))
+        contents = _contents(bridge, shards)
+        return _Located(path, True, fingerprint_of(path), path.name, contents, {})
     checkpoint = resolve_checkpoint(path)
-    bridge = ModelBridge(read_checkpoint_model(checkpoint).config)
-    return _Located(checkpoint, False, fingerprint_of(checkpoint), _contents(bridge, None))
+    contents = _contents(ModelBridge(read_checkpoint_model(checkpoint).config), None)
+    is_made = checkpoint not in (path, path.parent)
+    name = path.name if is_made else str(read_card(checkpoint).get("base_model") or path.name)
+    made = sizes_of(checkpoint) if is_made else {}
+    return _Located(checkpoint, False, fingerprint_of(checkpoint), name, contents, made)
 
 
 def _contents(bridge: ModelBridge, shards: HuggingFaceSource | None) -> dict[str, Any]:
@@ -189,6 +191,7 @@ def _contents(bridge: ModelBridge, shards: HuggingFaceSource | None) -> dict[str
     return found
 
 
+@_as_input()
 def _open_here(located: _Located) -> tuple[ModelBridge, HuggingFaceSource | None]:
     """Open what the main rank found, on this rank.
 
@@ -205,6 +208,9 @@ def _open_here(located: _Located) -> tuple[ModelBridge, HuggingFaceSource | None
             )
         bridge, shards = ModelBridge.from_hf(path), HuggingFaceSource(path)
     else:
+        if located.made:
+            remedy = f"set {ENVIRONMENT} to a directory that all nodes share"
+            wait_for_files(path, located.made, remedy)
         if not is_megatron_checkpoint(path):
             raise UserError(
                 f"{path}: rank 0 sees this converted model and this rank does not; set "

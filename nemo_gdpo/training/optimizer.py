@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -16,7 +15,6 @@ _DECAY_STYLES = {"CosineAnnealing": "cosine", "constant": "constant"}
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     """AdamW over the wrapped model chunks; clipping happens inside `step`, before the update."""
     optim = config.optim
-    low_precision = config.precision != "fp32"  # FP8 runs keep bfloat16 parameters, too
     megatron_config = OptimizerConfig(
         optimizer=optim.name,
         lr=optim.lr,
@@ -25,8 +23,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         adam_beta1=optim.betas[0],
         adam_beta2=optim.betas[1],
         adam_eps=optim.eps,
-        bf16=low_precision,
-        params_dtype=torch.bfloat16 if low_precision else torch.float32,
+        bf16=config.precision != "fp32",  # FP8 runs keep bfloat16 parameters, too
         use_distributed_optimizer=optim.use_distributed_optimizer,
         clip_grad=config.trainer.gradient_clip_val or 0.0,  # 0: megatron does not clip
     )

@@ -22,7 +22,7 @@ from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.mesh import build_mesh, join_world, leave_world
 
-_WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)

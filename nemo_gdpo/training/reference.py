@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 
+from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
+from nemo_gdpo.control.failure import Wrap
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.errors import RunError, Stopped
+from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.io.staged import StagedDirectory
 from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.batch import PreferenceMicroBatch
@@ -32,9 +34,23 @@ from nemo_gdpo.training.reference_store import (
 )
 from nemo_gdpo.training.signals import any_rank_stopped
 
+STARTING, WRITING, FINISHING, LOOKING, READING = (
+    f"{doing} the reference cache"
+    for doing in ("starting", "writing", "finishing", "looking for", "reading")
+)
+"""Stages, as errors name them."""
+SHARE = "set reference_cache_dir, or output_dir, to a directory that all nodes share"
+
 
 class ReferenceWriteError(RunError):
     """The cache could not be written; nothing of it is used."""
+
+
+def _write_error(directory: Path, told: str) -> ReferenceWriteError:
+    return ReferenceWriteError(
+        f"the reference cache {directory} could not be written ({told}); free space or fix the "
+        "permissions, then start again"
+    )
 
 
 def response_lengths(pairs: Sequence[TokenizedPair]) -> list[int]:
@@ -65,31 +81,37 @@ def compute_cache(
         NotFiniteError: a log-prob is not finite; names the pairs.
         ReferenceWriteError: a rank could not write.
     """
+    wrap = partial(_write_error, directory)
     staged: StagedDirectory | None = None
 
-    def start() -> None:
+    def start() -> Path:
         nonlocal staged
         staged = start_cache(directory)
+        return staged.path
 
-    _raise_on_all_ranks(_reason_of(start) if mesh.is_main else "", mesh, directory)
     try:
-        shared = [None if staged is None else staged.path]
-        dist.broadcast_object_list(shared, src=0)
-        assert shared[0] is not None
-        writer = ReferenceShardWriter(shared[0], f"{mesh.data_rank:04d}")
+        shared = from_main_rank(STARTING, start, wrap=wrap)
+        writer = ReferenceShardWriter(shared, f"{mesh.data_rank:04d}")
+        on_every_rank(STARTING, lambda: wait_for_files(shared, {}, SHARE), wrap=wrap)
         _compute_rows(
             model,
             mesh,
             builder,
             writer,
-            directory,
+            wrap,
             global_batch_size=global_batch_size,
             stop=stop,
             label=label,
         )
         lengths = response_lengths(builder.pairs)
-        finish = None if staged is None else partial(finish_cache, staged, key, lengths)
-        _raise_on_all_ranks("" if finish is None else _reason_of(finish), mesh, directory)
+        shards = {name: size for part in gathered(writer.written) for name, size in part.items()}
+
+        def finish() -> None:
+            assert staged is not None
+            wait_for_files(shared, shards, SHARE)
+            finish_cache(staged, key, lengths)
+
+        from_main_rank(FINISHING, finish, wrap=wrap)
     finally:
         if staged is not None:  # nothing of it, once it is in its place
             staged.discard()
@@ -100,7 +122,7 @@ def _compute_rows(
     mesh: Mesh,
     builder: BatchBuilder,
     writer: ReferenceShardWriter,
-    directory: Path,
+    wrap: Wrap,
     *,
     global_batch_size: int,
     stop: StopRequest,
@@ -111,44 +133,16 @@ def _compute_rows(
     with progress_bar(total=count, unit="pair", label=label, enabled=mesh.is_main) as bar:
         # In the order of the file: the cache serves every seed.
         for indices in PreferenceSampler(count, 0, "").validation_batches(global_batch_size):
-            if any_rank_stopped(stop, mesh.device):
+            if any_rank_stopped(stop):
                 raise Stopped
             micro_batches = builder.build(indices, None)
             outputs = model.get_reference_logprobs(micro_batches)
             _refuse_not_finite(model, mesh, micro_batches, outputs, builder, indices)
-            reason = ""
-            if model.holds_loss:
-                reason = _reason_of(partial(_write_all, writer, micro_batches, outputs, indices))
-            _raise_on_all_ranks(reason, mesh, directory)
+            # All ranks of a copy have outputs; one of them writes.
+            mine = (micro_batches, outputs) if model.holds_loss else ([], [])
+            on_every_rank(WRITING, partial(_write_all, writer, *mine, indices), wrap=wrap)
             bar.update(sum(index != SENTINEL for index in indices))
-    _raise_on_all_ranks(_reason_of(writer.flush), mesh, directory)
-
-
-def _reason_of(action: Callable[[], object]) -> str:
-    """The reason why writing failed on this rank, or nothing."""
-    try:
-        action()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _raise_on_all_ranks(reason: str, mesh: Mesh, directory: Path) -> None:
-    """Raise on every rank when any could not write; nobody waits for a rank that has left.
-
-    Raises:
-        ReferenceWriteError: with the first reason.
-    """
-    failed = torch.tensor([float(bool(reason))], device=mesh.device)
-    dist.all_reduce(failed)
-    if not failed.item():
-        return
-    reasons: list[str] = [""] * mesh.world_size
-    dist.all_gather_object(reasons, reason)
-    raise ReferenceWriteError(
-        f"the reference cache {directory} could not be written "
-        f"({next(r for r in reasons if r)}); free space or fix the permissions, then start again"
-    )
+    on_every_rank(WRITING, writer.flush, wrap=wrap)
 
 
 def _refuse_not_finite(
@@ -229,9 +223,8 @@ def cached_reference(
         UserError: what is there is incomplete, damaged or foreign.
     """
     # One rank looks, all act alike: a shared file system may show the directory late elsewhere.
-    found = [directory.exists()]
-    dist.broadcast_object_list(found, src=0)
-    if not found[0]:
+    reused = from_main_rank(LOOKING, directory.exists)
+    if not reused:
         compute_cache(
             model,
             mesh,
@@ -242,4 +235,10 @@ def cached_reference(
             stop=stop,
             label=label,
         )
-    return load_cache(directory, key, response_lengths(builder.pairs)), found[0]
+    sizes = from_main_rank(LOOKING, lambda: sizes_of(directory))
+
+    def load() -> ReferenceStore:
+        wait_for_files(directory, sizes, SHARE)
+        return load_cache(directory, key, response_lengths(builder.pairs))
+
+    return on_every_rank(READING, load), reused

@@ -77,7 +77,8 @@ class ReferenceShardWriter:
         self._writer = writer
         self._rows_per_shard = rows_per_shard
         self._rows: list[tuple[int, Tensor]] = []
-        self._shard = 0
+        self.written: dict[str, int] = {}
+        """Bytes of every shard by its name."""
 
     def add(self, row: int, values_TC: Tensor) -> None:
         """Queue row 2i (chosen) or 2i + 1 (rejected) of pair i."""
@@ -94,10 +95,11 @@ class ReferenceShardWriter:
             "lengths": torch.tensor([v.shape[0] for _, v in self._rows], dtype=torch.int64),
             "values": torch.cat([v for _, v in self._rows]).contiguous(),
         }
-        path = self._directory / f"shard-{self._writer}-{self._shard:05d}.safetensors"
+        name = f"shard-{self._writer}-{len(self.written):05d}.safetensors"
+        path = self._directory / name
         save_file(tensors, path)
         fsync_path(path)  # here: another machine's cache is not the main rank's to force
-        self._shard += 1
+        self.written[name] = path.stat().st_size
         self._rows = []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch.distributed as dist
 from nemo_gdpo.config.base import defaults_of, plain_data
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, plain_settings
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.training.checkpoint import find_newest_valid, newest_trainer_state
-from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.io.late import sizes_of, wait_for_files
+from nemo_gdpo.training.checkpoint import Found, find_newest_valid, newest_trainer_state
 from nemo_gdpo.training.trainer import PreferenceTrainer
 
 FIXED = ("weights", "objective", "global_batch_size", "precision")
@@ -44,22 +46,21 @@ def agree_on_config(config: RunConfig) -> None:
     Raises:
         UserError: on every rank, naming the first key that differs and both values.
     """
-    own = _leaves(plain_data(config))
-    main: list[Any] = [own]
-    dist.broadcast_object_list(main, src=0)
+    own = on_every_rank("comparing configurations", lambda: _leaves(plain_data(config)))
+    main = from_main_rank("comparing configurations", lambda: own)
     differing = [
-        f"{key}: {main[0].get(key)} on rank 0, {value} on rank {dist.get_rank()}"
+        f"{key}: {main.get(key)} on rank 0, {value} on rank {dist.get_rank()}"
         for key, value in own.items()
-        if main[0].get(key) != value
+        if main.get(key) != value
     ]
-    reasons: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(reasons, differing)
-    first = next((found[0] for found in reasons if found), None)
+    first = next((found[0] for found in gathered(differing) if found), None)
     if first is not None:
-        raise UserError(
+        error = UserError(
             f"the ranks were started with different configurations ({first}); give every rank the "
             "same arguments and environment variables"
         )
+        error.agreed = True
+        raise error
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _check_identity(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path
         )
 
 
-def refuse_another_run(output_dir: Path, identity: dict[str, Any], mesh: Mesh) -> None:
+def refuse_another_run(output_dir: Path, identity: dict[str, Any]) -> None:
     """Refuse an output_dir that holds another run's checkpoints, before anything is written.
 
     Collective.
@@ -101,36 +102,51 @@ def refuse_another_run(output_dir: Path, identity: dict[str, Any], mesh: Mesh) -
     Raises:
         UserError: on every rank.
     """
-    problem: list[str | None] = [None]
-    if mesh.is_main:
+
+    def look() -> None:
         checkpoint, state = newest_trainer_state(output_dir / "checkpoints")
-        try:
-            if checkpoint is not None:
-                _check_identity(state["identity"], identity, checkpoint)
-        except UserError as error:
-            problem = [str(error)]
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise UserError(problem[0])
+        if checkpoint is not None:
+            _check_identity(state["identity"], identity, checkpoint)
+
+    from_main_rank("looking for another run's checkpoints", look)
 
 
-def resume(root: Path, trainer: PreferenceTrainer, mesh: Mesh) -> list[str]:
+@dataclass(frozen=True)
+class _Newest:
+    """What rank 0 found below `checkpoints`, for the others."""
+
+    found: Found
+    sizes: dict[str, int]
+    """Files of the newest valid checkpoint."""
+
+
+def _find(root: Path, identity: dict[str, Any]) -> _Newest:
+    found = find_newest_valid(root)
+    if found.path is None:
+        return _Newest(found, {})
+    saved = json.loads((found.path / "trainer_state.json").read_text())
+    _check_identity(saved["identity"], identity, found.path)
+    return _Newest(found, sizes_of(found.path))
+
+
+def resume(root: Path, trainer: PreferenceTrainer) -> list[str]:
     """Restore the newest valid checkpoint below `root`, if there is one. Collective.
 
     Returns:
         What to tell the user: checkpoints passed over and why, and where the run resumes.
 
     Raises:
-        UserError: the checkpoint belongs to another run.
+        UserError: the checkpoint belongs to another run, or a rank does not see it.
     """
-    found = [find_newest_valid(root) if mesh.is_main else None]
-    dist.broadcast_object_list(found, src=0)
-    assert found[0] is not None
-    lines = list(found[0].skipped)
-    if found[0].path is not None:
-        saved = json.loads((found[0].path / "trainer_state.json").read_text())
-        _check_identity(saved["identity"], trainer.identity, found[0].path)
-        trainer.restore(trainer.checkpointer.load(found[0].path))
+    newest = from_main_rank("looking for checkpoints", lambda: _find(root, trainer.identity))
+    lines, path = list(newest.found.skipped), newest.found.path
+    if path is not None:
+        remedy = "set output_dir to a directory that all nodes share"
+        on_every_rank(
+            "looking for the checkpoint", lambda: wait_for_files(path, newest.sizes, remedy)
+        )
+        state = trainer.checkpointer.load(path)
+        on_every_rank("resuming", lambda: trainer.restore(state))
         step, last = trainer.progress.step, trainer.total_steps
-        lines.append(f"resumed {found[0].path.name}: {step} of {last} steps")
+        lines.append(f"resumed {path.name}: {step} of {last} steps")
     return lines

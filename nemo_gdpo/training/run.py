@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
-from nemo_gdpo.errors import Stopped, UserError
+from nemo_gdpo.errors import RunError, Stopped, UserError
 from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
@@ -105,10 +106,12 @@ class Run:
             UserError: on every rank, when the input or the configuration is wrong.
         """
         platform = current_platform()
-        join_world(platform)
+        join_world(platform, timeout_minutes=config.trainer.collective_timeout_minutes)
         agree_on_config(config)
         layout = layout_of(config)
-        mesh = build_mesh(layout, platform, seed=config.seed)
+        mesh = on_every_rank(
+            "building the mesh", lambda: build_mesh(layout, platform, seed=config.seed)
+        )
         output_dir = Path(config.output_dir).absolute()
         source = open_source(
             str(config.model.restore_from_path),
@@ -117,26 +120,26 @@ class Run:
             cache_converted=config.model.cache_converted,
         )
         identity = identity_of(config, source.fingerprint)
-        refuse_another_run(output_dir, identity, mesh)
-        if mesh.is_main:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+        refuse_another_run(output_dir, identity)
+        _write_config(config, output_dir)
         if data is None:
-            data = _load_data(config, source, output_dir, mesh)
+            data = _load_data(config, source, output_dir)
         train = data["train"]
-        # Now, not after an hour of reference computation: is there one global batch of pairs?
-        PreferenceSampler(len(train), config.data.seed, train.fingerprint).global_batch(
-            0, config.model.global_batch_size
-        )
-        model = PreferenceModel(
-            config,
-            objective=build_objective(config.objective),
-            model_config=source.model_config,
-            layout=layout,
-            end_token_id=train.end_token_id,
+        on_every_rank("counting the pairs", lambda: _refuse_too_few(config, train))
+        model = on_every_rank(
+            "building the model",
+            lambda: PreferenceModel(
+                config,
+                objective=build_objective(config.objective),
+                model_config=source.model_config,
+                layout=layout,
+                end_token_id=train.end_token_id,
+            ),
         )
         source.load_into(model)
-        nemo = None if nemo_class is None else nemo_class(config, model)
+        nemo = on_every_rank(
+            "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
+        )
         identity |= {
             "total_steps": total_steps(config, len(train)),
             "end_token_id": train.end_token_id,
@@ -158,6 +161,7 @@ class Run:
             pairs=data,
             pad_token_id=data.pad_token_id,
             layout=self.mesh.layout,
+            precision=self.config.precision,
             micro_batch_size=self.config.model.micro_batch_size,
             packing=self.config.data.packing,
             data_rank=self.mesh.data_rank,
@@ -203,7 +207,7 @@ class Run:
         return store
 
     def _reference_stores(self, stop: StopRequest) -> References:
-        self.model.prepare_for_inference()
+        on_every_rank("preparing the model", self.model.prepare_for_inference)
         return {name: self.reference_store(name, stop) for name in self.data}
 
     def prepare_reference(self, stop: StopRequest) -> References:
@@ -213,7 +217,7 @@ class Run:
             Stopped: a signal came.
         """
         if self.config.reference == "resident":
-            self.model.attach_resident_reference()
+            on_every_rank("copying the reference", self.model.attach_resident_reference)
             return dict.fromkeys(self.data)
         return self._reference_stores(stop)
 
@@ -243,8 +247,10 @@ class Run:
             trainer_class: a class of yours that watches the loop.
         """
         config = self.config
-        self.model.prepare_for_training()
-        optimizer = build_optimizer(config, self.model.policy_chunks)
+        on_every_rank("preparing the model", self.model.prepare_for_training)
+        optimizer = on_every_rank(
+            "building the optimizer", lambda: build_optimizer(config, self.model.policy_chunks)
+        )
         checkpointer = Checkpointer(
             self.output_dir / "checkpoints", self.model, optimizer, self.mesh,
             write_assets=partial(write_assets, self), keep=config.trainer.keep_checkpoints,
@@ -254,21 +260,29 @@ class Run:
             for name, data in self.data.items()
         }
         steps = total_steps(config, len(self.data["train"]))
-        return trainer_class(
-            config, self.model, self.mesh, splits["train"], splits.get("validation"), optimizer,
-            build_scheduler(config, optimizer, steps), checkpointer, stop, self.identity,
+        return on_every_rank(
+            "building the trainer",
+            lambda: trainer_class(
+                config, self.model, self.mesh, splits["train"], splits.get("validation"),
+                optimizer, build_scheduler(config, optimizer, steps), checkpointer, stop,
+                self.identity,
+            ),
         )  # fmt: skip
 
     def fit(self, trainer: PreferenceTrainer) -> Outcome:
         """Resume from the newest valid checkpoint, if there is one, and train. Collective."""
-        for line in resume(self.output_dir / "checkpoints", trainer, self.mesh):
+        for line in resume(self.output_dir / "checkpoints", trainer):
             self.say(line)
-        with MetricsLog(
-            self.config.logger,
-            self.output_dir,
-            enabled=self.mesh.is_main,
-            resume_step=trainer.progress.step,
-        ) as log:
+        log = on_every_rank(
+            "opening the loggers",
+            lambda: MetricsLog(
+                self.config.logger,
+                self.output_dir,
+                enabled=self.mesh.is_main,
+                resume_step=trainer.progress.step,
+            ),
+        )
+        with log:
             return trainer.fit(log)
 
     def train(self) -> Outcome:
@@ -299,23 +313,56 @@ class Run:
                 return Outcome.STOPPED
             trainer = self.build_trainer(references, stop)
             outcome = self.fit(trainer)
-        checkpoint = trainer.checkpointer.newest(trainer.progress.step)
-        if outcome is Outcome.DONE and self.config.export_nemo:
+        if outcome is Outcome.DONE:
+            self._export(trainer.checkpointer.newest(trainer.progress.step))
+        leave_world()
+        return outcome
+
+    def _export(self, checkpoint: Path) -> None:
+        """Write what was asked for besides the checkpoint. Collective."""
+        if self.config.export_nemo:
             assert self.nemo is not None
             archive = self.output_dir / "model.nemo"
-            self.nemo.model_card = model_card_of(self)
+            self.nemo.model_card = on_every_rank("writing the card", lambda: model_card_of(self))
             self.nemo.save_to(str(archive))
             self.say(f"exported {archive}")
-        leave_world()
-        if outcome is Outcome.DONE and self.config.export_hf and self.mesh.is_main:
-            self.say(f"exported {export_run(self, checkpoint)}")
-        return outcome
+        if self.config.export_hf:
+            # The others wait: all end with the status of the export.
+            exported = from_main_rank(
+                "exporting to Hugging Face", lambda: export_run(self, checkpoint)
+            )
+            self.say(f"exported {exported}")
+
+
+def _write_config(config: RunConfig, output_dir: Path) -> None:
+    """Write `config.yaml`, the record of the run. Collective; rank 0 writes.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+
+    def write() -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+
+    def wrap(told: str) -> RunError:
+        return RunError(
+            f"{output_dir}/config.yaml could not be written ({told}); free space, fix the "
+            "permissions or choose another output_dir, then start again"
+        )
+
+    from_main_rank("writing config.yaml", write, wrap=wrap)
+
+
+def _refuse_too_few(config: RunConfig, train: PreferenceDataset) -> None:
+    """Now, not after an hour of reference computation: is there one global batch of pairs?"""
+    PreferenceSampler(len(train), config.data.seed, train.fingerprint).global_batch(
+        0, config.model.global_batch_size
+    )
 
 
 def _load_data(
-    config: RunConfig, source: ModelSource, output_dir: Path, mesh: Mesh
+    config: RunConfig, source: ModelSource, output_dir: Path
 ) -> dict[str, PreferenceDataset]:
-    found = {
-        name: load_split(config, name, source, output_dir, mesh) for name in ("train", "validation")
-    }
+    found = {name: load_split(config, name, source, output_dir) for name in ("train", "validation")}
     return {name: data for name, data in found.items() if data is not None}

@@ -20,6 +20,8 @@ from nemo_gdpo.objectives import Objective, Step0Inputs
 class Step0MismatchError(RunError):
     """The run's first losses are not those of a policy that equals its reference."""
 
+    agreed = True  # every rank has the values of all pairs
+
 
 def step0_inputs(pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor]) -> Step0Inputs:
     """Inputs of the closed forms, from the first global batch.

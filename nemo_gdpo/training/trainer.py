@@ -281,7 +281,7 @@ class PreferenceTrainer:
             total=len(batches), unit="batch", label="validate", enabled=self.mesh.is_main
         ) as bar:
             for indices in batches:
-                if any_rank_stopped(self.stop, self.mesh.device):
+                if any_rank_stopped(self.stop):
                     return None
                 real = sum(index != SENTINEL for index in indices)
                 per_pair = self._per_pair(self.validation, indices, forward_only=True)
@@ -311,7 +311,7 @@ class PreferenceTrainer:
         ) as bar:
             while self.progress.step < self.total_steps:
                 # Agreed by all: a rank that stopped alone would leave the others waiting for it.
-                if any_rank_stopped(self.stop, self.mesh.device):
+                if any_rank_stopped(self.stop):
                     self.save()
                     return Outcome.STOPPED
                 entry = self.train_step()

@@ -14,26 +14,66 @@ from typing import TYPE_CHECKING
 
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.schema import TRAIN, RunConfig
+from nemo_gdpo.control.alone import end_process, is_one_of_several, note_of_another
+from nemo_gdpo.control.start import refuse_to_start
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
-from nemo_gdpo.launch.failures import guarded
+from nemo_gdpo.launch.failures import guarded, report_alone, say
 from nemo_gdpo.verbs.start import FAILURE
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
 
 
+DISK_REMEDY = "the newest checkpoint is complete: fix this and start again"
+"""A full disk under metrics.jsonl, say."""
+
+
 def run_task(task: str, config: RunConfig) -> int:
-    """Carry out `task` on this rank; returns the exit status."""
+    """Carry out `task` on this rank; returns the exit status.
+
+    A rank of several that fails alone says why and ends its process here and now: the others wait
+    for it, and only the launcher can end them.
+    """
     return _guarded(lambda: TASKS[task](config))
 
 
-def _guarded(task: Callable[[], int]) -> int:
-    return guarded(
-        task,
-        rank=int(os.environ.get("RANK", "0")),
-        # A full disk under metrics.jsonl, say.
-        disk_remedy="the newest checkpoint is complete: fix this and start again",
-    )
+def _guarded(task: Callable[[], int], note: Callable[[str], object] = lambda reason: None) -> int:
+    """Run a task; returns its exit status, or that of the failure that ended it.
+
+    Args:
+        task: of this rank.
+        note: told the reason of a known failure, by one rank.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+
+    def carried_out() -> int:
+        try:
+            return task()
+        except Exception as error:  # noqa: BLE001 - sorted by who knows of it
+            of_all = _of_all_ranks(error, rank, note)
+        if rank == 0 and isinstance(of_all, UserError | RunError):
+            note(str(of_all))
+        raise of_all
+
+    return guarded(carried_out, rank=rank, disk_remedy=DISK_REMEDY)
+
+
+def _of_all_ranks(error: Exception, rank: int, note: Callable[[str], object]) -> Exception:
+    """The error that every rank ends with. If this one failed alone, its process ends here."""
+    if isinstance(error, UserError | RunError) and error.agreed:
+        return error
+    if not is_one_of_several():
+        told = refuse_to_start(error)
+        if told is not None:
+            return told
+    failed = note_of_another()
+    if failed is not None:  # a connection to it was closed, most likely
+        if rank == 0:
+            say(f"rank {failed.rank} failed and says why; all ranks end")
+        end_process(failed.status)
+    if isinstance(error, UserError | RunError):
+        note(f"rank {rank}: {error}")
+    end_process(report_alone(error, rank=rank, disk_remedy=DISK_REMEDY))
 
 
 def _train(config: RunConfig) -> int:
@@ -75,17 +115,11 @@ def main(task: str, file: Path) -> int:
 
     Why it failed stands beside the file as well, for a caller in Python.
     """
-    config = read_config(file, TRAIN)
 
-    def noted() -> int:
-        try:
-            return TASKS[task](config)
-        except (UserError, RunError) as error:
-            if os.environ.get("RANK", "0") == "0":
-                (file.parent / FAILURE).write_text(str(error), encoding="utf-8")
-            raise
+    def note(reason: str) -> None:
+        (file.parent / FAILURE).write_text(reason, encoding="utf-8")
 
-    return _guarded(noted)
+    return _guarded(lambda: TASKS[task](read_config(file, TRAIN)), note)
 
 
 if __name__ == "__main__":

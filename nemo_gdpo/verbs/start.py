@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,25 +16,32 @@ from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size
-from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, RunError, UserError
+from nemo_gdpo.errors import (
+    EXIT_DONE,
+    EXIT_REQUEUE,
+    EXIT_USER_ERROR,
+    LoneError,
+    RunError,
+    UserError,
+)
 from nemo_gdpo.launch.ranks import launch_ranks
-from nemo_gdpo.launch.slurm import adopt_slurm_world
+from nemo_gdpo.launch.slurm import adopt_slurm_world, is_invited
 
 Task = Literal["train", "train_plain", "reference"]
 """What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
 RANK_MODULE = "nemo_gdpo.verbs.rank"
 FAILURE = "failure.txt"
-"""File beside the ranks' configuration in which rank 0 leaves the reason why they ended."""
+"""File beside the ranks' configuration in which a rank leaves the reason why they ended."""
 
 
 def train(request: Request) -> int:
     """`nemo-gdpo train`: check everything, then join the world that is there or start the ranks."""
-    return start(request.compose(TRAIN).plain, "train")
+    return start(lambda: request.compose(TRAIN).plain, "train")
 
 
 def reference(request: Request) -> int:
     """`nemo-gdpo reference`: the reference's log-probs ahead of training, on the run's own mesh."""
-    return start(request.compose(TRAIN).plain, "reference")
+    return start(lambda: request.compose(TRAIN).plain, "reference")
 
 
 def detect_hardware(plain: Mapping[str, Any], *, joined: bool) -> Hardware:
@@ -94,17 +102,47 @@ def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
     return config, joined
 
 
-def start(plain: dict[str, Any], task: Task) -> int:
+def check_together(compose: Callable[[], dict[str, Any]]) -> tuple[RunConfig, bool]:
+    """`check` on every rank that was started: a node may lack a file or a GPU. Collective.
+
+    Args:
+        compose: makes the composed configuration.
+
+    Raises:
+        UserError: on every rank, when one refuses the configuration.
+        RunError: on every rank, when one failed in another way.
+        LoneError: on this rank, when the others did not come to hear it.
+    """
+    try:
+        config, joined = check(compose())
+    except UserError as error:
+        with contextlib.suppress(UserError):
+            adopt_slurm_world(os.environ)
+        if not is_invited(os.environ):
+            raise
+        from nemo_gdpo.control.start import refuse_to_start
+
+        told = refuse_to_start(error) or LoneError(f"rank {os.environ['RANK']}: {error}")
+        raise told from None
+    if joined and is_invited(os.environ):
+        from nemo_gdpo.control.start import start_together
+
+        # Before what only training imports, which takes long: nobody should wait for that in vain.
+        start_together(timeout_minutes=config.trainer.collective_timeout_minutes)
+    return config, joined
+
+
+def start(compose: Callable[[], dict[str, Any]], task: Task) -> int:
     """Check a configuration, then run it; returns the exit status.
 
     Args:
-        plain: the composed configuration.
+        compose: makes the composed configuration.
         task: what every rank does with it.
 
     Raises:
         UserError: the configuration is wrong, or the world is not one that can be started here.
     """
-    config, joined = check(plain)
+    config, joined = check_together(compose)
     if joined or configured_world_size(config) == 1:
         from nemo_gdpo.verbs.rank import run_task
 

@@ -46,7 +46,6 @@ def test_the_groups_of_the_command_line() -> None:
         "bf16",
         "fp32",
         "fp8_blockwise",
-        "fp8_delayed",
         "fp8_mxfp8",
         "fp8_tensorwise",
     ]
@@ -165,6 +164,11 @@ def test_environment_says_where_things_lie(monkeypatch: pytest.MonkeyPatch) -> N
         ("experiment=gdpo_llama_8b", r"did you mean gdpo_llama3_8b\?"),
         ("data=movie_reviews", "data=movie_reviews: unknown choice; the choices are anth"),
         ("precision=fp9", "the choices are bf16, fp32, fp8_blockwise"),
+        (
+            "precision=fp8_delayed",
+            "precision: fp8_delayed takes its scales from past passes.* use "
+            "precision=fp8_tensorwise",
+        ),
         ("objectve=dpo", r"did you mean objective\?"),
         ("trainer.max_step=3", r"trainer.max_step: is not a key .*did you mean trainer.max_steps"),
         ("trainer.lr=1", r"did you mean optim.lr\?"),

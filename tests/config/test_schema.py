@@ -98,7 +98,12 @@ def test_infinite_gamma_is_plain_dpo_and_allowed() -> None:
         ({"model": {"micro_batch_size": 0}}, "model.micro_batch_size: 0 is not allowed"),
         ({"data": {"train_path": ""}}, "data.train_path: '' is not allowed"),
         ({"model": None}, "model: null is not allowed"),
-        ({"precision": "fp9"}, "precision: 'fp9' is not one of fp32, bf16, fp8_delayed"),
+        ({"precision": "fp9"}, "precision: 'fp9' is not one of fp32, bf16, fp8_tensorwise"),
+        (
+            {"precision": "fp8_delayed"},
+            "precision: fp8_delayed takes its scales from past passes.* use "
+            "precision=fp8_tensorwise",
+        ),
         ({"objective": {"name": "gpdo"}}, "objective.name: gpdo is not an objective"),
         ({"trainer": {"max_epoch": 1}}, r"did you mean trainer.max_epochs\?"),
         ({"objective": {"name": "dpo", "alpha": 1.0}}, "objective=dpo does not have this setting"),

@@ -233,15 +233,15 @@ def test_gpus_of_this_node(base: dict[str, dict[str, Any]]) -> None:
 
 def test_precision_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
     assert _found(base, Hardware(), precision="bf16") == []
-    assert _found(base, Hardware(), precision="fp8_delayed") == [
+    assert _found(base, Hardware(), precision="fp8_tensorwise") == [
         "precision: this machine runs bf16, fp32 only; use bf16, fp32"
     ]
-    words = Hardware(precision_reason="precision=fp8_delayed needs a GPU")
-    assert _found(base, words, precision="fp8_delayed") == [
+    words = Hardware(precision_reason="precision=fp8_tensorwise needs a GPU")
+    assert _found(base, words, precision="fp8_tensorwise") == [
         "precision: needs a GPU; use bf16, fp32"
     ]
-    able = Hardware(precisions=frozenset({"fp8_delayed"}))
-    assert _found(base, able, precision="fp8_delayed") == []
+    able = Hardware(precisions=frozenset({"fp8_tensorwise"}))
+    assert _found(base, able, precision="fp8_tensorwise") == []
 
 
 def test_layers_against_the_precision(base: dict[str, dict[str, Any]]) -> None:
@@ -338,7 +338,7 @@ def test_exported_variables_that_contradict_the_run(
 
 def test_fp8_pipeline_with_recomputation(base: dict[str, dict[str, Any]]) -> None:
     changes = {
-        "precision": "fp8_delayed",
+        "precision": "fp8_tensorwise",
         "model__pipeline_model_parallel_size": 2,
         "model__activations_checkpoint_granularity": "selective",
     }

@@ -128,7 +128,7 @@ class Clone:
             env={**self.environment, **variables},
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
             check=False,
         )
 

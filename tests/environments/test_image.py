@@ -53,6 +53,7 @@ def constraints(tmp_path: Path, *lines: str) -> str:
 def test_the_images_own_packages_stay_and_what_is_missing_is_added(tmp_path: Path) -> None:
     own = image(tmp_path / "image", OWN)
     put(site_of(own), "imagetool", "1.0", requires=("oldlib<2",))
+    put(site_of(own), "nvidia_tool", "1.0", requires=("oldlib<2",))
     made = clone(tmp_path)
     named = constraints(tmp_path, f"torch=={TORCH}", "oldlib==1.0", "frame<3", "goodlib==1.0")
     done = made.make("training-ngc", own, PIP_CONSTRAINT=named)
@@ -86,7 +87,8 @@ def test_the_images_own_packages_stay_and_what_is_missing_is_added(tmp_path: Pat
     assert conflicts[1] == (
         "frame<3; frame==3.0 is installed on top all the same, because the image has none"
     )
-    assert "of no use to this project: imagetool 1.0 has requirement oldlib<2" in conflicts[2]
+    for line, tool in zip(conflicts[2:], ("imagetool", "nvidia-tool"), strict=True):
+        assert f"of no use to this project: {tool} 1.0 has requirement oldlib<2" in line
 
     again = made.make("training-ngc", own, PIP_CONSTRAINT=named)
     assert again.stdout == done.stdout
@@ -127,6 +129,17 @@ def test_an_image_that_cannot_work_is_refused_before_anything_is_installed(
     (line,) = done.stderr.splitlines()
     assert message.format(python=python) in line
     assert not list((tmp_path / "cache").rglob("site-packages"))
+
+
+def test_an_engine_of_the_images_that_no_longer_fits_is_one_line(tmp_path: Path) -> None:
+    own = image(tmp_path / "image", [OWN[0], *OWN[2:]])
+    put(site_of(own), "transformer_engine", "2.10.0", requires=("oldlib<2",))
+    done = clone(tmp_path).make("training-ngc", own)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "environment: error: the image and training.lock do not fit together: transformer-engine "
+        "2.10.0 has requirement oldlib<2, but you have oldlib 2.0. Take another image"
+    )
 
 
 def test_a_locked_package_that_wants_another_torch_is_one_line(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from nemo_gdpo import cli
-from nemo_gdpo.errors import EXIT_USER_ERROR
+from nemo_gdpo.control.alone import end_process
+from nemo_gdpo.errors import EXIT_FAILED, EXIT_USER_ERROR
 from nemo_gdpo.launch.slurm import STATUS_FILE, step_status
 
 
@@ -41,3 +44,17 @@ def test_the_command_line_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
     assert cli.main(["train", "no.such=key"]) == EXIT_USER_ERROR
     assert (tmp_path / "status").read_text() == "2\n"
+
+
+@pytest.mark.parametrize(("status", "noted"), [(EXIT_USER_ERROR, "2\n"), (EXIT_FAILED, None)])
+def test_a_rank_that_fails_alone_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, noted: str | None
+) -> None:
+    """Its process ends before the command line could; srun then kills the others."""
+    file = tmp_path / "status"
+    monkeypatch.setenv(STATUS_FILE, str(file))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        end_process(status)
+    assert ended.value.code == status
+    assert (file.read_text() if file.exists() else None) == noted

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,6 +153,14 @@ def test_a_cpu_hands_the_gradient_to_autograd() -> None:
     model = ddp(tied=False, overlap=False)
     step(model)
     assert not head_weight(model).grad_added_to_main_grad
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda:0", True), ("cpu", False)])
+def test_a_gpu_adds_to_the_buffer(device: str, taken: bool) -> None:
+    weight: Any = SimpleNamespace(
+        device=torch.device(device), main_grad=torch.zeros(3, 2), grad_added_to_main_grad=False
+    )
+    assert (forward._main_grad(weight) is not None) == taken
 
 
 def test_only_float32_buffers_of_ddp_count() -> None:

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from nemo_gdpo.control.start import refuse_to_start
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.platform.cuda import device_index
@@ -42,9 +43,11 @@ def main(case: str) -> None:
 
     platform: object = _Gpu(VISIBLE[case])
     try:
-        join_world(platform, timeout_minutes=0.5)  # type: ignore[arg-type]
+        join_world(platform, timeout_minutes=3.0)  # type: ignore[arg-type]
     except UserError as error:
-        print(f"rank {os.environ['RANK']} told: {error}")
+        # What a rank's program does with an error that the others have not heard of.
+        told = error if error.agreed else refuse_to_start(error)
+        print(f"rank {os.environ['RANK']} told: {told}")
         return
     print("joined")
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.launch.logging import quiet_libraries
+from nemo_gdpo.models import weights
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training import checkpoint
 from nemo_gdpo.training.mesh import join_world, leave_world
@@ -75,7 +76,7 @@ def main(root: Path, source: str) -> None:
             trainer.train_step()
         trainer.checkpointer.root = root / f"of{dist.get_world_size()}{'again' if source else ''}"
         save(trainer, 1)
-        checkpoint.OPTIMIZER_METADATA = checkpoint.SHARDING_METADATA
+        checkpoint.OPTIMIZER_METADATA = weights.SHARDING_METADATA
         save(trainer, 2)
     leave_world()
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.errors import RunError
 from nemo_gdpo.launch.logging import quiet_libraries
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights, save_weights
@@ -66,7 +67,7 @@ def _save_gradient(model: PreferenceModel, source: ModelSource, target: Path) ->
     # Megatron has divided it by the number of pairs already.
     for parameter, _ in kept:
         parameter.data.copy_(parameter.main_grad)
-    save_weights(model, target)
+    save_weights(model, target, RunError)
     for parameter, value in kept:
         parameter.data.copy_(value)
 

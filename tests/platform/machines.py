@@ -10,7 +10,6 @@ from nemo_gdpo.platform.cuda import CudaPlatform
 from nemo_gdpo.platform.machine import ABSENT, USABLE, Machine, Package
 
 EVERY_FP8 = {
-    "fp8_delayed": Support(True),
     "fp8_tensorwise": Support(True),
     "fp8_blockwise": Support(True),
     "fp8_mxfp8": Support(False, "Device compute capability 10.0 or higher required."),

@@ -23,7 +23,7 @@ def test_a_complete_hopper_machine() -> None:
     found = capabilities()
     assert found.device_type == "cuda"
     assert found.transformer_engine == found.gradient_fusion == Support(True)
-    assert found.precisions == {"fp32", "bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise"}
+    assert found.precisions == {"fp32", "bf16", "fp8_tensorwise", "fp8_blockwise"}
     assert found.optimizer == Finding("Transformer Engine FusedAdam")
     assert found.attention == dict.fromkeys(("flash", "fused", "unfused", "local"), Support(True))
     assert found.unusable is None

@@ -68,13 +68,9 @@ def test_tf32_is_switched_off_and_said(
     assert os.environ.get(name) in (None, "", "0")
 
 
-def test_delayed_scaling_looks_back_as_far_as_transformer_engine_advises() -> None:
+def test_fp8_leaves_the_first_and_the_last_layer_in_bf16() -> None:
     platform = cuda_platform()
     te = {"interleaved": False, "layers": "transformer_engine"}
-    delayed = platform.transformer_config_overrides("fp8_delayed", **te)  # type: ignore[arg-type]
-    assert delayed["fp8_amax_history_len"] == 1024
-    assert delayed["fp8_amax_compute_algo"] == "max"
-    assert "first_last_layers_bf16" not in delayed  # megatron refuses it
-    current = platform.transformer_config_overrides("fp8_tensorwise", **te)  # type: ignore[arg-type]
-    assert "fp8_amax_history_len" not in current
-    assert current["first_last_layers_bf16"]
+    fields = platform.transformer_config_overrides("fp8_tensorwise", **te)  # type: ignore[arg-type]
+    assert fields["first_last_layers_bf16"]
+    assert fields["num_layers_at_start_in_bf16"] == fields["num_layers_at_end_in_bf16"] == 1

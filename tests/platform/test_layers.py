@@ -35,7 +35,7 @@ TE, LOCAL = "transformer_engine", "local"
     [
         (machine(), "auto", "bf16", TE),
         (machine(), TE, "bf16", TE),
-        (machine(), "auto", "fp8_delayed", TE),
+        (machine(), "auto", "fp8_tensorwise", TE),
         (machine(), LOCAL, "bf16", LOCAL),
         # Transformer Engine has no other mode than TF32 for fp32.
         (machine(), "auto", "fp32", LOCAL),

@@ -90,7 +90,6 @@ def test_fp8_is_asked_of_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, fp8.__name__, fp8)
     assert machine._fp8_support() == {
-        "fp8_delayed": Support(True),
         "fp8_tensorwise": Support(True),
         "fp8_blockwise": Support(False, "CUDA >= 12.9"),
         "fp8_mxfp8": Support(False, "not on 12.0+ architectures yet"),

@@ -98,7 +98,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -
             "pp_and_layers": train("pp", "model.pipeline_model_parallel_size=3"),
             "odd_batch": train("odd_batch", "model.global_batch_size=5"),
             "sequence_parallel": train("sp", "model.sequence_parallel=true"),
-            "fp8": train("fp8", "precision=fp8_delayed"),
+            "fp8": train("fp8", "precision=fp8_tensorwise"),
             "batch_above_pairs": [*on("few", pairs(8)), "model.global_batch_size=12"],
             "unknown_key": train("unknown_key", "optim.learning_rate=1"),
             "long_context": train("long_context", "data.max_length=512"),
@@ -154,5 +154,37 @@ def test_ranks_with_different_configurations_are_refused(
     assert errors[0] == (
         "nemo-gdpo: error: the ranks were started with different configurations (seed: 1 on rank "
         "0, 2 on rank 1); give every rank the same arguments and environment variables\n"
+    )
+    assert not output.exists()
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("blind", [0, 1])
+def test_a_node_that_lacks_a_file_is_named(
+    tmp_path: Path, model: Path, data: Path, blind: int
+) -> None:
+    """Each rank checks its files before they meet; one would wait for the other in vain."""
+    port, output = free_port(), tmp_path / "out"
+    files = {blind: tmp_path / "not-here.jsonl", 1 - blind: data}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "nemo_gdpo", "train",
+             *common(model, files[rank], output, *steps(2), "parallel=pp2")],
+            env=rank_environment(rank, 2, port),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        errors = [rank.communicate(timeout=150)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [2, 2], errors
+    assert errors[1] == ""  # one rank speaks for all
+    assert errors[0] == (
+        f"nemo-gdpo: error: rank {blind}: data.train_path: {files[blind]} does not exist; correct "
+        "the path (starting)\n"
     )
     assert not output.exists()

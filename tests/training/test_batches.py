@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from nemo_gdpo.config.shapes import length_multiple
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
-from nemo_gdpo.training.batches import BatchBuilder, length_multiple
+from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.reference import response_lengths
 from nemo_gdpo.training.reference_store import ReferenceStore
 
@@ -47,8 +50,18 @@ def layout(**sizes: int | bool) -> ParallelLayout:
     return ParallelLayout(**(settings | sizes))  # type: ignore[arg-type]
 
 
-def builder(*, packing: bool = False, rank: int = 0, size: int = 1, micro: int = 2) -> BatchBuilder:
-    return BatchBuilder(PAIRS, PAD, layout(), micro, packing, rank, size, torch.device("cpu"))
+def builder(
+    *,
+    packing: bool = False,
+    rank: int = 0,
+    size: int = 1,
+    micro: int = 2,
+    precision: str = "fp32",
+    **sizes: int | bool,
+) -> BatchBuilder:
+    return BatchBuilder(
+        PAIRS, PAD, layout(**sizes), precision, micro, packing, rank, size, torch.device("cpu")
+    )
 
 
 def chosen_pairs(batch: PreferenceMicroBatch) -> list[str]:
@@ -59,6 +72,19 @@ def chosen_pairs(batch: PreferenceMicroBatch) -> list[str]:
     return [names[row] for row in rows]
 
 
+def multiple_of(precision: str, rows: int, **sizes: int | bool) -> int:
+    cut = layout(**sizes)
+    return length_multiple(
+        tensor=cut.tensor,
+        context=cut.context,
+        sequence_parallel=cut.sequence_parallel,
+        precision=precision,
+        rows=rows,
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [1, 2, 12])
 @pytest.mark.parametrize(
     ("sizes", "multiple"),
     [
@@ -70,8 +96,53 @@ def chosen_pairs(batch: PreferenceMicroBatch) -> list[str]:
         ({"context": 3}, 24),
     ],
 )
-def test_rows_can_be_cut_evenly(sizes: dict[str, int | bool], multiple: int) -> None:
-    assert length_multiple(layout(**sizes)) == multiple
+def test_rows_can_be_cut_evenly(
+    sizes: dict[str, int | bool], multiple: int, rows: int, precision: str
+) -> None:
+    assert multiple_of(precision, rows, **sizes) == multiple
+
+
+SP4: dict[str, int | bool] = {"tensor": 4, "sequence_parallel": True}
+
+
+@pytest.mark.parametrize(
+    ("precision", "rows", "sizes", "multiple"),
+    [
+        # One packed row: all tokens of a rank are its.
+        ("fp8_tensorwise", 1, {}, 16),
+        ("fp8_tensorwise", 1, {"tensor": 4}, 16),
+        ("fp8_tensorwise", 1, SP4, 64),
+        ("fp8_mxfp8", 1, {}, 32),
+        ("fp8_mxfp8", 1, SP4, 128),
+        ("fp8_blockwise", 1, {"tensor": 4}, 16),
+        ("fp8_blockwise", 1, SP4, 512),
+        ("fp8_blockwise", 1, SP4 | {"context": 2}, 1024),
+        # Two rows of a pair: 2 x 8 are 16, 2 x 16 are 32; under TP4 and SP, 2 x 256 / 4 are 128.
+        ("fp8_tensorwise", 2, {}, 8),
+        ("fp8_mxfp8", 2, {}, 16),
+        ("fp8_mxfp8", 2, SP4, 64),
+        ("fp8_blockwise", 2, SP4, 256),
+        # Six rows have one factor of two only; 12 have two.
+        ("fp8_mxfp8", 6, {}, 16),
+        ("fp8_mxfp8", 12, {"context": 2}, 16),
+    ],
+)
+def test_every_rank_has_as_many_tokens_as_fp8_kernels_take(
+    precision: str, rows: int, sizes: dict[str, int | bool], multiple: int
+) -> None:
+    assert multiple_of(precision, rows, **sizes) == multiple
+
+
+def test_rows_are_as_long_as_the_precision_asks() -> None:
+    def shape(**settings: Any) -> tuple[int, ...]:
+        first, _ = builder(**settings).build([0, 2, 1, 3], None)
+        return tuple(first.inputs[0].shape)
+
+    assert shape(precision="bf16", packing=True) == (1, 48)
+    assert shape(precision="fp8_mxfp8", packing=True) == (1, 64)
+    # Four rows of up to 20 tokens: 4 x 24 are 96, a multiple of 16; 4 x 64 / 2 are 128.
+    assert shape(precision="fp8_tensorwise") == (4, 24)
+    assert shape(precision="fp8_blockwise", tensor=2, sequence_parallel=True) == (4, 64)
 
 
 def test_all_micro_batches_of_a_global_batch_have_one_length() -> None:

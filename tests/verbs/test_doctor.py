@@ -17,7 +17,6 @@ HOPPER = Machine(
     compute_capability=(9, 0),
     transformer_engine=USABLE,
     fp8={
-        "fp8_delayed": Support(True),
         "fp8_tensorwise": Support(True),
         "fp8_blockwise": Support(True),
         "fp8_mxfp8": Support(False, "Device compute capability 10.0 or higher required"),

@@ -41,11 +41,10 @@ LOCK = "training.lock"
 DATA = "assets.lock"
 EXTRAS = ("train", "data", "evaluate", "dev")
 """The extras of pyproject.toml that training.lock was made from."""
-KEPT = re.compile(
-    r"torch|torchvision|torchaudio|torchao|(pytorch-)?triton|transformer-engine(-.+)?|apex|flash-attn(-.+)?"
-    r"|nvidia-.+|cuda-.+|nccl.*|cupy.*"
-)
-"""Normalised names that stay the image's: torch, what is compiled against it, CUDA's libraries."""
+USED = r"torch|(pytorch-)?triton|transformer-engine(-.+)?|apex|flash-attn(-.+)?"
+"""Normalised names of the image's that training runs on."""
+KEPT = re.compile(rf"{USED}|torchvision|torchaudio|torchao|nvidia-.+|cuda-.+|nccl.*|cupy.*")
+"""And what else stays the image's: all that is compiled against its torch, and CUDA's libraries."""
 MADE = "made.json"
 _LACKS = re.compile(r"(?P<who>\S+) \S+ requires (?P<what>[^\s,]+), which is not installed\.")
 _DIFFERS = re.compile(
@@ -176,7 +175,8 @@ def _judge(found: Plan, complaints: list[str]) -> None:
     """Fail where something that was installed cannot work here; name what else no longer fits."""
     for complaint in complaints:
         match = _LACKS.fullmatch(complaint) or _DIFFERS.fullmatch(complaint)
-        if match is None or normalised(match["who"]) in {*found.reasons, *found.kept}:
+        who = normalised(match["who"]) if match else ""
+        if match is None or who in found.reasons or re.fullmatch(USED, who):
             fail(f"the image and {LOCK} do not fit together: {complaint} Take another image")
         say(f"environment: in the image, of no use to this project: {complaint}")
 

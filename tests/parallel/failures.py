@@ -1,0 +1,128 @@
+"""The table of failures: a stage of a run, and what is made to fail in it on one of two ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PACKAGE = "nemo_gdpo"
+
+
+@dataclass(frozen=True)
+class Failing:
+    """One function that fails on one rank."""
+
+    stage: str
+    """As `control` names it."""
+    place: str
+    """`module:name` below the package; the name may be that of a method."""
+    kind: str = "user"
+    """`user` mistake, `disk` or `bug`."""
+    main_only: bool = False
+    """Rank 0 acts for all, so that it alone can fail."""
+    after: bool = False
+    """Fail once the function has done its work: it has collectives, which the others need."""
+    call: int = 1
+    """Which call of it fails."""
+    settings: tuple[str, ...] = ()
+    task: str = "train_plain"
+    resumes: bool = False
+    """Begin with a copy of a finished run."""
+    said: str | None = None
+    """What the message says instead of the stage."""
+
+    @property
+    def status(self) -> int:
+        """Exit status: a wrong input is 2, and so is a model that cannot be read."""
+        input_is_wrong = self.kind == "user" or self.stage == "finding the model"
+        return 2 if input_is_wrong and self.said is None else 1
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}: {self.place}"
+
+
+CONVERTED = ("model.cache_converted=true",)
+RESIDENT = ("reference=resident",)
+CACHE, SAVED = "the reference cache", "the previous checkpoint is untouched"
+NEMO = ("export_nemo=true",)
+ARCHIVE = "model.nemo could not be written"
+
+FAILURES: tuple[Failing, ...] = (
+    Failing("comparing configurations", "training.resume:plain_data"),
+    Failing("building the mesh", "platform.cpu:CpuPlatform.manual_seed"),
+    Failing("finding the model", "training.model_source:open_loadable", main_only=True),
+    Failing("finding the model", "training.model_source:fingerprint_of", "disk", main_only=True),
+    Failing("opening the model", "training.model_source:HuggingFaceSource"),
+    Failing("opening the model", "training.model_source:_open_here", settings=CONVERTED),
+    Failing(
+        "looking for another run's checkpoints",
+        "training.resume:newest_trainer_state",
+        main_only=True,
+    ),
+    Failing(
+        "writing config.yaml",
+        "training.run:config_yaml",
+        "disk",
+        main_only=True,
+        said="config.yaml could not be written",
+    ),
+    Failing("tokenising train", "training.datasets:build_split", main_only=True),
+    Failing("tokenising train", "training.datasets:save_prepared", "bug", main_only=True),
+    Failing("tokenising validation", "training.datasets:build_split", main_only=True, call=2),
+    Failing("reading the tokens of train", "training.datasets:load_prepared"),
+    Failing("reading the tokens of train", "training.datasets:wait_for_files", "disk"),
+    Failing("reading the tokens of validation", "training.datasets:load_prepared", call=2),
+    Failing("counting the pairs", "training.run:PreferenceSampler.global_batch"),
+    Failing("building the model", "training.run:PreferenceModel", "bug"),
+    Failing("reading the weights", "training.model_source:load_hf_into_model"),
+    Failing("reading the weights", "models.weights:check_dist_checkpoint", settings=CONVERTED),
+    Failing("reading the weights", "models.weights:fill_weights", "disk", settings=CONVERTED),
+    Failing("building NeMo's model", "nemo.model:allow_our_targets", "bug", task="train"),
+    Failing("copying the reference", "training.run:PreferenceModel.attach_resident_reference",
+            "bug", settings=RESIDENT),
+    Failing("preparing the model", "training.run:PreferenceModel.prepare_for_inference", "bug"),
+    Failing("preparing the model", "training.run:PreferenceModel.prepare_for_training", "bug"),
+    Failing("looking for the reference cache", "training.reference:sizes_of", "disk",
+            main_only=True),
+    Failing("starting the reference cache", "training.reference:start_cache", "disk",
+            main_only=True, said=CACHE),
+    Failing("writing the reference cache", "training.reference_store:save_file", "disk",
+            said=CACHE),
+    Failing("finishing the reference cache", "training.reference:finish_cache", "disk",
+            main_only=True, said=CACHE),
+    Failing("reading the reference cache", "training.reference:load_cache"),
+    Failing("building the optimizer", "training.run:build_optimizer", after=True),
+    Failing("building the trainer", "training.run:build_scheduler"),
+    Failing("looking for checkpoints", "training.resume:find_newest_valid", "disk",
+            main_only=True),
+    Failing("looking for the checkpoint", "training.resume:wait_for_files", resumes=True),
+    Failing("reading the checkpoint", "training.checkpoint:check_dist_checkpoint", resumes=True),
+    Failing("reading the checkpoint", "training.checkpoint:fill_weights", "bug", resumes=True),
+    Failing("reading the state", "training.checkpoint:load_file", "disk", resumes=True),
+    Failing("resuming", "training.trainer:PreferenceTrainer.restore", resumes=True),
+    Failing("opening the loggers", "training.run:MetricsLog"),
+    Failing("start a checkpoint", "training.checkpoint:stage", "disk", main_only=True,
+            said=SAVED),
+    Failing("start a checkpoint", "training.checkpoint:Checkpointer._wait_for", said=SAVED),
+    Failing("gathering the state", "training.checkpoint:Checkpointer._sharded_state", "bug",
+            said=SAVED),
+    Failing("planning the checkpoint", "models.weights:dist_checkpointing.save", "bug",
+            after=True, said=SAVED),
+    Failing("writing the tensors", "models.weights:_write_own_part", "disk", said=SAVED),
+    Failing("write a checkpoint", "training.checkpoint:save_file", "disk", said=SAVED),
+    Failing("finish a checkpoint", "training.checkpoint:list_files", "disk", said=SAVED),
+    Failing("finish a checkpoint", "training.checkpoint:describe_files", "disk", said=SAVED),
+    Failing("finish a checkpoint", "training.checkpoint:write_manifest", "disk", main_only=True,
+            said=SAVED),
+    Failing("writing the card", "training.run:model_card_of", "bug", task="train", settings=NEMO,
+            resumes=True),
+    Failing("starting the archive", "nemo.archive:stage", "disk", main_only=True, task="train",
+            settings=NEMO, resumes=True, said=ARCHIVE),
+    Failing("packing the archive", "nemo.archive:pack", "disk", main_only=True, task="train",
+            settings=NEMO, resumes=True, said=ARCHIVE),
+    Failing("exporting to Hugging Face", "training.run:export_run", main_only=True,
+            settings=("export_hf=true",), resumes=True),
+)  # fmt: skip
+
+ELSEWHERE = frozenset({"finishing the checkpoint"})
+"""Stages whose failures end the process: they have launches of their own."""
