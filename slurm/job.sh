@@ -1,16 +1,17 @@
-# What a job of this directory does whatever its work is: it logs, runs steps, in a container where
-# there is one, answers signals, and goes back into the queue. Sourced by slurm/env.sh.
+# What all jobs of this directory have in common, whatever their work: logging, running steps (in a
+# container, if there is one), answering signals, and going back into the queue. Sourced by
+# slurm/env.sh.
 # shellcheck shell=bash
 
-# One line on stderr, with the time: a requeued job appends to the log of the run before it.
+# Print one line on stderr, with the time, because a requeued job appends to the same log.
 say() {
   printf '%(%F %T)T job %s: %s\n' -1 "${SLURM_JOB_ID:-none}" "$*" >&2
 }
 
 # --- steps -------------------------------------------------------------------------------------
 
-# For the container: flags of srun (pyxis), or what stands before a command (Apptainer). Stock Slurm does
-# not know pyxis' flags, not even in #SBATCH lines, so they are given only where there is an image.
+# How a step enters the container: by flags of srun (pyxis), or by a prefix to its command (Apptainer).
+# A Slurm without pyxis rejects its flags, even in #SBATCH lines, so they are passed only with an image.
 CONTAINER=()
 INSIDE=()
 use_container() {
@@ -29,18 +30,18 @@ use_container() {
   fi
 }
 
-# srun takes one CPU a task unless it is told: it does not read the job's --cpus-per-task.
+# srun gives each task one CPU unless told otherwise: it ignores the job's --cpus-per-task.
 CPUS=()
 [[ -z "${SLURM_CPUS_PER_TASK:-}" ]] || CPUS=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
 
-# A command on the node that the script runs on, the first one. To be started in the background, where it
-# takes the place of its shell, so that signals reach srun.
+# Run a command on the first node, where this script runs, too. Start it in the background: there it
+# replaces its subshell, so that a signal to that process reaches srun.
 on_first_node() {
   exec srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist="$SLURMD_NODENAME" "${CPUS[@]}" \
     "${CONTAINER[@]}" "${INSIDE[@]}" "$@"
 }
 
-# The address of this node: on NEMO_GDPO_INTERFACE, or the first that it has.
+# Print this node's address: the one on NEMO_GDPO_INTERFACE, or the first one it has.
 own_address() {
   if [[ -n "$NEMO_GDPO_INTERFACE" ]]; then
     ip -4 -o addr show dev "$NEMO_GDPO_INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}'
@@ -51,12 +52,12 @@ own_address() {
 
 # --- signals -----------------------------------------------------------------------------------
 
-# USR1 comes to this script alone, five minutes before the job's time is up (#SBATCH --signal=B:USR1@300),
-# and is handed on to the step that is followed. TERM comes from Slurm to every task, too: the job is
-# cancelled, or its nodes are wanted (preemption) and Slurm puts it into the queue again by itself. It
-# is not handed on: srun takes TERM as the order to kill its tasks.
-# Where preempted jobs have a time of grace, TERM comes to the tasks only: to this script it looks as if
-# they had stopped by themselves, and it puts the job into the queue.
+# USR1 reaches only this script, five minutes before the job's time is up (#SBATCH --signal=B:USR1@300);
+# it is passed on to the step that is being followed.
+# TERM reaches this script and every task: the job was cancelled, or it is preempted without a grace
+# time, and then Slurm requeues it by itself. It is not passed on: to srun, TERM means to kill its tasks.
+# With a grace time, preemption sends TERM to the tasks only. To this script they seem to have stopped by
+# themselves, so it requeues the job.
 stopping=
 cancelled=
 followed=
@@ -65,7 +66,16 @@ expect_signals() {
   trap 'cancelled=1; say "TERM: cancelled or preempted; Slurm decides what becomes of the job"' TERM
 }
 
-# Wait for a process in the background; returns its status. `wait` alone returns at every signal.
+# Print when Slurm will end this job, in Unix seconds; fails if it does not say. SLURM_JOB_END_TIME comes
+# second: older Slurm does not set it, and it does not follow a limit that was changed.
+end_time() {
+  local told
+  told="$(SLURM_TIME_FORMAT=%s squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e 2>/dev/null)"
+  [[ "$told" =~ ^[0-9]+$ ]] || told="${SLURM_JOB_END_TIME:-}"
+  [[ -n "$told" ]] && echo "$told"
+}
+
+# Wait for a background process and return its status. (A bare `wait` returns at every trapped signal.)
 follow() {
   local status
   followed=$1
@@ -79,12 +89,11 @@ follow() {
 
 # --- the queue ---------------------------------------------------------------------------------
 
-# "COUNT PROGRESS...": restarts in a row that brought nothing new, and how far the job had come. In the
-# job's directory, where its log is, too: the next start may be on other nodes.
+# Holds "COUNT PROGRESS...": the number of restarts in a row without progress, and how far the job had
+# come. It lies in the job's directory, beside its log, because the next start may be on other nodes.
 restarts_file=".nemo-gdpo-restarts-${SLURM_JOB_ID:-none}"
 
-# Whether the numbers before `than` are further on than those after it; the first one that differs
-# decides.
+# Whether the numbers before `than` are ahead of those after it; the first difference decides.
 further() {
   local -a now=() before=()
   while [[ "$1" != than ]]; do now+=("$1"); shift; done
@@ -97,8 +106,8 @@ further() {
   return 1
 }
 
-# How often in a row the job has started without getting further, this start included. Arguments: how
-# far it has come, as numbers that rise.
+# Print how many starts in a row, this one included, began without progress. The arguments say how far
+# the job has come, as numbers that grow.
 restarts_in_vain() {
   local -a noted=()
   [[ ! -f "$restarts_file" ]] || read -ra noted <"$restarts_file"
@@ -109,8 +118,8 @@ restarts_in_vain() {
   fi
 }
 
-# To be called at every start, whoever put the job into the queue: after the loss of a node, and after
-# preemption, Slurm does it by itself. Ends the job that does not get further.
+# Call this at every start, with the same arguments: it ends a job that makes no progress. Counting only
+# in `requeue` would miss restarts by Slurm itself, after the loss of a node or preemption.
 count_start() {
   local vain=0
   if (( ${SLURM_RESTART_COUNT:-0} > 0 )); then
@@ -123,7 +132,7 @@ count_start() {
     give_up "$vain"
     exit 1
   fi
-  # Not what is furthest so far: a restart in vain keeps it.
+  # A restart in vain changes the count only, and keeps how far the job had come.
   (( vain > 0 )) || echo "0 $*" >"$restarts_file"
   (( vain == 0 )) || sed -i "s/^[0-9]*/$vain/" "$restarts_file"
 }
@@ -134,7 +143,7 @@ give_up() {
   rm -f "$restarts_file"
 }
 
-# Put this job into the queue again, unless it has been there too often without getting further.
+# Put this job back into the queue, unless it has restarted too often without progress.
 requeue() {
   local vain
   vain="$(restarts_in_vain "$@")"
@@ -146,9 +155,9 @@ requeue() {
   scontrol requeue "$SLURM_JOB_ID"
 }
 
-# End the job with a status. 0 is done; 2 means that only a person can help; 75 that a signal stopped
-# the work, and anything else that a rank or a node failed: both resume, so the job goes back into the
-# queue. Further arguments: how far it has come.
+# End the job with a status: 0 is done, 2 needs a person, 75 was stopped by a signal, and anything else
+# means that a rank or a node failed. The last two can resume, so the job goes back into the queue.
+# More arguments: how far it has come.
 leave() {
   local status=$1
   shift
@@ -161,7 +170,8 @@ leave() {
   exit "$status"
 }
 
-# The value of KEY=VALUE among arguments, the last one's; a default where there is none.
+# Print the VALUE of the last KEY=VALUE among the arguments, or the default.
+#   value_of KEY DEFAULT ARGUMENTS...
 value_of() {
   local key=$1 found=$2 argument
   shift 2

@@ -1,23 +1,22 @@
-# The whole job of an experiment, for the *.sub files that name one (`experiment=...`): it checks
-# itself, computes the reference's log-probabilities and trains on all its nodes, one task a GPU, and
-# when that is done submits what is left as jobs of their own:
+# The whole job of an experiment, sourced by the *.sub files that name one (`experiment=...`). It checks
+# itself, computes the reference's log-probabilities and trains on all its nodes with one task per GPU.
+# When training is done, it submits the remaining stages as separate jobs:
 #
 #   export (no GPU) -> sampling of the base and of the trained model -> evaluation and report
 #
-# Jobs of their own, because each of those needs one GPU or none (sampling of a 70B model: four) and
-# would hold 16 or 32 for an hour. They are submitted at the end, not at the start with a dependency
-# on this job: until training is over there is nothing to take along when it is cancelled, nothing that
-# waits in vain when it fails, and nothing to be submitted twice when it is requeued. Whether the
-# cluster will take them is asked at the start (`sbatch --test-only`). Among themselves they are chained
-# by --dependency=afterok, which outlasts a requeue, and --kill-on-invalid-dep: if one fails or is
-# cancelled, those that wait for it go, too.
+# They are separate because each needs one GPU or none (four to sample a 70B model) and as a step would
+# hold all 16 or 32 GPUs for up to an hour. They are submitted at the end rather than at the start with
+# a dependency on this job: cancelling it then cancels everything, a failure leaves nothing waiting, and
+# a requeue submits nothing twice. At the start `sbatch --test-only` asks whether the cluster would
+# accept them. --dependency=afterok, which survives a requeue, puts them in order; with
+# --kill-on-invalid-dep, if one fails or is cancelled, the jobs that wait for it are cancelled.
 #
-# Every stage that is done is passed over: a complete run is not started again, nor is a complete export
-# written again; sampling makes the rows that are missing, and evaluation keeps what it has computed.
-# TP, PP and CP are the experiment's; ranks and nodes are what the job was given, and DP what they leave.
+# Finished work is skipped: a complete run is not trained again and a complete export not written again,
+# sampling adds only missing rows, and evaluation reuses what it has computed.
+# TP, PP and CP come from the experiment, the numbers of nodes and ranks from the job; DP follows.
 #
-# What a .sub may set: `experiment`; `sample_gpus`, GPUs that one copy of the model needs for sampling;
-# `likelihoods=no` where the model does not fit on the one GPU of the evaluation.
+# A .sub sets `experiment` and may set `sample_gpus`, the GPUs that one copy of the model needs for
+# sampling, and `likelihoods=no` if the model does not fit on the single GPU of the evaluation.
 # shellcheck shell=bash
 set -uo pipefail
 
@@ -30,7 +29,7 @@ name="${experiment:?is set by the .sub}"
 name="${name%%_*}"
 gpus="${SLURM_GPUS_ON_NODE:-0}"
 ranks=$((gpus > 0 ? gpus : ${SLURM_NTASKS_PER_NODE:-1}))
-# Later ones win: what the job was given, its arguments, and that the export is another job's.
+# Later ones win, so arguments of the job come last. The export is a separate job.
 overrides=(experiment="$experiment" trainer.devices="$ranks" trainer.num_nodes="$SLURM_JOB_NUM_NODES"
   export_hf=false "$@")
 
@@ -38,7 +37,7 @@ say "$experiment on $SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), $ranks ran
 
 # --- what is there -----------------------------------------------------------------------------
 
-# Lines of slurm/stages.py: where the run writes, and what is done.
+# Run slurm/stages.py and read what it prints: where the run writes, and which stages are done.
 declare -A run=()
 read_stages() {
   local file key value
@@ -49,7 +48,8 @@ read_stages() {
   rm -f "$file"
 }
 
-# How far the run has come: its newest checkpoint, and before there is one the shards of the reference.
+# Print how far the run has come: the step of its newest checkpoint, then the shards of the reference,
+# which count while there is no checkpoint.
 progress() {
   local manifest newest=0 step
   for manifest in "${run[output]}"/checkpoints/step_*/manifest.json; do
@@ -63,8 +63,8 @@ progress() {
 
 # --- stages ------------------------------------------------------------------------------------
 
-# Everything that can be known before the ranks start, on one node: versions and hardware, then every
-# problem of the configuration at once.
+# Check on one node all that can be known before the ranks start: versions and hardware, then the
+# configuration, with every problem named at once.
 # shellcheck disable=SC2016  # expanded on the node
 check='
   "$0" -m nemo_gdpo doctor >&2 && "$0" -m nemo_gdpo validate "${@:2}" >&2 && exec "$0" "$1" plan "${@:2}"
@@ -74,22 +74,25 @@ check() {
     "${overrides[@]}"
 }
 
-# Reference and training. A rank that ends badly takes the others along at once (--kill-on-bad-exit);
-# one that is slow at the end, writing the last of its logs, is waited for (--wait=0).
+# Reference and training. If a rank fails, srun ends the others at once (--kill-on-bad-exit); if it is
+# only slow to finish, writing the last of its logs, srun waits for it (--wait=0).
 train() {
   local status noted
   local -a flags=()
   read -ra flags <<<"$NEMO_GDPO_SRUN_FLAGS"
   local -x NEMO_GDPO_STATUS_FILE="$PWD/.nemo-gdpo-status-$SLURM_JOB_ID"
   rm -f "$NEMO_GDPO_STATUS_FILE"
+  # For a checkpoint in time even if no signal comes.
+  local -x NEMO_GDPO_END_TIME
+  NEMO_GDPO_END_TIME="$(end_time)" || unset NEMO_GDPO_END_TIME
   [[ -z "$NEMO_GDPO_INTERFACE" ]] || local -x MASTER_ADDR="${MASTER_ADDR:-$(own_address)}"
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" \
     "${CPUS[@]}" --kill-on-bad-exit=1 --wait=0 "${flags[@]}" "${CONTAINER[@]}" "${INSIDE[@]}" \
     "$NEMO_GDPO_TRAINING_PYTHON" -m nemo_gdpo train "${overrides[@]}" &
   follow $!
   status=$?
-  # srun's status is the highest of all tasks', also of those that it killed; the file has the word of
-  # the first rank that had one.
+  # srun returns the highest status of all tasks, including those that it killed; the file has the
+  # status of the first rank that left one.
   noted="$(cat "$NEMO_GDPO_STATUS_FILE" 2>/dev/null)"
   rm -f "$NEMO_GDPO_STATUS_FILE"
   if (( status == 0 )) || [[ "$noted" == 2 ]]; then
@@ -109,8 +112,8 @@ if (( ${sample_gpus:=1} > 1 )); then
   sampling+=(generation.tensor_parallel_size="$sample_gpus" generation.ray.replicas=1)
 fi
 
-# Submit a job called EXPERIMENT-STAGE; prints its number. With `test_only` only ask whether it would be
-# taken. FLAGS are words.
+# Submit a job called EXPERIMENT-STAGE and print its number; with `test_only` set, only ask whether the
+# cluster would accept it. FLAGS is one argument, split into words.
 #   submit STAGE FLAGS SCRIPT ARGUMENTS...
 submit() {
   local stage=$1 script=$3 variable
@@ -121,7 +124,7 @@ submit() {
   flags+=($2 $NEMO_GDPO_CHAIN_FLAGS $test_only)
   shift 3
   (
-    # This job's own would be taken for the new one's.
+    # sbatch would read this job's variables as settings of the new one.
     for variable in "${!SLURM_@}"; do
       [[ "$variable" == SLURM_CONF ]] || unset "$variable"
     done
@@ -129,7 +132,7 @@ submit() {
   )
 }
 
-# The flags of a job that waits for others (:1:2), or for none.
+# Print the flags of a job that waits for others, given as :1:2; nothing if there are none.
 after() {
   [[ -z "$test_only" && -n "$1" ]] || return 0
   echo "--dependency=afterok$1 --kill-on-invalid-dep=yes"
@@ -160,7 +163,7 @@ submit_evaluation() {
     evaluation.training="{$name: $output}" "${given[@]}" output_dir="$output/evaluation" "${evaluation[@]}"
 }
 
-# Submit all that is left.
+# Submit the stages that are left.
 chain() {
   local export='' base='' trained='' job
   if [[ -z "${run[exported]}" ]]; then
@@ -182,20 +185,23 @@ chain() {
     "evaluation $job; the report will be ${run[output]}/evaluation/report.html"
 }
 
-# Whether the cluster would take them, while there is time to do something about it.
+# Say so if the cluster would refuse them, while there is still time to act on it.
 try_chain() {
   local said
   [[ "$NEMO_GDPO_CHAIN" == yes ]] || return 0
   said="$(test_only=--test-only; chain 2>&1)" ||
-    say "jobs after this one would be refused (see NEMO_GDPO_CHAIN_FLAGS in slurm/env.sh): ${said//$'\n'/ }"
+    say "the jobs after training would be refused (see NEMO_GDPO_CHAIN_FLAGS in slurm/env.sh): ${said//$'\n'/ }"
 }
 
 # --- all of it ---------------------------------------------------------------------------------
 
 check || {
   status=$?
-  [[ -z "$stopping" ]] || leave 75 0 0
-  # Not the queue: an interpreter, a container or a node that is not as it should be.
+  # 143 is TERM: the job is cancelled, or preempted with a grace time and so without Slurm's own requeue.
+  if [[ -n "$stopping" ]] || (( status == 143 )); then
+    leave 75 0 0
+  fi
+  # No requeue: the interpreter, the container or the node is not as it should be.
   (( status == 2 )) || say "the checks failed with $status; nothing was begun, and it is not tried again"
   exit "$status"
 }
@@ -216,14 +222,14 @@ fi
 read_stages "$NEMO_GDPO_TRAINING_PYTHON" "$NEMO_GDPO_HOME/slurm/stages.py" finish "${overrides[@]}" || leave $? 0 0
 prompts="${prompts:-${run[prompts]}}"
 if [[ -z "${run[checkpoint]}" ]]; then
-  say "training said that it is done, and ${run[output]}/checkpoints has no complete checkpoint of the last step"
+  say "training reported success, but ${run[output]}/checkpoints has no complete checkpoint of the last step"
   leave 2
 fi
 if [[ "$NEMO_GDPO_CHAIN" != yes ]]; then
   say "done: ${run[checkpoint]}; nothing is submitted (NEMO_GDPO_CHAIN=$NEMO_GDPO_CHAIN)"
 elif ! chain; then
-  say "trained: ${run[checkpoint]}; what comes after was not taken, sbatch says why above: change" \
-    "NEMO_GDPO_CHAIN_FLAGS and submit this again, training is passed over"
+  say "trained: ${run[checkpoint]}; but the jobs after training were refused, for the reason that sbatch" \
+    "gives above: change NEMO_GDPO_CHAIN_FLAGS and submit this again; training will be skipped"
   leave 2
 fi
 leave 0

@@ -25,6 +25,7 @@ NOTED = (
     "SLURMD_NODENAME",
     "SLURM_JOB_NAME",
     "MASTER_ADDR",
+    "NEMO_GDPO_END_TIME",
 )
 
 
@@ -34,6 +35,12 @@ def _note(arguments: list[str]) -> None:
     entry |= {"has_key": SECRET in os.environ, "gpus": os.environ.get("SLURM_GPUS_ON_NODE")}
     with (PLACE / "calls.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def _checked() -> int:
+    if (PLACE / "act").read_text() == "check slowly" and START == 0:
+        time.sleep(100)
+    return 0
 
 
 def _stages(output: Path) -> int:
@@ -85,6 +92,8 @@ def main(arguments: list[str]) -> int:
     output, command = PLACE / "out", " ".join(arguments[:3])
     if "stages.py" in command:
         return _stages(output)
+    if command.startswith("-m nemo_gdpo doctor"):
+        return _checked()
     if command.startswith("-m nemo_gdpo train"):
         return step_status(_train((PLACE / "act").read_text(), output), os.environ)
     if "ray.scripts" in command:

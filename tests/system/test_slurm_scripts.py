@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,14 @@ class Place:
         return "".join(path.read_text() for path in sorted(self.path.glob("*.log")))
 
     def finish(self, job: int) -> dict[str, str]:
-        """Wait for the end, sparing the job the pause that Slurm makes after each requeue."""
+        """Wait until a job has ended for good; returns what `scontrol` tells of it."""
         return self.slurm.finish(job, SECONDS)
+
+    def wait_until(self, what: Callable[[], bool]) -> None:
+        limit = time.monotonic() + SECONDS
+        while not what():
+            assert time.monotonic() < limit, self.log()
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -165,9 +171,13 @@ SMALL = ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=2", "--cpus-per-ta
 
 
 def test_ranks_and_nodes_are_those_that_the_job_was_given(place: Place) -> None:
-    job = place.submit("done", "gdpo_llama3_8b.sub", "optim.lr=1e-6", "seed=7", flags=SMALL)
-    assert place.finish(job)["JobState"] == "COMPLETED", place.log()
+    timed = (*SMALL, "--time=10")
+    job = place.submit("done", "gdpo_llama3_8b.sub", "optim.lr=1e-6", "seed=7", flags=timed)
+    ended = place.finish(job)
+    assert ended["JobState"] == "COMPLETED", place.log()
     ranks = place.calls("-m nemo_gdpo train")
+    started = time.mktime(time.strptime(ended["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+    assert {call["NEMO_GDPO_END_TIME"] for call in ranks} == {str(int(started) + 10 * 60)}
     assert sorted(call["rank"] for call in ranks) == [0, 1, 2, 3]
     assert sorted((call["SLURMD_NODENAME"], call["SLURM_LOCALID"]) for call in ranks) == [
         ("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1"),
@@ -229,6 +239,18 @@ def test_ranks_that_were_stopped_end_in_their_own_time_and_the_job_resumes(place
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), place.log()
     assert "ended with 75" in place.log()
     assert "srun: error" not in place.log()
+
+
+def test_preemption_with_a_time_of_grace_during_the_checks(place: Place) -> None:
+    """TERM comes to the step only: to the script it looks as if the checks had failed."""
+    job = place.submit("check slowly", "gdpo_llama3_8b.sub", flags=(*SMALL, "--partition=patient"))
+    place.wait_until(lambda: bool(place.calls("doctor")))
+    place.slurm.sbatch(
+        "--partition=urgent", f"--nodes={NODES}", "--exclusive", "--output=/dev/null", "--wrap=:"
+    )
+    ended = place.finish(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), place.log()
+    assert len(place.calls("doctor")) == 2
 
 
 def test_a_mistake_of_one_rank_ends_the_job_and_is_not_tried_again(place: Place) -> None:
@@ -392,99 +414,7 @@ def test_a_chain_that_the_cluster_would_not_take_is_said_before_training(place: 
     flags = {"NEMO_GDPO_CHAIN": "yes", "NEMO_GDPO_EXPORT_FLAGS": "--partition=nowhere"}
     ended = place.finish(place.submit("done", "gdpo_llama3_8b.sub", flags=SMALL, **flags))
     log = place.log()
-    assert log.index("jobs after this one would be refused") < log.index("training is passed over")
+    first, last = "jobs after training would be refused", "training will be skipped"
+    assert log.index(first) < log.index(last)
     assert "invalid partition" in log
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
-
-
-# --- the count of restarts, without Slurm -------------------------------------------------------
-
-
-@dataclass
-class Counted:
-    """Starts of a job that goes back into the queue, in a directory."""
-
-    directory: Path
-    limit: int
-
-    def start(self, number: int, before: str, after: str) -> tuple[int, str]:
-        """One start: how far the job had come then, and at its end. Status and what was said."""
-        own = os.environ | {
-            "PATH": f"{self.directory}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": "7",
-            "SLURM_RESTART_COUNT": str(number),
-            "NEMO_GDPO_MAX_RESTARTS": str(self.limit),
-            "NEMO_GDPO_HOME": str(ROOT),
-        }
-        script = f"set -u; source {ROOT}/slurm/env.sh; count_start {before}; requeue {after}"
-        done = subprocess.run(
-            ["bash", "-c", script], env=own, cwd=self.directory, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        return done.returncode, done.stderr
-
-    @property
-    def requeued(self) -> int:
-        called = self.directory / "called"
-        return len(called.read_text().splitlines()) if called.exists() else 0
-
-
-@pytest.fixture
-def counted(tmp_path: Path) -> Counted:
-    fake = tmp_path / "scontrol"
-    fake.write_text(f'#!/bin/sh\n[ "$*" = "requeue 7" ] && echo "$@" >>{tmp_path}/called\n')
-    fake.chmod(0o755)
-    return Counted(tmp_path, limit=2)
-
-
-def test_a_job_that_brings_nothing_new_is_queued_again_as_often_as_allowed(
-    counted: Counted,
-) -> None:
-    for number in range(2):
-        assert counted.start(number, "40 3", "40 3")[0] == 0
-        assert counted.requeued == number + 1
-    status, said = counted.start(2, "40 3", "40 3")
-    assert (status, counted.requeued) == (0, 2)
-    assert "stopped after 2 restarts in a row that brought nothing new" in said
-
-
-def test_what_gets_further_is_not_counted(counted: Counted) -> None:
-    for number in range(9):
-        step = 10 * number + 9  # not octal
-        counted.start(number, f"{step} 0", f"{step + 10} 0")
-    assert counted.requeued == 9
-
-
-def test_the_count_begins_again_with_every_step_forward(counted: Counted) -> None:
-    come = [40, 40, 50, 50, 50, 50, 50]
-    for number, step in enumerate(come[:-1]):
-        counted.start(number, f"{step} 0", f"{come[number + 1]} 0")
-    # 40: 1, forward; 50: 1, 2 and no more.
-    assert counted.requeued == 5
-
-
-def test_fewer_shards_than_before_are_no_step_forward(counted: Counted) -> None:
-    """A part of a cache that every start makes anew grows and shrinks."""
-    for number, shards in enumerate((3, 2, 1)):
-        counted.start(number, f"0 {shards}", f"0 {shards - 1}")
-    assert counted.requeued == 2
-
-
-def test_restarts_by_slurm_itself_count_too(counted: Counted) -> None:
-    """After the loss of a node, or when it was preempted, no script has asked for it."""
-    counted.start(0, "40 0", "50 0")
-    for number in (1, 2):
-        assert counted.start(number, "40 0", "50 0")[0] == 0
-    status, said = counted.start(3, "40 0", "50 0")
-    assert status == 1
-    assert "stopped after 3 restarts" in said
-
-
-def test_two_kinds_of_container_are_one_too_many(tmp_path: Path) -> None:
-    own = os.environ | {"NEMO_GDPO_HOME": str(ROOT), "NEMO_GDPO_IMAGE": "a", "NEMO_GDPO_SIF": "b"}
-    done = subprocess.run(
-        ["bash", "-c", f"source {ROOT}/slurm/env.sh; use_container"],
-        env=own, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "NEMO_GDPO_IMAGE and NEMO_GDPO_SIF are both set; unset one" in done.stderr

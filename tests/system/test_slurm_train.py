@@ -1,15 +1,18 @@
 """`slurm/gdpo_llama3_8b.sub` on a real Slurm, with a tiny model: all of it, and disturbed.
 
 A disturbed run has to end with the weights, optimizer and metrics of one that was not, to the bit.
-Each test prints how long its fault took (pytest -s).
+With `pytest -s` each test prints how long its fault took; docs/operator.md has such a table.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -118,11 +121,19 @@ class Job:
     def wait_until(self, what: Callable[[], bool]) -> float:
         """Wait, and return the time at which it came."""
         limit = time.monotonic() + SECONDS
+        looked = 0.0
         while not what():
-            assert time.monotonic() < limit, self.log
-            assert self.state["JobState"] not in ("FAILED", "CANCELLED"), self.log
-            time.sleep(0.05)
+            now = time.monotonic()
+            assert now < limit, self.log
+            if now - looked > 1:
+                looked = now
+                assert self.state["JobState"] not in ("FAILED", "CANCELLED"), self.log
+            time.sleep(0.02)
         return time.monotonic()
+
+    def wait_for_reference(self) -> None:
+        """Until the reference is being computed."""
+        self.wait_until(lambda: any((self.output / "reference").glob(".train.*")))
 
     def wait_for_step(self, step: int) -> None:
         """Until the line of `step` is in the log of metrics."""
@@ -133,10 +144,43 @@ class Job:
         path = self.output / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    def newest(self) -> int:
-        """Step of the newest checkpoint."""
+    def saved(self) -> list[int]:
+        """Steps of the checkpoints that are complete, rising."""
         found = (self.output / "checkpoints").glob("step_*/manifest.json")
-        return max((int(path.parent.name.removeprefix("step_")) for path in found), default=0)
+        return sorted(int(path.parent.name.removeprefix("step_")) for path in found)
+
+    def resumed(self) -> list[int]:
+        """Steps that its starts have resumed from."""
+        return [int(step) for step in re.findall(r"^resumed step_(\d+)", self.log, re.MULTILINE)]
+
+    @contextlib.contextmanager
+    def halted(self) -> Iterator[None]:
+        """Inside the block a rank stands still, and the other waits for it.
+
+        So what Slurm has to arrange first comes in the middle of the work, however fast that is.
+        """
+        rank = self.pid(self.nodes()[1])
+        os.kill(rank, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGCONT)
+
+    def preempt(self) -> int:
+        """Have a job with a higher priority want all nodes; returns its number."""
+        with self.halted():
+            urgent = self.slurm.sbatch(
+                "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=:"
+            )
+            self.wait_until(lambda: self.state["PreemptTime"] != "None")
+        return urgent
+
+    def signal_limit(self) -> None:
+        """What Slurm does five minutes before the end of the job's time."""
+        with self.halted():
+            self.slurm.run("scancel", "--batch", "--signal=USR1", str(self.number))
+            self.wait_until(lambda: "USR1: time is almost up" in self.log)
 
     def restarted(self, times: int) -> None:
         """Wait until it runs for the so-and-so-manyth time again."""
@@ -194,6 +238,12 @@ def submit(slurm: SlurmCluster, files: Files, tmp_path: Path) -> Iterator[Callab
     slurm.wait_until_empty()
 
 
+def tell(fault: str, begun: float, **times: float) -> None:
+    """Print seconds since the fault for the table."""
+    cells = (f"{what.replace('_', ' ')} after {at - begun:.0f} s" for what, at in times.items())
+    print(f"\n{fault}: {', '.join(cells)}")
+
+
 def assert_undisturbed(job: Job, whole: Path, *, restarts: int) -> None:
     """It completed, and nothing tells it from the run without disturbance."""
     ended = job.slurm.finish(job.number, SECONDS)
@@ -208,79 +258,132 @@ def assert_undisturbed(job: Job, whole: Path, *, restarts: int) -> None:
         assert torch.equal(value, theirs[tensor]), tensor
 
 
-def test_two_requeues_in_a_row(
+def test_preemption_in_the_reference_and_again_in_training(
     submit: Callable[..., Job], whole: Path, slurm: SlurmCluster
 ) -> None:
-    """The time limit comes before the first step, and the loss of the nodes in the middle."""
+    """Two requeues in a row, by Slurm itself: it takes the nodes at once."""
     job = submit()
-    # The reference is being computed. As five minutes before the end of its time.
-    job.wait_until((job.output / "reference").exists)
-    time.sleep(0.5)  # on every rank
-    slurm.run("scancel", "--batch", "--signal=USR1", str(job.number))
+    job.wait_for_reference()
+    begun = time.monotonic()
+    urgent = job.preempt()
+    over = job.wait_until(lambda: job.state["JobState"] == "PENDING")
+    assert not job.steps()
     job.restarted(1)
-    assert "ended with 75" in job.log
-
-    job.wait_for_step(EVERY + 1)
-    urgent = slurm.sbatch(
-        "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"
-    )
-    job.restarted(2)
+    job.wait_for_step(0)
+    tell("preempted in the reference", begun, nodes_free=over, first_step=time.monotonic())
     assert slurm.job(urgent)["JobState"] == "COMPLETED"
-    assert_undisturbed(job, whole, restarts=2)
-    assert len(re.findall(r"^resumed step_", job.log, re.MULTILINE)) == 1
 
-
-def test_preemption_with_a_time_of_grace(
-    submit: Callable[..., Job], whole: Path, slurm: SlurmCluster
-) -> None:
-    """TERM comes to the tasks only: they stop, and the job makes room before its grace is over."""
-    job = submit(flags=("--ntasks-per-node=1", "--partition=patient"))
     job.wait_for_step(EVERY + 1)
     begun = time.monotonic()
-    slurm.sbatch(
-        "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true"
-    )
-    room = job.wait_until(lambda: job.state["JobState"] == "PENDING") - begun
-    saved = job.newest()
-    job.wait_until(lambda: f"resumed step_{saved:08d}" in job.log)
-    assert room < GRACE_SECONDS
-    print(f"preempted with grace: room after {room:.0f} s, resumed from step {saved}")
-    assert_undisturbed(job, whole, restarts=1)
+    job.preempt()
+    over = job.wait_until(lambda: job.state["JobState"] == "PENDING")
+    again = job.wait_until(lambda: bool(job.resumed()))
+    tell("preempted in training", begun, nodes_free=over, resumed=again)
+    assert_undisturbed(job, whole, restarts=2)
+    assert len(job.resumed()) == 1
+
+
+def test_the_limit_in_the_reference_and_preemption_with_a_time_of_grace(
+    submit: Callable[..., Job], whole: Path
+) -> None:
+    """The job stops by itself both times, and puts itself into the queue."""
+    job = submit(flags=("--ntasks-per-node=1", "--partition=patient"))
+    job.wait_for_reference()
+    begun = time.monotonic()
+    job.signal_limit()
+    over = job.wait_until(lambda: job.log.count("ended with 75") == 1)
+    assert not job.steps()
+    job.restarted(1)
+    job.wait_for_step(0)
+    tell("limit in the reference", begun, step_over=over, first_step=time.monotonic())
+
+    job.wait_for_step(EVERY + 1)
+    begun = time.monotonic()
+    job.preempt()
+    # TERM came to the tasks only.
+    over = job.wait_until(lambda: job.log.count("ended with 75") == 2)
+    assert over - begun < GRACE_SECONDS
+    again = job.wait_until(lambda: bool(job.resumed()))
+    tell("preempted with grace", begun, step_over=over, resumed=again)
+    assert_undisturbed(job, whole, restarts=2)
+    (resumed,) = job.resumed()
+    assert resumed > EVERY  # from where it stopped, not from the interval's checkpoint
 
 
 def test_a_killed_rank(submit: Callable[..., Job], whole: Path) -> None:
     job = submit()
     job.wait_for_step(EVERY + 1)
-    saved = job.newest()
-    assert saved == EVERY
-    os.kill(job.pid(job.nodes()[1]), signal.SIGKILL)
     begun = time.monotonic()
-    over = job.wait_until(lambda: "a rank failed (srun:" in job.log) - begun
-    assert over < GIVEN_UP
-    job.wait_until(lambda: "resumed step_" in job.log)
-    again = time.monotonic() - begun
-    print(f"killed rank: step over after {over:.0f} s, resumed after {again:.0f} s")
+    os.kill(job.pid(job.nodes()[1]), signal.SIGKILL)
+    over = job.wait_until(lambda: "a rank failed (srun:" in job.log)
+    assert over - begun < GIVEN_UP
+    again = job.wait_until(lambda: bool(job.resumed()))
+    tell("killed rank", begun, step_over=over, resumed=again)
     assert re.search(r"srun: error: n\d: task 1: Killed", job.log)
     assert_undisturbed(job, whole, restarts=1)
 
 
-def test_a_node_that_goes_down(
+def test_a_node_that_goes_down_and_a_newest_checkpoint_that_is_damaged(
     submit: Callable[..., Job], whole: Path, slurm: SlurmCluster
 ) -> None:
-    """Slurm itself puts the job into the queue, and it goes on with the third node."""
+    """Slurm itself puts the job into the queue; it goes on with the third node, one save back."""
     job = submit()
-    job.wait_for_step(EVERY + 1)
+    job.wait_for_step(2 * EVERY + 1)
     lost = job.nodes()[1]
     begun = time.monotonic()
     slurm.run("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=test")
     try:
+        over = job.wait_until(lambda: job.state["JobState"] == "PENDING")
+        before, newest = job.saved()[-2:]
+        damage(job.output / "checkpoints" / f"step_{newest:08d}")
         job.restarted(1)
         assert lost not in job.nodes()
-        job.wait_until(lambda: "resumed step_" in job.log)
-        print(f"node down: resumed after {time.monotonic() - begun:.0f} s")
+        again = job.wait_until(lambda: bool(job.resumed()))
+        tell("node down, newest checkpoint damaged", begun, step_over=over, resumed=again)
+        assert f"checkpoint step_{newest:08d} skipped: " in job.log
+        assert job.resumed() == [before]
         assert_undisturbed(job, whole, restarts=1)
     finally:
         slurm.run("scontrol", "update", f"NodeName={lost}", "State=RESUME")
+
+
+def damage(checkpoint: Path) -> None:
+    """Change a byte of its largest file, which keeps its size."""
+    path = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def small_disk(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """`out/checkpoints` on a file system with room for one and a half."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    newest = whole / "checkpoints" / f"step_{STEPS:08d}"
+    used = sum(path.stat().st_blocks * 512 for path in newest.rglob("*"))
+    place = tmp_path / "out" / "checkpoints"
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={used + used // 2}", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting needs more rights than the tests have ({done.stderr.strip()})")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk(small_disk: Path, submit: Callable[..., Job], whole: Path) -> None:
+    """The second checkpoint does not fit; when there is room, the job goes on from the first."""
+    job = submit()
+    job.wait_until(lambda: "previous checkpoint is untouched" in job.log)
+    begun = time.monotonic()
+    over = job.wait_until(lambda: "goes back into the queue" in job.log)
+    assert job.saved() == [EVERY]
+    subprocess.run(["mount", "-o", "remount,size=1g", str(small_disk)], check=True)
+    again = job.wait_until(lambda: bool(job.resumed()))
+    tell("full disk, and room before the next start", begun, step_over=over, resumed=again)
+    assert job.resumed() == [EVERY]
+    assert_undisturbed(job, whole, restarts=1)
 
 
 def test_the_whole_job(submit: Callable[..., Job], slurm: SlurmCluster) -> None:
