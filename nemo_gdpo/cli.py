@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, LoneError, RunError, Stopped, UserError
 from nemo_gdpo.launch.failures import report
+from nemo_gdpo.launch.slurm import step_status
 from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS, Verb
 
 _HEAD = """\
@@ -35,6 +36,10 @@ _HELP = ("-h", "--help", "help")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return step_status(_run_reported(arguments), os.environ)
+
+
+def _run_reported(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except (UserError, RunError) as error:

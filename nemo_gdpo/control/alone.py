@@ -22,6 +22,7 @@ import torch.distributed as dist
 from nemo_gdpo.control.failure import Failure
 from nemo_gdpo.control.world import rank_and_size
 from nemo_gdpo.launch.failures import say
+from nemo_gdpo.launch.slurm import step_status
 
 PATIENCE_SECONDS = 60.0
 """For the other ranks to come out of a stage in which this one failed. Those whose own part takes
@@ -67,7 +68,7 @@ def end_process(status: int) -> NoReturn:
     noting.join(_NOTE_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    os._exit(step_status(status, os.environ))
 
 
 def _leave_note(status: int) -> None:

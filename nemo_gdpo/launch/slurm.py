@@ -1,11 +1,19 @@
-"""Ranks that srun started: from Slurm's variables to torchrun's, which everything else reads."""
+"""Ranks that srun started: their place, from Slurm's variables to torchrun's, which everything else
+reads; and the status that they end with.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
+
+STATUS_FILE = "NEMO_GDPO_STATUS_FILE"
+"""Variable with the path of a file for the status of a step, on a disk that all nodes see. The job
+script sets it, and reads the file once the step is over."""
 
 WORLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """torchrun's variables without which nobody can join."""
@@ -57,3 +65,23 @@ def is_invited(environ: Mapping[str, str]) -> bool:
     """Whether torchrun's variables name a world of several ranks, and where they meet."""
     named = all(environ.get(name) for name in WORLD)
     return named and int(environ["WORLD_SIZE"]) > 1
+
+
+def step_status(status: int, environ: Mapping[str, str]) -> int:
+    """The status to end with as a task of a step; the file of the job's script gets the true one.
+
+    `srun --kill-on-bad-exit=1` ends all tasks as soon as one ends with anything but 0, and gives
+    the highest status, which then is that of a task that it killed: 143. So a rank that stopped as
+    it was asked to ends with 0, and leaves its neighbours the time to do the same; and of a mistake
+    in the input, for which a rank takes the others down, the script learns from the file.
+
+    Args:
+        status: of the verb.
+        environ: has `STATUS_FILE` in a step whose script reads it; nothing is done without.
+    """
+    if STATUS_FILE not in environ or status not in (EXIT_REQUEUE, EXIT_USER_ERROR):
+        return status
+    # The first one counts: what it ended with is why the others end.
+    with contextlib.suppress(FileExistsError), Path(environ[STATUS_FILE]).open("x") as file:
+        file.write(f"{status}\n")
+    return EXIT_DONE if status == EXIT_REQUEUE else status

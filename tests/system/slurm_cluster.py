@@ -20,6 +20,9 @@ from pathlib import Path
 PACKAGES = ("slurm-wlm", "munge")
 READY_SECONDS = 30.0
 INSTALL_SECONDS = 300.0
+CREDENTIAL_SECONDS = 5
+GRACE_SECONDS = 90
+"""Time that a job in the partition `patient` gets when one in `urgent` wants its nodes."""
 FINISHED = frozenset(
     {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 )
@@ -60,7 +63,11 @@ def _free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class SlurmCluster:
-    """A running cluster; its nodes are n1, n2, ..."""
+    """A running cluster. Its nodes are n1, n2, ...; its partitions `all`, `patient` and `urgent`.
+
+    A job in `urgent` takes the nodes of the others, which go back into the queue: those in `all` at
+    once, those in `patient` after a time of grace.
+    """
 
     directory: Path
     environment: dict[str, str]
@@ -72,12 +79,16 @@ class SlurmCluster:
         Raises:
             AssertionError: it failed.
         """
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = self.told(*command)
         if done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout
+
+    def told(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """One of Slurm's commands, and what it says, also when it fails."""
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
 
     def sbatch(self, *arguments: str) -> int:
         """Submit a job; returns its number."""
@@ -87,6 +98,20 @@ class SlurmCluster:
         """What `scontrol show job` tells: JobState, ExitCode, Restarts, ..."""
         fields = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
+
+    def jobs_since(self, number: int) -> list[int]:
+        """Numbers of the jobs that were submitted after a job, while Slurm remembers them."""
+        lines = self.run("scontrol", "--oneliner", "show", "jobs").splitlines()
+        found = sorted(int(line.split()[0].removeprefix("JobId=")) for line in lines if line)
+        return [job for job in found if job > number]
+
+    def wait_until_empty(self) -> None:
+        """Wait until no job is left that could use a node.
+
+        Raises:
+            RuntimeError: some do not end.
+        """
+        _wait_for(lambda: not self.run("squeue", "--noheader").strip(), self.directory)
 
     def finish(self, number: int, seconds: float) -> dict[str, str]:
         """Wait until a job has ended for good.
@@ -104,7 +129,7 @@ class SlurmCluster:
 
 
 def _write_configuration(
-    directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int
+    directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int, memory: int
 ) -> Path:
     controller, *daemons = _free_ports(1 + nodes)
     lines = [
@@ -114,7 +139,9 @@ def _write_configuration(
         "SlurmUser=root",
         "SlurmdUser=root",
         "AuthType=auth/munge",
-        f"AuthInfo=socket={munge_socket}",
+        # What was requeued may start again once its credentials are void: after two minutes if not
+        # told otherwise.
+        f"AuthInfo=socket={munge_socket},cred_expire={CREDENTIAL_SECONDS}",
         "CredType=cred/munge",
         f"StateSaveLocation={directory / 'state'}",
         f"SlurmdSpoolDir={directory / 'spool-%n'}",
@@ -132,13 +159,15 @@ def _write_configuration(
         "KillWait=5",
         "MpiDefault=none",
         "JobRequeue=1",
+        "PreemptType=preempt/partition_prio",
+        "PreemptMode=REQUEUE",
     ]
     gres = []
     for number, port in enumerate(daemons, start=1):
         own = f" Gres=gpu:{gpus}" if gpus else ""
         lines.append(
             f"NodeName=n{number} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
-            f"CPUs={cpus} RealMemory=16000 State=UNKNOWN{own}"
+            f"CPUs={cpus} RealMemory={memory} State=UNKNOWN{own}"
         )
         for gpu in range(gpus):
             # A device that exists: a bare count makes the node invalid.
@@ -146,7 +175,12 @@ def _write_configuration(
             if not device.exists():
                 os.mknod(device, 0o600 | 0o020000, os.makedev(1, 3))
             gres.append(f"NodeName=n{number} Name=gpu File={device}")
-    lines.append(f"PartitionName=all Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP")
+    everywhere = f"Nodes=n[1-{nodes}] MaxTime=INFINITE State=UP"
+    lines += [
+        f"PartitionName=all {everywhere} Default=YES PriorityTier=1",
+        f"PartitionName=patient {everywhere} PriorityTier=1 GraceTime={GRACE_SECONDS}",
+        f"PartitionName=urgent {everywhere} PriorityTier=2",
+    ]
     path = directory / "slurm.conf"
     path.write_text("\n".join(lines) + "\n")
     (directory / "gres.conf").write_text("".join(line + "\n" for line in gres))
@@ -193,7 +227,12 @@ def _daemon(
 
 @contextlib.contextmanager
 def slurm_cluster(
-    directory: Path, *, nodes: int = 2, cpus: int = 8, gpus: int = 0
+    directory: Path,
+    *,
+    nodes: int = 2,
+    cpus: int = 8,
+    gpus: int = 0,
+    memory: int = 16_000,
 ) -> Iterator[SlurmCluster]:
     """Start a cluster, and end it with all its jobs.
 
@@ -202,6 +241,7 @@ def slurm_cluster(
         nodes: how many.
         cpus: of each node, whatever the machine has.
         gpus: of each node; devices that only look like some.
+        memory: of each node, MiB, whatever the machine has.
 
     Raises:
         RuntimeError: Slurm cannot be installed or does not come up.
@@ -212,7 +252,7 @@ def slurm_cluster(
         (directory / name).mkdir()
     # Not below `directory`, which may belong to root alone: munged runs as a separate user.
     munge = Path(tempfile.mkdtemp(prefix="munge-", dir="/tmp"))
-    configuration = _write_configuration(directory, munge / "socket", nodes, cpus, gpus)
+    configuration = _write_configuration(directory, munge / "socket", nodes, cpus, gpus, memory)
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     environment = own | {"SLURM_CONF": str(configuration)}
     with contextlib.ExitStack() as started:
@@ -230,12 +270,14 @@ def slurm_cluster(
         finally:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 cluster.run("scancel", "--user=root")
-                _wait_for(lambda: not cluster.run("squeue", "--noheader").strip(), directory)
+                cluster.wait_until_empty()
 
 
 def _idle(cluster: SlurmCluster) -> int:
     try:
-        states = cluster.run("sinfo", "--noheader", "--Node", "--format=%T").split()
+        states = cluster.run(
+            "sinfo", "--noheader", "--Node", "--partition=all", "--format=%T"
+        ).split()
     except AssertionError:  # the controller is not up yet
         return 0
     return states.count("idle")
