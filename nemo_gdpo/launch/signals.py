@@ -209,6 +209,7 @@ class _Watch:
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._interrupts = 0
+        self._is_over = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._previous = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -217,6 +218,7 @@ class _Watch:
         threading.Thread(target=self._run, name="signals", daemon=True).start()
 
     def close(self) -> None:
+        self._is_over = True
         sys.unraisablehook = self._unraisable
         signal.set_wakeup_fd(self._previous)
         os.close(self._write)
@@ -237,7 +239,7 @@ class _Watch:
 
     def _force(self, number: int) -> None:
         """End a process whose main thread should have ended its work by now, and has not heard."""
-        request = _requests[-1] if _requests else None
+        request = _requests[-1] if _requests and not self._is_over else None
         if request is not None and request._ends_the_work and not request._obeyed:
             self._end(request.error.status, request._message(number))
 
