@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, LoneError, RunError, Stopped, UserError
+from nemo_gdpo.errors import (
+    EXIT_DONE,
+    EXIT_USER_ERROR,
+    Interrupted,
+    LoneError,
+    RunError,
+    Stopped,
+    UserError,
+)
 from nemo_gdpo.launch.failures import report
+from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 from nemo_gdpo.launch.slurm import step_status
-from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS, Verb
+
+# The verbs, and with them the libraries of the configuration, are imported once there is somebody
+# to answer a signal.
+if TYPE_CHECKING:
+    from nemo_gdpo.launch.verbs import Verb
 
 _HEAD = """\
 nemo-gdpo: preference alignment of Llama and Gemma models on Megatron, with
@@ -27,10 +41,14 @@ nemo-gdpo VERB --help lists the keys of a verb. Examples:
   nemo-gdpo train objective=gdpo model.restore_from_path=DIR data.train_path=pairs.jsonl
   nemo-gdpo train experiment=gdpo_llama3_8b --cfg job --resolve
 
-exit status: 0 done; 2 the configuration or the input is wrong; 75 stopped by a signal after a
-checkpoint, requeue; 1 anything else
+exit status: 0 done; 2 the configuration or the input is wrong; 75 stopped by a signal, or because
+its time is up: the same command goes on, requeue; 130 ended at once by a second Ctrl-C; 1 anything
+else
 """
 _HELP = ("-h", "--help", "help")
+_JUST_END = ("validate", "doctor", *_HELP)
+"""Verbs that make nothing that could be gone on with."""
+_STOPPED = "stopped by {signal}; the same command starts again"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_reported(arguments: list[str]) -> int:
+    just_ends = not arguments or arguments[0] in _JUST_END
     try:
-        return _dispatch(arguments)
+        with StopRequest(
+            ALL_SIGNALS,
+            interrupts="stopped by {signal}" if just_ends else _STOPPED,
+            error=Interrupted if just_ends else Stopped,
+            rank=0 if _is_main_rank() else 1,
+        ) as stop:
+            return _dispatch(arguments, stop)
     except (UserError, RunError) as error:
         return report(error, rank=0 if _speaks(error) else 1)
     except Stopped as error:
-        return report(error)
+        return report(error, rank=0 if _is_main_rank() else 1)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
             raise
@@ -71,7 +96,9 @@ def _is_main_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], stop: StopRequest) -> int:
+    from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS
+
     if arguments and arguments[0] in _HELP:
         arguments = [*arguments[1:], "--help"]
     if not arguments or arguments == ["--help"]:
@@ -86,7 +113,10 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     if name in NOT_BUILT:
         raise UserError(f"{name}: is not built yet; nemo-gdpo --help lists the verbs that are")
-    return _run(_find(name, VERBS, name), rest)
+    verb = _find(name, VERBS, name)
+    if verb.stopped is not None:
+        stop.interrupts = verb.stopped
+    return _run(verb, rest)
 
 
 def _find(name: str, verbs: Sequence[Verb], shown: str) -> Verb:

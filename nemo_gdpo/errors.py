@@ -9,6 +9,8 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_REQUEUE = 75
 """Stopped by a signal after a checkpoint (sysexits.h EX_TEMPFAIL): requeue the job."""
+EXIT_INTERRUPTED = 130
+"""Ended at once by a second Ctrl-C, or by any signal where there is nothing to go on with."""
 
 
 class UserError(ValueError):
@@ -46,3 +48,11 @@ class Stopped(BaseException):
     """
 
     status: ClassVar[int] = EXIT_REQUEUE
+    agreed: bool = False
+    """Whether every rank of a run raises it alike, at the same place."""
+
+
+class Interrupted(Stopped):
+    """A signal ended what has nothing to keep and nothing to go on with."""
+
+    status: ClassVar[int] = EXIT_INTERRUPTED

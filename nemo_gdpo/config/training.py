@@ -56,6 +56,11 @@ class TrainerConfig(Section):
     """Updates; with `max_epochs`, whichever ends first. Null does not limit."""
     max_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
     """Passes over the data; may be a fraction. Null limits by `max_steps` alone."""
+    max_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Minutes from its start on after which the run saves and ends with status 75, to be started
+    again; early enough for one more step and checkpoint. The end of the job counts as well, where
+    the environment tells it (`NEMO_GDPO_END_TIME` or `SLURM_JOB_END_TIME`, in Unix seconds). Null
+    leaves it at that."""
     gradient_clip_val: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
     """Greatest gradient norm; null does not clip."""
     val_check_interval: Interval | None = None

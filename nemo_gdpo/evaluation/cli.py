@@ -10,7 +10,7 @@ from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, UserError
-from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
+from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
 if TYPE_CHECKING:
     from nemo_gdpo.evaluation.results import Results
@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> int:
         f"stopped by a signal; what was computed is kept in {config.output_dir}, and the same "
         "command resumes from there"
     )
-    with StopRequest(INTERACTIVE_SIGNALS, interrupts=interrupts):
+    with StopRequest(ALL_SIGNALS, interrupts=interrupts):
         try:
             return _run(config)
         except ModuleNotFoundError as error:

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
 
 from nemo_gdpo.errors import EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.errors import GenerationError
+from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
 VARIABLE = "NEMO_GDPO_GENERATION_PYTHON"
 MODULE = "nemo_gdpo.generation.run"
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parents[2]
 """Repository root of a source checkout."""
 GPU_DEVICE = Path("/dev/nvidiactl")
@@ -141,32 +140,31 @@ def _run_child(command: list[str]) -> int:
     forwarded: set[int] = set()
     child: subprocess.Popen[bytes] | None = None
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        del frame
+    def forward() -> None:
+        if stop.received is None:
+            return
         # Ctrl-C and a lost terminal ask the child to stop as SIGTERM does.
-        sent: int = number
-        if number in (signal.SIGINT, signal.SIGHUP):
-            sent = signal.SIGTERM
+        as_term = stop.received in (signal.SIGINT, signal.SIGHUP)
+        sent: int = signal.SIGTERM if as_term else stop.received
         forwarded.add(sent)
         if child is not None and child.poll() is None:
             child.send_signal(sent)
 
-    previous = {}
-    for number in FORWARDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored means nohup
-            previous[number] = signal.signal(number, forward)
-    try:
-        # A separate group: a terminal's Ctrl-C reaches it only through this process.
-        child = subprocess.Popen(command, env=child_environment(), process_group=0)
-        for early in sorted(forwarded):  # came before there was a child
-            child.send_signal(early)
-        status = _wait_for_exit(child)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def kill() -> None:
         if child is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)  # helpers of one that was killed
+
+    with StopRequest(ALL_SIGNALS) as stop:
+        stop.notify(forward)
+        stop.before_end(kill)
+        try:
+            # A separate group: a terminal's Ctrl-C reaches it only through this process.
+            child = subprocess.Popen(command, env=child_environment(), process_group=0)
+            forward()  # what came before there was a child
+            status = _wait_for_exit(child)
+        finally:
+            kill()
     if status >= 0:
         return status
     if -status in forwarded:

@@ -26,16 +26,18 @@ from nemo_gdpo.generation.sweep import sampling_points
 from nemo_gdpo.generation.types import Completed, Request
 from nemo_gdpo.io.files import file_sha256, write_file
 from nemo_gdpo.launch.failures import guarded
-from nemo_gdpo.launch.signals import INTERACTIVE_SIGNALS, StopRequest
+from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 from nemo_gdpo.progress import progress_bar
 
 SKIPPED = "skipped.jsonl"
+INTERRUPTED = "stopped by a signal before sampling began; the same command starts again"
 _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> int:
     """Sample as the configuration file `argv[0]` says; returns the exit status."""
-    return guarded(lambda: run(read_config(Path(argv[0]), GENERATE)))
+    with StopRequest(ALL_SIGNALS, interrupts=INTERRUPTED, rank=0):
+        return guarded(lambda: run(read_config(Path(argv[0]), GENERATE)))
 
 
 def run(config: GenerateConfig) -> int:
@@ -46,8 +48,7 @@ def run(config: GenerateConfig) -> int:
         GenerationError: disk, engine or server failed; what was written is intact.
         Stopped: a signal came before there was anything to finish.
     """
-    interrupts = "stopped by a signal before sampling began"
-    with StopRequest(INTERACTIVE_SIGNALS, interrupts=interrupts) as stop:
+    with StopRequest(ALL_SIGNALS, interrupts=INTERRUPTED) as stop:
         try:
             return _run(config, stop)
         except GenerationError as error:

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from types import FrameType
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
+from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
 GRACE_SECONDS = 15.0
 """Time for the other ranks to notice that one failed, and then to obey SIGTERM."""
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SECONDS = 120.0
+"""Time for the other ranks to end after one that was stopped: loggers may have much to send."""
+FAILURE = "failure.txt"
+"""File beside the ranks' configuration in which a rank leaves the reason why they ended."""
 
 
 def free_port() -> int:
@@ -56,9 +59,8 @@ class _Ranks:
             # A separate group: what the rank started can be stopped after the rank is gone.
             self.processes.append(subprocess.Popen(command, env=environment, process_group=0))
 
-    def forward(self, number: int, frame: FrameType | None = None) -> None:
+    def forward(self, number: int) -> None:
         """Pass a signal on; Ctrl-C and a lost terminal ask the ranks to stop as SIGTERM does."""
-        del frame
         number = signal.SIGTERM if number in (signal.SIGINT, signal.SIGHUP) else number
         self.forwarded.add(number)
         for process in self.processes:
@@ -67,6 +69,7 @@ class _Ranks:
 
     def wait(self) -> int:
         """Wait for all; when one fails, stop the others, which may wait for it for ever."""
+        patience: float | None = None
         while True:
             statuses = [process.poll() for process in self.processes]
             # A rank that asks to be requeued has not failed: it wrote a checkpoint first.
@@ -76,6 +79,13 @@ class _Ranks:
                 return self._stop_after_failure(failed)
             if None not in statuses:
                 return EXIT_REQUEUE if EXIT_REQUEUE in statuses else EXIT_DONE
+            if EXIT_REQUEUE in statuses:
+                if patience is None:  # the signal may have reached that one alone
+                    self.forward(signal.SIGTERM)
+                    patience = time.monotonic() + STOP_SECONDS
+                elif time.monotonic() > patience:
+                    _stop_ranks(self.processes, grace=0.0)
+                    return EXIT_REQUEUE
             time.sleep(0.1)
 
     def _stop_after_failure(self, failed: Mapping[int, int | None]) -> int:
@@ -86,8 +96,9 @@ class _Ranks:
         number, status = next(iter(failed.items()))
         assert status is not None
         if all(s is not None and -s in self.forwarded for s in failed.values()):
-            # Ranks answer a signal with a checkpoint as soon as they have something to lose.
-            print("nemo-gdpo: stopped by a signal before training began", file=sys.stderr)
+            # Ranks answer a signal by themselves as soon as they have their handlers.
+            if self.processes[0].returncode != EXIT_REQUEUE:  # it has not said so already
+                print("nemo-gdpo: stopped by a signal before training began", file=sys.stderr)
             return EXIT_REQUEUE
         how = (
             f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed ({status})"
@@ -99,20 +110,25 @@ class _Ranks:
 def launch_ranks(size: int, command: list[str]) -> int:
     """Start `size` local ranks, pass signals on to them, and return the exit status of all."""
     ranks = _Ranks()
-    previous = {number: signal.signal(number, ranks.forward) for number in FORWARDED}
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored means nohup
-        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, ranks.forward)
-    # Ranks inherit "ignored", so that a terminal's Ctrl-C reaches them only through this process.
-    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        ranks.start(size, command)
-        signal.signal(signal.SIGINT, ranks.forward)
-        return ranks.wait()
-    finally:
-        _stop_ranks(ranks.processes, grace=0.0)
+
+    def kill() -> None:
         _kill_process_groups(ranks.processes)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
+    def forward() -> None:
+        if stop.received is not None:
+            ranks.forward(stop.received)
+
+    with StopRequest(ALL_SIGNALS) as stop:
+        stop.notify(forward)
+        stop.before_end(kill)
+        try:
+            # In groups of their own: a terminal's Ctrl-C reaches them only through this process.
+            ranks.start(size, command)
+            forward()  # once more: one may have come while they were being started
+            return ranks.wait()
+        finally:
+            _stop_ranks(ranks.processes, grace=0.0)
+            kill()
 
 
 def _stop_ranks(ranks: list[subprocess.Popen[bytes]], *, grace: float) -> None:

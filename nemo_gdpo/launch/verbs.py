@@ -13,6 +13,7 @@ from typing import Any
 
 from nemo_gdpo.config.request import CONFIG_FLAGS, Request
 from nemo_gdpo.config.root import Root
+from nemo_gdpo.launch.signals import BEFORE_TRAINING
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Verb:
     """`module:ROOT` of its configuration; None: it parses its arguments itself."""
     flags: tuple[str, ...] = CONFIG_FLAGS
     followers: tuple[Verb, ...] = ()
+    stopped: str | None = None
+    """What is told when `{signal}` ends it before it says something better itself; None: that the
+    same command starts again."""
 
     def root(self) -> Root[Any] | None:
         """The configuration that it reads."""
@@ -78,6 +82,8 @@ Reads, checks and tokenises; DIR/train and DIR/validation can then stand for the
 """,
         "nemo_gdpo.data.cli:run",
         _TRAIN_ROOT,
+        stopped="stopped by {signal}; a split that is complete is kept, and the same command goes "
+        "on",
     ),
     Verb(
         "convert",
@@ -85,6 +91,8 @@ Reads, checks and tokenises; DIR/train and DIR/validation can then stand for the
         "",
         "nemo_gdpo.verbs.convert:run",
         None,
+        stopped="stopped by {signal}; files that are finished are kept beside the destination, and "
+        "the same command goes on from there",
     ),
     Verb(
         "reference",
@@ -96,6 +104,7 @@ Takes the arguments of train and makes the caches that the training run would ma
 """,
         "nemo_gdpo.verbs.start:reference",
         _TRAIN_ROOT,
+        stopped=BEFORE_TRAINING,
     ),
     Verb(
         "train",
@@ -109,6 +118,7 @@ of interpolations. Names of keys follow NeMo's.
 """,
         "nemo_gdpo.verbs.start:train",
         _TRAIN_ROOT,
+        stopped=BEFORE_TRAINING,
     ),
     Verb(
         "generate",

@@ -6,6 +6,7 @@ order, C columns (label; EOS; tempered EOS).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,29 +45,35 @@ class PreferenceMicroBatch:
         return PairTargets(self.rows.chosen_score_B, self.rows.rejected_score_B)
 
 
-def pair_logps(values_TC: Tensor, rows: PaddedBatch | PackedBatch) -> PairLogps:
+COLUMNS = ("label", "eos", "tempered_eos")
+"""Of token log-probs, in the order in which the head gives them."""
+
+
+def pair_logps(
+    values_TC: Tensor, rows: PaddedBatch | PackedBatch, names: Sequence[str] = COLUMNS
+) -> PairLogps:
     """Lay flat token log-probs out as a `PairLogps`.
 
     Args:
-        values_TC: float32; column 0 label, 1 EOS (optional), 2 tempered EOS (optional).
+        values_TC: float32.
         rows: the micro-batch they were computed from.
+        names: of the columns, `label` among them; there may be fewer columns.
     """
-    columns = []
+    columns: dict[str, Tensor] = {}
     mask_NT: Tensor | None = None
-    for column in values_TC.unbind(dim=1):
-        laid_out_NT, mask_NT = responses_from_flat(column, rows.response_lengths_N)
-        columns.append(laid_out_NT)
+    for name, column in zip(names, values_TC.unbind(dim=1), strict=False):
+        columns[name], mask_NT = responses_from_flat(column, rows.response_lengths_N)
     assert mask_NT is not None
     pairs = mask_NT.shape[0] // 2
 
     def half(start: int) -> TokenLogps:
         rows_of_half = slice(start, start + pairs)
-        picked = [c[rows_of_half] for c in columns]
+        picked = {name: column[rows_of_half] for name, column in columns.items()}
         return TokenLogps(
-            label_NT=picked[0],
+            label_NT=picked["label"],
             mask_NT=mask_NT[rows_of_half],
-            eos_NT=picked[1] if len(picked) > 1 else None,
-            tempered_eos_NT=picked[2] if len(picked) > 2 else None,
+            eos_NT=picked.get("eos"),
+            tempered_eos_NT=picked.get("tempered_eos"),
             complete_N=rows.complete_N[rows_of_half],
         )
 

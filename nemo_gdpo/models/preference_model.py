@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
-from nemo_gdpo.models.batch import PreferenceMicroBatch, finite_or_flag, pair_logps
+from nemo_gdpo.models.batch import COLUMNS, PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
 from nemo_gdpo.objectives import Objective
@@ -142,6 +142,14 @@ class PreferenceModel:
             and parallel_state.get_context_parallel_rank() == 0
         )
 
+    @property
+    def reference_columns(self) -> tuple[str, ...]:
+        """What the objective reads of a reference, see `models.batch.COLUMNS`."""
+        if not self.objective.needs_eos:
+            return ("label",)
+        is_tempered = self.objective.reference_eos_temperature != 1.0
+        return ("label", "tempered_eos" if is_tempered else "eos")
+
     def _head_options(self, *, reference: bool) -> HeadOptions:
         needs_eos = self.objective.needs_eos
         temperature = self.objective.reference_eos_temperature if reference else 1.0
@@ -162,6 +170,7 @@ class PreferenceModel:
             logprobs_only: return token log-probs [T, C] instead of a loss.
             reference: compute the reference's columns (tempered EOS) instead of the policy's.
         """
+        kept = [COLUMNS.index(name) for name in self.reference_columns]
         options = self._head_options(reference=reference)
 
         def step(
@@ -174,7 +183,7 @@ class PreferenceModel:
 
             def collect(values_TC: Tensor, non_loss_data: bool = True) -> Tensor:
                 del non_loss_data  # megatron passes it with collect_non_loss_data
-                return values_TC.detach()
+                return values_TC.detach()[:, kept] if reference else values_TC.detach()
 
             def loss(values_TC: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
                 return self._loss(values_TC, batch)
@@ -189,7 +198,7 @@ class PreferenceModel:
         """(sum of losses over pairs, number of pairs, per-pair values) of one micro-batch."""
         assert batch.reference_TC is not None
         policy = pair_logps(values_TC, batch.rows)
-        reference = pair_logps(batch.reference_TC, batch.rows)
+        reference = pair_logps(batch.reference_TC, batch.rows, self.reference_columns)
         result = self.objective(policy, reference, batch.targets)
         weight_B = batch.weight_B
         # `where`, not a product: a sentinel repeats a real pair, but must not spread a NaN.
@@ -261,7 +270,7 @@ class PreferenceModel:
 
     @torch.no_grad()
     def get_reference_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:
-        """Token log-probs [T, C] of the reference for each micro-batch, on the last stage.
+        """`reference_columns` [T, C] of the reference for each micro-batch, on the last stage.
 
         The reference is the resident copy if one is attached, otherwise the policy itself, which is
         right before the first step only: that is how the cache is made.

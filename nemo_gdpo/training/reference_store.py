@@ -1,67 +1,73 @@
 """Reference log-probs on disk: per token, in safetensors shards, under a key that says of what.
 
-A cache is used only when it is complete and belongs to this run's model, data, template,
-truncation, precision and temperature; anything else is refused, because a foreign reference trains
-quietly towards the wrong target."""
+A cache is used only when it is complete and belongs to this run (`reference_key.py`); anything else
+is refused, because a foreign reference trains quietly towards the wrong target.
+
+    DIRECTORY/              complete
+      manifest.json         the key, sizes and SHA-256 of the shards; written last
+      shard-*               see `reference_shards.py`
+    .DIRECTORY.partial/     in the making, locked by whoever makes it; continued by the next one
+      partial.json          the key and the cut, under which it is continued and no other
+      shard-*
+"""
 
 from __future__ import annotations
 
-import hashlib
+import bisect
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.files import file_sha256, fsync_path, write_json
-from nemo_gdpo.io.staged import StagedDirectory, stage
+from nemo_gdpo.io.files import write_json
+from nemo_gdpo.io.manifest import LOCK, MANIFEST
+from nemo_gdpo.io.staged import StagedDirectory, stage_resumable
+from nemo_gdpo.training.reference_key import FORMAT_VERSION, Cut, ReferenceKey
+from nemo_gdpo.training.reference_shards import (
+    Shard,
+    ShardError,
+    check_complete,
+    verify_shard,
+)
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+PARTIAL = "partial.json"
 
 
-@dataclass(frozen=True)
-class ReferenceKey:
-    """Everything that the cached numbers depend on."""
+class Sliceable(Protocol):
+    """Rows of numbers that can be cut out: a tensor [T, C], or files."""
 
-    weights: str
-    """SHA-256 of the reference model's weights."""
-    data: str
-    """Fingerprint of the tokenised pairs."""
-    template: str
-    """SHA-256 of the chat template, or `none`."""
-    truncation: str
-    precision: str
-    eos_temperature: float
-    columns: tuple[str, ...]
-    """`label`, then `eos` and `tempered_eos` where the objective reads them."""
-
-    def digest(self) -> str:
-        """SHA-256 over all fields, hex."""
-        text = json.dumps({"version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def __getitem__(self, place: slice) -> Tensor: ...
 
 
 class ReferenceStore:
-    """Reference log-probs of every pair of a data set, in memory, float32."""
+    """Reference log-probs of every pair of a data set, float32."""
 
-    def __init__(self, values_TC: Tensor, offsets: Tensor) -> None:
+    def __init__(
+        self, values_TC: Sliceable, offsets: Tensor, starts: Sequence[int] | None = None
+    ) -> None:
         """Hold the values of row 2i (chosen) and 2i + 1 (rejected) of pair i.
 
         Args:
             values_TC: [T, C] over all rows.
-            offsets: int64 [2 * pairs + 1]; row r is values[offsets[r] : offsets[r + 1]].
+            offsets: int64 [2 * pairs + 1], of which row r has offsets[r + 1] - offsets[r] values.
+            starts: where each row begins in `values_TC`; None: at its offset.
         """
         self._values = values_TC
-        self._offsets = offsets.tolist()
+        self._lengths: list[int] = offsets.diff().tolist()
+        self._starts: Sequence[int] = offsets.tolist() if starts is None else starts
 
     def _row(self, row: int) -> Tensor:
-        return self._values[self._offsets[row] : self._offsets[row + 1]]
+        start = int(self._starts[row])
+        return self._values[start : start + self._lengths[row]]
 
     def columns(self, pair_indices: Sequence[int]) -> Tensor:
         """[T, C] of a micro-batch: all chosen rows, then all rejected rows."""
@@ -69,144 +75,233 @@ class ReferenceStore:
         return torch.cat([self._row(row) for row in rows])
 
 
-class ReferenceShardWriter:
-    """Collects the rows that one rank computed and writes them in shards of bounded size."""
+class _MappedShards:
+    """The values of shards one after the other, each mapped into memory when it is first read.
 
-    def __init__(self, directory: Path, writer: str, *, rows_per_shard: int = 4096) -> None:
-        self._directory = directory
-        self._writer = writer
-        self._rows_per_shard = rows_per_shard
-        self._rows: list[tuple[int, Tensor]] = []
-        self.written: dict[str, int] = {}
-        """Bytes of every shard by its name."""
+    A rank reads the rows of its own pairs, and nothing else; ranks of one node share the pages.
+    """
 
-    def add(self, row: int, values_TC: Tensor) -> None:
-        """Queue row 2i (chosen) or 2i + 1 (rejected) of pair i."""
-        self._rows.append((row, values_TC.float().cpu()))
-        if len(self._rows) >= self._rows_per_shard:
-            self.flush()
+    def __init__(self, paths: Sequence[Path], values: Sequence[int]) -> None:
+        self._paths = paths
+        self._bases = [0, *itertools.accumulate(values)]
+        self._open: dict[int, Any] = {}
 
-    def flush(self) -> None:
-        """Write what is queued as one shard."""
-        if not self._rows:
-            return
-        tensors = {
-            "rows": torch.tensor([row for row, _ in self._rows], dtype=torch.int64),
-            "lengths": torch.tensor([v.shape[0] for _, v in self._rows], dtype=torch.int64),
-            "values": torch.cat([v for _, v in self._rows]).contiguous(),
-        }
-        name = f"shard-{self._writer}-{len(self.written):05d}.safetensors"
-        path = self._directory / name
-        save_file(tensors, path)
-        fsync_path(path)  # here: another machine's cache is not the main rank's to force
-        self.written[name] = path.stat().st_size
-        self._rows = []
+    def __getitem__(self, place: slice) -> Tensor:
+        index = bisect.bisect_right(self._bases, place.start) - 1
+        if index not in self._open:
+            opened: Any = safe_open(str(self._paths[index]), "pt")
+            self._open[index] = opened.get_slice("values")
+        base = self._bases[index]
+        found: Tensor = self._open[index][place.start - base : place.stop - base]
+        return found
 
 
-def start_cache(directory: Path) -> StagedDirectory:
-    """An empty directory to write shards to; what killed writers left is removed.
+def mapped_store(
+    directory: Path, shards: Sequence[Shard], lengths: Sequence[int]
+) -> ReferenceStore:
+    """A store that reads shards which are verified and complete."""
+    of_row = np.asarray(lengths, dtype=np.int64)
+    counts = [of_row[shard.rows] for shard in shards]
+    starts = np.zeros(len(of_row), dtype=np.int64)
+    base = 0
+    for shard, own in zip(shards, counts, strict=True):
+        starts[shard.rows] = base + np.concatenate(([0], own.cumsum()[:-1])) if len(own) else 0
+        base += int(own.sum())
+    # A shard without values holds no row.
+    full = [(directory / s.name, int(own.sum())) for s, own in zip(shards, counts, strict=True)]
+    paths, sizes = zip(*((path, size) for path, size in full if size), strict=True)
+    offsets = torch.zeros(len(of_row) + 1, dtype=torch.int64)
+    offsets[1:] = torch.from_numpy(of_row).cumsum(0)
+    return ReferenceStore(_MappedShards(paths, sizes), offsets, starts)  # type: ignore[arg-type]
+
+
+# -- in the making -------------------------------------------------------------------------------
+
+
+def start_cache(
+    directory: Path, key: ReferenceKey, cut: Cut, *, say: Callable[[str], object] = print
+) -> StagedDirectory:
+    """The directory to write shards to; what a stopped or killed writer of this key left is in it.
+
+    Args:
+        directory: of the complete cache.
+        key: of this run.
+        cut: of this run; what is continued has to be of the same.
+        say: told what is dropped.
 
     Raises:
+        BusyError: another process is at it.
         OSError: it cannot be made.
     """
-    return stage(directory)
+    staged = stage_resumable(directory)
+    try:
+        note = {"digest": key.digest(), "key": key.plain(), "cut": asdict(cut)}
+        found = _read_note(staged.path / PARTIAL)
+        if found != note:
+            if found is not None:
+                say(_dropped(staged.path, found, key, cut))
+            _clear(staged.path)
+            write_json(staged.path / PARTIAL, note)
+    except BaseException:
+        staged.leave()
+        raise
+    return staged
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _dropped(partial: Path, found: dict[str, Any], key: ReferenceKey, cut: Cut) -> str:
+    stored, other = found.get("key"), found.get("cut")
+    differing = key.differing(stored) if isinstance(stored, dict) else []
+    if isinstance(other, dict):
+        differing += [name for name, value in asdict(cut).items() if other.get(name) != value]
+    return (
+        f"{partial}: an unfinished reference that differs in "
+        f"{', '.join(differing) or 'its format'} is dropped; starting afresh"
+    )
+
+
+def _clear(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def keep_only(directory: Path, names: set[str]) -> None:
+    """Remove from a directory in the making what is not among `names`: it may be cut off."""
+    for path in directory.iterdir():
+        if path.name not in {LOCK, PARTIAL, *names}:
+            path.unlink()
 
 
 def finish_cache(
-    staged: StagedDirectory, key: ReferenceKey, expected_lengths: Sequence[int]
+    staged: StagedDirectory, key: ReferenceKey, lengths: Sequence[int], shards: Sequence[Shard]
 ) -> None:
-    """Check that every row is there and finite, write the manifest, and move the cache into place.
+    """Check that every row is there, write the manifest, and move the cache into place.
 
-    Where another run has put a cache meanwhile, that one stays: `load_cache` says whether it fits.
+    Where another run has put a cache meanwhile, that one stays: whoever loads it sees whether it
+    fits.
+
+    Args:
+        staged: of `start_cache`.
+        key: of the run.
+        lengths: response tokens of row 2i (chosen) and 2i + 1 (rejected) of every pair.
+        shards: verified by, or written by, any of the ranks.
 
     Raises:
-        RuntimeError: a row is missing, doubled, of the wrong length, or not finite.
+        RuntimeError: a row is missing or doubled.
         OSError: it cannot be written.
     """
-    names = sorted(path.name for path in staged.path.glob("shard-*.safetensors"))
-    _assemble(staged.path, names, expected_lengths)
+    check_complete(shards, len(lengths))
     manifest = {
         "version": FORMAT_VERSION,
         "digest": key.digest(),
-        "key": asdict(key),
-        "rows": len(expected_lengths),
-        "shards": {name: file_sha256(staged.path / name) for name in names},
+        "key": key.plain(),
+        "rows": len(lengths),
+        "shards": {
+            shard.name: {"bytes": shard.bytes, "sha256": shard.sha256}
+            for shard in sorted(shards, key=lambda shard: shard.name)
+        },
     }
+    keep_only(staged.path, {shard.name for shard in shards})
     write_json(staged.path / MANIFEST, manifest)
+    (staged.path / PARTIAL).unlink()
     if not staged.publish(replace=False):
         staged.discard()
 
 
-def _assemble(directory: Path, names: Sequence[str], lengths: Sequence[int]) -> ReferenceStore:
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
-    values: Tensor | None = None
-    seen = torch.zeros(len(lengths), dtype=torch.int64)
-    for name in names:
-        try:
-            shard = load_file(directory / name)
-        except (SafetensorError, OSError) as error:
-            raise RuntimeError(f"shard {name} cannot be read ({error})") from error
-        if values is None:
-            values = torch.full((int(offsets[-1]), shard["values"].shape[1]), float("nan"))
-        lengths_of_rows = shard["lengths"].tolist()
-        rows = shard["values"].split(lengths_of_rows)  # type: ignore[no-untyped-call]
-        for row, row_values in zip(shard["rows"].tolist(), rows, strict=True):
-            start, stop = int(offsets[row]), int(offsets[row + 1])
-            if row_values.shape[0] != stop - start:
-                raise RuntimeError(
-                    f"row {row} has {row_values.shape[0]} values for {stop - start} tokens"
-                )
-            values[start:stop] = row_values
-            seen[row] += 1
-    if values is None or bool((seen != 1).any()):
-        wrong = (seen != 1).nonzero().flatten().tolist()
-        raise RuntimeError(f"{len(wrong)} rows are missing or doubled, the first {wrong[:3]}")
-    if not bool(torch.isfinite(values).all()):
-        raise RuntimeError("some values are not finite")
-    return ReferenceStore(values, offsets)
+# -- complete ------------------------------------------------------------------------------------
 
 
-def load_cache(
-    directory: Path, key: ReferenceKey, expected_lengths: Sequence[int]
-) -> ReferenceStore:
-    """Read a cache that is complete and belongs to `key`.
+def remedy_for(directory: Path) -> str:
+    """What to do about a cache that cannot be used."""
+    return f"delete {directory}, or set reference_cache_dir to another directory"
 
-    Args:
-        directory: holds the manifest and the shards.
-        key: of this run.
-        expected_lengths: response tokens of row 2i (chosen) and 2i + 1 (rejected) of every pair.
+
+def read_manifest(directory: Path, key: ReferenceKey) -> dict[str, str]:
+    """SHA-256 of every shard of a complete cache of `key`, by name.
 
     Raises:
         UserError: it is incomplete, damaged, or of another model, data set or setting.
     """
-    remedy = f"delete {directory}, or set reference_cache_dir to another directory"
-    manifest_path = directory / MANIFEST
-    if not manifest_path.is_file():
+    remedy = remedy_for(directory)
+    path = directory / MANIFEST
+    if not path.is_file():
         raise UserError(
             f"reference cache {directory} is incomplete (it has no {MANIFEST}); {remedy}"
         )
     try:
-        manifest = json.loads(manifest_path.read_text())
-        stored = dict(manifest["key"])
-        shards: dict[str, str] = dict(manifest["shards"])
-        digest = manifest["digest"]
+        manifest = json.loads(path.read_text())
+        stored, digest = dict(manifest["key"]), manifest["digest"]
+        version = manifest.get("version")
+        shards = dict(manifest["shards"])
+        known = {
+            name: str(entry["sha256"] if version == FORMAT_VERSION else entry)
+            for name, entry in shards.items()
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"reference cache {directory}: {MANIFEST} is damaged; {remedy}") from error
     if digest != key.digest():
-        own = json.loads(json.dumps(asdict(key)))
-        differing = sorted(name for name in own if stored.get(name) != own[name])
+        differing = key.differing(stored) if version == FORMAT_VERSION else []
         raise UserError(
             f"reference cache {directory} belongs to another run: it differs in "
             f"{', '.join(differing) or 'its format version'}; {remedy}"
         )
-    for name, expected in shards.items():
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"reference cache {directory}: {name} is missing; {remedy}")
-        if file_sha256(path) != expected:
-            raise UserError(f"reference cache {directory}: {name} is damaged; {remedy}")
+    return known
+
+
+def verify_share(
+    directory: Path, key: ReferenceKey, lengths: Sequence[int], share: tuple[int, int] = (0, 1)
+) -> list[Shard]:
+    """Verify a share of a cache's shards: every `share[1]`-th, from the `share[0]`-th on.
+
+    Raises:
+        UserError: see `read_manifest`; or a shard is missing, damaged or does not fit the pairs.
+    """
+    known = read_manifest(directory, key)
+    first, step = share
+    found = []
+    for name in sorted(known)[first::step]:
+        try:
+            found.append(verify_shard(directory / name, key.digest(), lengths, sha256=known[name]))
+        except ShardError as error:
+            raise UserError(
+                f"reference cache {directory}: {name} {error}; {remedy_for(directory)}"
+            ) from None
+    return found
+
+
+def open_store(directory: Path, lengths: Sequence[int], shards: Sequence[Shard]) -> ReferenceStore:
+    """The store over the shards that all ranks have verified between them.
+
+    Raises:
+        UserError: they do not hold every row once.
+    """
+    shards = sorted(shards, key=lambda shard: shard.name)
     try:
-        return _assemble(directory, sorted(shards), expected_lengths)
+        check_complete(shards, len(lengths))
     except RuntimeError as error:
-        raise UserError(f"reference cache {directory}: {error}; {remedy}") from error
+        raise UserError(f"reference cache {directory}: {error}; {remedy_for(directory)}") from error
+    return mapped_store(directory, shards, lengths)
+
+
+def load_cache(directory: Path, key: ReferenceKey, lengths: Sequence[int]) -> ReferenceStore:
+    """Verify and open a cache in one process.
+
+    Args:
+        directory: holds the manifest and the shards.
+        key: of this run.
+        lengths: response tokens of row 2i (chosen) and 2i + 1 (rejected) of every pair.
+
+    Raises:
+        UserError: it is incomplete, damaged, or of another model, data set or setting.
+    """
+    return open_store(directory, lengths, verify_share(directory, key, lengths))

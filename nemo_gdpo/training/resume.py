@@ -84,12 +84,21 @@ def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
 
 def _check_identity(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path) -> None:
     saved = _of_this_version(saved)
-    differing = [name for name in FIXED if saved.get(name) != own[name]]
+    differing = {
+        name: (saved.get(name), own[name]) for name in FIXED if saved.get(name) != own[name]
+    }
+    # Not in checkpoints of earlier versions, whose weights are all that is known.
+    before = saved.get("architecture") or {}
+    differing |= {
+        f"architecture.{name}": (before[name], value)
+        for name, value in (own.get("architecture") or {}).items()
+        if name in before and before[name] != value
+    }
     if differing:
-        name = differing[0]
+        name, (then, now) = next(iter(differing.items()))
         raise UserError(
             f"resume: {checkpoint} was made with another {', '.join(differing)} "
-            f"({name}: {saved.get(name)}, now {own[name]}); restore the setting, or set another "
+            f"({name}: {then}, now {now}); restore the setting, or set another "
             "output_dir to start a new run"
         )
 

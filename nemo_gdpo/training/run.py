@@ -12,6 +12,7 @@ all the rest, or the steps are taken one by one:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,9 @@ from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.errors import RunError, Stopped, UserError
-from nemo_gdpo.launch.signals import StopRequest
+from nemo_gdpo.launch.failures import say
+from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, begun_at
+from nemo_gdpo.launch.time_limit import time_limit
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
@@ -38,13 +41,19 @@ from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
 from nemo_gdpo.training.reference import cached_reference
-from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore
+from nemo_gdpo.training.reference_key import Cut, ReferenceKey, model_identity, reference_key
+from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.resume import agree_on_config, identity_of, refuse_another_run, resume
+from nemo_gdpo.training.signals import stopped_together
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
+EXPORTING = (
+    "stopped by {signal}; all {steps} steps are done and their checkpoint is written, what is "
+    "missing is an export, and the same command makes it"
+)
 References = Mapping[str, ReferenceStore | None]
 """Split -> its cached reference; None where a resident copy serves."""
 
@@ -120,6 +129,7 @@ class Run:
             cache_converted=config.model.cache_converted,
         )
         identity = identity_of(config, source.fingerprint)
+        identity |= model_identity(source.fingerprint, source.model_config)
         refuse_another_run(output_dir, identity)
         _write_config(config, output_dir)
         if data is None:
@@ -152,8 +162,13 @@ class Run:
             print(text, flush=True)
 
     def stop_request(self) -> StopRequest:
-        """A context in which signals ask the run to stop at the next step boundary."""
-        return StopRequest()
+        """A context in which signals end the run: a loop at its next boundary, all else at once.
+
+        Raises:
+            UserError: the environment names an end of the job that is no time.
+        """
+        limit = time_limit(os.environ, self.config.trainer.max_minutes, begun=begun_at())
+        return StopRequest(ALL_SIGNALS, interrupts=BEFORE_TRAINING, limit=limit)
 
     def batches(self, data: PreferenceDataset) -> BatchBuilder:
         """Micro-batches of `data` for this rank."""
@@ -173,20 +188,12 @@ class Run:
 
     def reference_key(self, data: PreferenceDataset) -> ReferenceKey:
         """What the reference log-probs of `data` depend on."""
-        objective = self.model.objective
-        columns = ["label"]
-        temperature = objective.reference_eos_temperature
-        if objective.needs_eos:
-            columns += ["eos"] + (["tempered_eos"] if temperature != 1.0 else [])
-        d = self.config.data
-        return ReferenceKey(
+        return reference_key(
+            self.config,
+            self.model,
             weights=self.source.fingerprint,
             data=data.fingerprint,
             template=str(data.settings.get("chat_template")),
-            truncation=f"{d.truncation_mode} prompt {d.max_prompt_length} total {d.max_length}",
-            precision=self.config.precision,
-            eos_temperature=temperature,
-            columns=tuple(columns),
         )
 
     def reference_store(self, name: str, stop: StopRequest) -> ReferenceStore:
@@ -196,12 +203,17 @@ class Run:
             Stopped: a signal came.
         """
         data = self.data[name]
-        root = Path(self.config.reference_cache_dir or self.output_dir / "reference")
-        directory = root / name
+        key = self.reference_key(data)
+        shared = self.config.reference_cache_dir
+        # Of a directory that runs share each has its own, under its key.
+        directory = (
+            self.output_dir / "reference" / name
+            if shared is None
+            else Path(shared).absolute() / f"{name}-{key.digest()[:16]}"
+        )
         store, reused = cached_reference(
-            self.model, self.mesh, self.batches(data), directory, self.reference_key(data),
-            global_batch_size=self.config.model.global_batch_size, stop=stop,
-            label=f"reference {name}",
+            self.model, self.mesh, self.batches(data), directory, key,
+            cut=Cut.of(self.config), stop=stop, label=f"reference {name}",
         )  # fmt: skip
         self.say(f"reference {name}: {'reused' if reused else 'computed'} {directory}")
         return store
@@ -225,10 +237,15 @@ class Run:
         """Make the caches that a training run with this configuration would make, and leave.
 
         Raises:
-            Stopped: a signal came.
+            Stopped: a signal came, or the time is up; what was computed is kept.
         """
-        with self.stop_request() as stop:
-            self._reference_stores(stop)
+        try:
+            with self.stop_request() as stop:
+                self._reference_stores(stop)
+        except Stopped as error:
+            if error.agreed:
+                leave_world()
+            raise
         leave_world()
 
     # -- training --------------------------------------------------------------------------------
@@ -279,7 +296,7 @@ class Run:
                 self.config.logger,
                 self.output_dir,
                 enabled=self.mesh.is_main,
-                resume_step=trainer.progress.step,
+                resume_step=trainer.logged_steps,
             ),
         )
         with log:
@@ -305,18 +322,43 @@ class Run:
             f"(TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{self.mesh.data_size}), "
             f"{self.config.precision}, {len(self.data['train'])} pairs"
         )
-        with self.stop_request() as stop:
-            try:
-                references = self.prepare_reference(stop)
-            except Stopped:
-                leave_world()
-                return Outcome.STOPPED
-            trainer = self.build_trainer(references, stop)
-            outcome = self.fit(trainer)
-        if outcome is Outcome.DONE:
-            self._export(trainer.checkpointer.newest(trainer.progress.step))
+        try:
+            with self.stop_request() as stop:
+                outcome = self._train(stop)
+        except Stopped as error:
+            if not error.agreed:
+                raise
+            self._say_stopped(str(error))
+            outcome = Outcome.STOPPED
         leave_world()
         return outcome
+
+    def _train(self, stop: StopRequest) -> Outcome:
+        """The parts of `train`; raises `Stopped`, or has said why it ends."""
+        references = self.prepare_reference(stop)
+        trainer = self.build_trainer(references, stop)
+        outcome = self.fit(trainer)
+        step, last = trainer.progress.step, trainer.total_steps
+        if outcome is Outcome.STOPPED:
+            kept = (
+                f"after {step} of {last} steps; the checkpoint "
+                f"{trainer.checkpointer.newest(step)} is written, and the same command goes on "
+                "from there"
+                if step
+                else f"before the first of {last} steps; the same command starts again"
+            )
+            self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
+        elif self.config.export_nemo or self.config.export_hf:
+            stop.interrupts = EXPORTING.replace("{steps}", str(last))
+            why = trainer.stopping.due()  # it may have come in the last step
+            if why is not None:
+                raise stopped_together(stop.interrupts.replace("{signal}", why))
+            self._export(trainer.checkpointer.newest(step))
+        return outcome
+
+    def _say_stopped(self, text: str) -> None:
+        if self.mesh.is_main:
+            say(text)
 
     def _export(self, checkpoint: Path) -> None:
         """Write what was asked for besides the checkpoint. Collective."""

@@ -37,7 +37,7 @@ from nemo_gdpo.training.metrics import (
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
-from nemo_gdpo.training.signals import any_rank_stopped
+from nemo_gdpo.training.signals import Stopping
 
 
 class Outcome(Enum):
@@ -116,6 +116,7 @@ class PreferenceTrainer:
         self.scheduler = scheduler
         self.checkpointer = checkpointer
         self.stop = stop
+        self.stopping = Stopping(stop)
         self.identity = identity
         self.batch_size: int = config.model.global_batch_size
         self.sampler = PreferenceSampler(
@@ -125,12 +126,15 @@ class PreferenceTrainer:
         self.total_steps = total_steps(config, len(train.data))
         self.progress = Progress(queries=QueryCount(len(train.data)))
         self._last_saved = -1
+        self._entry: dict[str, Any] | None = None
+        """The line of the newest update, while its validation was stopped and is still to come."""
 
     # -- state ---------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """All that a resume needs besides tensors; plain JSON."""
-        return {
+        unlogged = {} if self._entry is None else {"unlogged": self._entry}
+        return unlogged | {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
             "queries": self.progress.queries.state(),
@@ -147,12 +151,20 @@ class PreferenceTrainer:
         self.progress.tokens = state["tokens"]
         self.progress.queries.restore(state["queries"])
         self.scheduler.num_steps = state["scheduler_steps"]
-        self._last_saved = state["step"]
+        self._entry = state.get("unlogged")
+        # What lacks a validation is written once more, when it has it.
+        self._last_saved = state["step"] if self._entry is None else -1
+
+    @property
+    def logged_steps(self) -> int:
+        """Updates whose lines are complete."""
+        return self.progress.step - (self._entry is not None)
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless it is there already."""
         if self._last_saved != self.progress.step:
-            self.checkpointer.save(self.progress.step, self.state())
+            with self.stopping.saving():
+                self.checkpointer.save(self.progress.step, self.state())
             self._last_saved = self.progress.step
 
     # -- one step ------------------------------------------------------------------------------
@@ -281,7 +293,7 @@ class PreferenceTrainer:
             total=len(batches), unit="batch", label="validate", enabled=self.mesh.is_main
         ) as bar:
             for indices in batches:
-                if any_rank_stopped(self.stop):
+                if self.stopping.due():
                     return None
                 real = sum(index != SENTINEL for index in indices)
                 per_pair = self._per_pair(self.validation, indices, forward_only=True)
@@ -301,25 +313,33 @@ class PreferenceTrainer:
         return bool(interval) and self.progress.step % int(interval or 1) == 0
 
     def fit(self, log: MetricsLog) -> Outcome:
-        """Train to the end, or to the step boundary after a signal."""
-        with progress_bar(
-            total=self.total_steps,
-            initial=self.progress.step,
-            unit="step",
-            label="train",
-            enabled=self.mesh.is_main,
-        ) as bar:
-            while self.progress.step < self.total_steps:
+        """Train to the end, or to the step boundary after a signal or before the time is up."""
+        with (
+            self.stop.deferred(),
+            progress_bar(
+                total=self.total_steps,
+                initial=self.logged_steps,
+                unit="step",
+                label="train",
+                enabled=self.mesh.is_main,
+            ) as bar,
+        ):
+            while self.logged_steps < self.total_steps:
                 # Agreed by all: a rank that stopped alone would leave the others waiting for it.
-                if any_rank_stopped(self.stop):
-                    self.save()
+                if self.stopping.due():
+                    if self.progress.step:  # before the first update there is nothing to keep
+                        self.save()
                     return Outcome.STOPPED
-                entry = self.train_step()
+                entry = self._entry or self.train_step()
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
                 ):
-                    entry |= self.validate() or {}  # nothing after a signal: the next turn saves
+                    means = self.validate()
+                    self._entry = entry if means is None else None
+                    if means is None:  # stopped: the next turn saves, and the line with it
+                        continue
+                    entry |= means
                 log.write(entry)
                 bar.set_postfix_str(
                     f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "

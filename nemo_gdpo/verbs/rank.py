@@ -12,15 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_gdpo.config.composition import read_config
-from nemo_gdpo.config.schema import TRAIN, RunConfig
-from nemo_gdpo.control.alone import end_process, is_one_of_several, note_of_another
-from nemo_gdpo.control.start import refuse_to_start
-from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
-from nemo_gdpo.launch.failures import guarded, report_alone, say
-from nemo_gdpo.verbs.start import FAILURE
+from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, Stopped, UserError
+from nemo_gdpo.launch.failures import guarded, report, report_alone, say
+from nemo_gdpo.launch.ranks import FAILURE
+from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, was_asked_to_stop
 
+# All else is imported where it is needed: a signal should find its handler early.
 if TYPE_CHECKING:
+    from nemo_gdpo.config.schema import RunConfig
     from nemo_gdpo.training.run import Run
 
 
@@ -49,6 +48,9 @@ def _guarded(task: Callable[[], int], note: Callable[[str], object] = lambda rea
     def carried_out() -> int:
         try:
             return task()
+        except Stopped as error:
+            _stop_alone(error, rank)
+            raise
         except Exception as error:  # noqa: BLE001 - sorted by who knows of it
             of_all = _of_all_ranks(error, rank, note)
         if rank == 0 and isinstance(of_all, UserError | RunError):
@@ -58,10 +60,31 @@ def _guarded(task: Callable[[], int], note: Callable[[str], object] = lambda rea
     return guarded(carried_out, rank=rank, disk_remedy=DISK_REMEDY)
 
 
-def _of_all_ranks(error: Exception, rank: int, note: Callable[[str], object]) -> Exception:
+def _stop_alone(error: Stopped, rank: int) -> None:
+    """One of several ranks that was stopped at a place of its own ends here and now.
+
+    Its last words in a normal exit could wait for the others, which end in the same way.
+    """
+    from nemo_gdpo.control.alone import end_process, is_one_of_several
+
+    if is_one_of_several() and not error.agreed:
+        end_process(report(error, rank=rank))
+
+
+def _of_all_ranks(
+    error: Exception, rank: int, note: Callable[[str], object]
+) -> Exception | Stopped:
     """The error that every rank ends with. If this one failed alone, its process ends here."""
+    from nemo_gdpo.control.alone import end_process, is_one_of_several, note_of_another
+    from nemo_gdpo.control.start import refuse_to_start
+
     if isinstance(error, UserError | RunError) and error.agreed:
         return error
+    if was_asked_to_stop() and isinstance(error, RuntimeError | ConnectionError):
+        # A rank that was stopped, too, has gone, and the connection to it is closed.
+        stopped = Stopped(BEFORE_TRAINING.replace("{signal}", "a signal"))
+        _stop_alone(stopped, rank)
+        return stopped
     if not is_one_of_several():
         told = refuse_to_start(error)
         if told is not None:
@@ -69,7 +92,8 @@ def _of_all_ranks(error: Exception, rank: int, note: Callable[[str], object]) ->
     failed = note_of_another()
     if failed is not None:  # a connection to it was closed, most likely
         if rank == 0:
-            say(f"rank {failed.rank} failed and says why; all ranks end")
+            what = "was stopped" if failed.status == EXIT_REQUEUE else "failed and says why"
+            say(f"rank {failed.rank} {what}; all ranks end")
         end_process(failed.status)
     if isinstance(error, UserError | RunError):
         note(f"rank {rank}: {error}")
@@ -119,7 +143,15 @@ def main(task: str, file: Path) -> int:
     def note(reason: str) -> None:
         (file.parent / FAILURE).write_text(reason, encoding="utf-8")
 
-    return _guarded(lambda: TASKS[task](read_config(file, TRAIN)), note)
+    def carried_out() -> int:
+        from nemo_gdpo.config.composition import read_config
+        from nemo_gdpo.config.schema import TRAIN
+
+        return TASKS[task](read_config(file, TRAIN))
+
+    rank = int(os.environ.get("RANK", "0"))
+    with StopRequest(ALL_SIGNALS, interrupts=BEFORE_TRAINING, rank=rank):
+        return _guarded(carried_out, note)
 
 
 if __name__ == "__main__":

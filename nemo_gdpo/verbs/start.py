@@ -24,14 +24,12 @@ from nemo_gdpo.errors import (
     RunError,
     UserError,
 )
-from nemo_gdpo.launch.ranks import launch_ranks
+from nemo_gdpo.launch.ranks import FAILURE, launch_ranks
 from nemo_gdpo.launch.slurm import adopt_slurm_world, is_invited
 
 Task = Literal["train", "train_plain", "reference"]
 """What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
 RANK_MODULE = "nemo_gdpo.verbs.rank"
-FAILURE = "failure.txt"
-"""File beside the ranks' configuration in which a rank leaves the reason why they ended."""
 
 
 def train(request: Request) -> int:

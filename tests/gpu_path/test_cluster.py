@@ -163,7 +163,7 @@ def test_rows_have_one_length_that_every_kernel_takes(name: str, at: int, found:
     readers = copies(job) // halves(job)
     labels = [1034 - (step * readers + reader) for step in range(MICRO_BATCHES)]
     assert reference["labels"] == labels
-    columns = 3 if job.experiment == GDPO else 1  # label, EOS and tempered EOS
+    columns = 2 if job.experiment == GDPO else 1  # label and EOS
     assert reference["outputs"] == [[count, columns] for count in labels if is_last(job)]
 
 

@@ -2,7 +2,8 @@
 
 `python -m tests.support.run_commands CASES.json [RANK SIZE]` prints the list of exit statuses. A
 case is {"argv": [...], "out": FILE, "err": FILE, "port": N}; "!" before an argv is for other
-programs.
+programs, and "@SIGNAL PLACE CALL" before it sends that signal, see `tests.support.signals_at`; with
+"/RANK" after the signal's name to that rank alone.
 With a rank it is one of SIZE processes, and every command line joins their world, as torchrun does.
 """
 
@@ -15,6 +16,8 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any
+
+from tests.support.signals_at import signal_at
 
 WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -38,6 +41,14 @@ def run_one(case: dict[str, Any], rank: int | None, size: int) -> int:
         try:
             if case["argv"][0] == "!":  # a command between two runs
                 return subprocess.run(case["argv"][1:], check=False).returncode
+            if case["argv"][0].startswith("@"):
+                word, *argv = case["argv"]
+                name, place, call = word[1:].split()
+                name, _, victim = name.partition("/")
+                if victim in ("", str(rank or 0)):
+                    with signal_at(name, place, int(call)):
+                        return main(argv)
+                return main(argv)
             return main(case["argv"])
         except Exception:  # noqa: BLE001 - what the interpreter does with it
             traceback.print_exc()

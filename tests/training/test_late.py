@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.training import checkpoint as checkpoint_module
 from nemo_gdpo.training import reference as reference_module
 from nemo_gdpo.training.checkpoint import Checkpointer
-from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceShardWriter, load_cache
+from nemo_gdpo.training.reference_shards import ShardWriter
+from nemo_gdpo.training.reference_store import load_cache
+from tests.training.test_reference_store import CUT, KEY
 
 DELAY = 0.4
 
@@ -66,32 +69,35 @@ def _pair(number: int) -> TokenizedPair:
 def test_a_cache_is_finished_with_the_shards_of_all_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = ReferenceKey("w", "d", "t", "none", "fp32", 1.0, ("label",))
+    key = replace(KEY, columns=("label",))
     hidden = tmp_path / "other node"
     hidden.mkdir()
-    other = ReferenceShardWriter(hidden, "0001")
+    other = ShardWriter(hidden, key.digest(), columns=1, part=1, parts=2)
+    other.begin(0)
     for row, tokens in ((2, 2), (3, 1)):
         other.add(row, torch.full((tokens, 1), -float(row)))
     other.flush()
     (shard,) = hidden.iterdir()
 
-    def compute(model: Any, mesh: Any, builder: Any, writer: ReferenceShardWriter, *rest: Any,
-                **named: Any) -> None:  # fmt: skip
+    def compute(work: Any, shared: Path, kept: Any) -> Any:
+        writer = ShardWriter(shared, key.digest(), columns=1, part=0, parts=2)
+        writer.begin(0)
         for row, tokens in ((0, 2), (1, 1)):
             writer.add(row, torch.full((tokens, 1), -float(row)))
         writer.flush()
-        timer = threading.Timer(DELAY, lambda: shard.rename(writer._directory / shard.name))
+        timer = threading.Timer(DELAY, lambda: shard.rename(shared / shard.name))
         timer.start()
+        return writer.written
 
     monkeypatch.setattr(reference_module, "_compute_rows", compute)
     monkeypatch.setattr(reference_module, "gathered", lambda own: [own, other.written])
     nothing: Any = None
-    own_mesh: Any = SimpleNamespace(rank=0, world_size=1, data_rank=0)
+    own_mesh: Any = SimpleNamespace(rank=0, world_size=1, data_rank=0, is_main=True)
     builder: Any = SimpleNamespace(pairs=[_pair(0), _pair(1)])
     directory = tmp_path / "cache" / "train"
-    reference_module.compute_cache(
+    assert reference_module.compute_cache(
         nothing, own_mesh, builder, directory, key,
-        global_batch_size=2, stop=StopRequest(), label="reference",
+        cut=CUT, stop=StopRequest(), label="reference",
     )  # fmt: skip
     store = load_cache(directory, key, [2, 1, 2, 1])
     assert store.columns([0, 1]).flatten().tolist() == [0, 0, -2, -2, -1, -3]

@@ -239,9 +239,7 @@ def _reference(run: Run) -> dict[str, Any]:
 
 def _store(run: Run) -> ReferenceStore:
     """A cache of the size that the reference's pass would fill."""
-    data, objective = run.data["train"], run.model.objective
-    columns = 1 + objective.needs_eos
-    columns += objective.needs_eos and objective.reference_eos_temperature != 1.0
+    data, columns = run.data["train"], len(run.model.reference_columns)
     lengths = [len(half.ids) for pair in data for half in (pair.chosen, pair.rejected)]
     offsets = torch.tensor([0, *itertools.accumulate(lengths)])
     return ReferenceStore(torch.zeros(sum(lengths), columns), offsets)
