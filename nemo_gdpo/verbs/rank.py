@@ -18,6 +18,7 @@ from nemo_gdpo.control.alone import end_process, is_one_of_several, note_of_anot
 from nemo_gdpo.control.start import refuse_to_start
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, UserError
 from nemo_gdpo.launch.failures import guarded, report_alone, say
+from nemo_gdpo.launch.rank_log import record_failure
 from nemo_gdpo.verbs.start import FAILURE
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _guarded(task: Callable[[], int], note: Callable[[str], object] = lambda rea
         try:
             return task()
         except Exception as error:  # noqa: BLE001 - sorted by who knows of it
+            record_failure(error)
             of_all = _of_all_ranks(error, rank, note)
         if rank == 0 and isinstance(of_all, UserError | RunError):
             note(str(of_all))
