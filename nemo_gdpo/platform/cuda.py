@@ -85,7 +85,7 @@ class CudaPlatform:
         return f"{properties.name} {properties.uuid} on {socket.gethostname()}"
 
     def device_name(self) -> str:
-        return torch.cuda.get_device_name()
+        return str(torch.cuda.get_device_properties(torch.cuda.current_device()).name)
 
     def settle_arithmetic(self) -> list[str]:
         # In every precision: what is left in fp32 is what needs its bits.

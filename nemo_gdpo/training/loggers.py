@@ -120,9 +120,17 @@ class MetricsLog:
             return
         self._file.append((json.dumps(entry) + "\n").encode())
         numbers = {k: v for k, v in entry.items() if k != "step"}
+        self._on_each(lambda tracker: tracker.log(numbers, entry["step"]))
+
+    def flush(self) -> None:
+        """Write what waits, before a checkpoint after which its steps do not come again."""
+        self._on_each(lambda tracker: tracker.flush())
+
+    def _on_each(self, action: Callable[[Tracker], None]) -> None:
+        """Do it with every tracker; one that fails is left out from then on."""
         for key, tracker in list(self._trackers.items()):
             try:
-                tracker.log(numbers, entry["step"])
+                action(tracker)
             except Exception as error:  # noqa: BLE001 - whatever a service's own client raises
                 del self._trackers[key]
                 rank_log.record_failure(error)

@@ -50,6 +50,9 @@ class Tracker(Protocol):
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Take the numbers of a step."""
 
+    def flush(self) -> None:
+        """Write what was taken: a checkpoint follows, and its steps do not come again."""
+
     def close(self, *, failed: bool) -> None:
         """End, once all that was taken is written."""
 
@@ -80,6 +83,10 @@ class TensorBoard:
         """Take the numbers of a step."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Write what waits, for up to two minutes otherwise."""
+        self._writer.flush()
 
     def close(self, *, failed: bool) -> None:
         """Write what is left."""
@@ -131,6 +138,9 @@ class WeightsAndBiases:
         if step >= self._first:
             self._run.log(dict(numbers), step=step)
 
+    def flush(self) -> None:
+        """Do nothing: its service is a process of its own, which outlives this one."""
+
     def close(self, *, failed: bool) -> None:
         """Wait for its service to write what it was sent: the process may end right after."""
         self._run.finish(exit_code=int(failed))
@@ -180,6 +190,9 @@ class MLflow:
         now = int(time.time() * 1000)
         metrics = [self._metric(name, float(v), now, step) for name, v in numbers.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
+
+    def flush(self) -> None:
+        """Do nothing: all is written already."""
 
     def close(self, *, failed: bool) -> None:
         """Say how the run ended."""

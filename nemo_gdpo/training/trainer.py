@@ -345,6 +345,7 @@ class PreferenceTrainer:
                 self.clock.note(self.progress.step)
                 saved = {}
                 if last or self._due(self.config.trainer.save_interval):
+                    log.flush()
                     self.save()
                     saved = {CHECKPOINT_SECONDS: self.clock.latest[CHECKPOINTS]}
         return Outcome.DONE
