@@ -114,6 +114,8 @@ class WeightsAndBiases:
             return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
         place.logs.mkdir(parents=True, exist_ok=True)
+        # It reads the variable once a process, which may have several runs.
+        mode: Any = os.environ.get("WANDB_MODE")
         self._run = wandb.init(
             project=config.wandb_project,
             name=config.wandb_name or place.name,
@@ -122,6 +124,7 @@ class WeightsAndBiases:
             # Goes on with the run if the service has it, which "must" would ask of a first start
             # and of offline runs that nobody has uploaded yet.
             resume="allow",
+            mode=mode,
             config=dict(place.settings),
             allow_val_change=True,
         )
