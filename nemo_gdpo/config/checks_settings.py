@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.config.problem import Problem
@@ -88,7 +90,7 @@ def _check_data_files(config: RunConfig) -> Iterator[Problem]:
 
 def check_training(config: RunConfig) -> Iterator[Problem]:
     """Length of the run, schedule, validation, loggers."""
-    trainer, optim, logger = config.trainer, config.optim, config.logger
+    trainer, optim = config.trainer, config.optim
     if trainer.max_steps is None and trainer.max_epochs is None:
         yield Problem(
             "trainer.max_steps",
@@ -125,14 +127,56 @@ def check_training(config: RunConfig) -> Iterator[Problem]:
                     "there is nothing to validate on: data.validation_path is null",
                     "set it to null, or data.validation_path=FILE",
                 )
-    if not logger.wandb:
-        for key, name in (
-            ("logger.wandb_project", logger.wandb_project),
-            ("logger.wandb_name", logger.wandb_name),
-        ):
-            if name is not None:
-                reason = "nothing reads it with logger.wandb=false"
-                yield Problem(key, reason, "set it to null, or logger.wandb=true")
+    yield from _check_loggers(config)
+
+
+def _check_loggers(config: RunConfig) -> Iterator[Problem]:
+    """Keys of a logger that is off, and a password where everybody reads it."""
+    logger = config.logger
+    for switch, is_on, keys in (
+        (
+            "logger.wandb",
+            logger.wandb,
+            {
+                "logger.wandb_project": logger.wandb_project,
+                "logger.wandb_name": logger.wandb_name,
+            },
+        ),
+        (
+            "logger.mlflow",
+            logger.mlflow,
+            {
+                "logger.mlflow_tracking_uri": logger.mlflow_tracking_uri,
+                "logger.mlflow_experiment": logger.mlflow_experiment,
+            },
+        ),
+    ):
+        for key, value in keys.items():
+            if value is not None and not is_on:
+                reason = f"nothing reads it with {switch}=false"
+                yield Problem(key, reason, f"set it to null, or {switch}=true")
+    if urlsplit(logger.mlflow_tracking_uri or "").password is not None:
+        yield Problem(
+            "logger.mlflow_tracking_uri",
+            "holds a password, which would be visible in process lists, logs and config.yaml",
+            "leave it out and export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+
+
+def check_logger_packages(config: RunConfig) -> Iterator[Problem]:
+    """Loggers that were asked for and are not installed."""
+    logger = config.logger
+    for key, is_on, module, extra in (
+        ("logger.tensorboard", logger.tensorboard, "tensorboard", "train"),
+        ("logger.wandb", logger.wandb, "wandb", "train"),
+        ("logger.mlflow", logger.mlflow, "mlflow", "mlflow"),
+    ):
+        if is_on and importlib.util.find_spec(module) is None:
+            yield Problem(
+                key,
+                f"the package {module} is not installed",
+                f"install nemo_gdpo with the extra {extra}, or set {key}=false",
+            )
 
 
 def wandb_can_log_in() -> bool:

@@ -79,13 +79,25 @@ class TrainerConfig(Section):
 
 
 class LoggerConfig(Section):
-    """Loggers beside `metrics.jsonl`. The W&B key comes from the environment (WANDB_API_KEY)."""
+    """Lines in a log file, and loggers beside `metrics.jsonl`. Keys and passwords of services come
+    from the environment (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN)."""
 
+    every_n_steps: Interval = 10
+    """A line every so many updates where the output is no terminal; first and last always."""
+    peak_tflops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Dense TFLOP/s of one device in this precision, for perf/mfu; null takes the data sheet's of
+    the devices that are known."""
     tensorboard: bool = True
     """Write TensorBoard events."""
     wandb: bool = False
-    """Log to Weights & Biases."""
+    """Log to Weights & Biases; WANDB_MODE=offline logs to files."""
     wandb_project: Text | None = None
     """Project there."""
     wandb_name: Text | None = None
     """Name of the run there; null takes the name of output_dir."""
+    mlflow: bool = False
+    """Log to MLflow."""
+    mlflow_tracking_uri: Text | None = None
+    """Server or file store; null takes MLFLOW_TRACKING_URI, or else output_dir/logs/mlflow."""
+    mlflow_experiment: Text | None = None
+    """Experiment there; null is nemo_gdpo."""

@@ -21,6 +21,7 @@ from nemo_gdpo.config.checks_mesh import (
 from nemo_gdpo.config.checks_settings import (
     check_data,
     check_lengths,
+    check_logger_packages,
     check_reference,
     check_scores,
     check_training,
@@ -73,6 +74,7 @@ def problems(
     found += check_training(config)
     if files:
         found += check_wandb_login(config)
+        found += check_logger_packages(config)
         found += _check_output(config)
     return found
 

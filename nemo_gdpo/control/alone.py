@@ -21,7 +21,9 @@ import torch.distributed as dist
 
 from nemo_gdpo.control.failure import Failure
 from nemo_gdpo.control.world import rank_and_size
+from nemo_gdpo.errors import RunError
 from nemo_gdpo.launch.failures import say
+from nemo_gdpo.launch.rank_log import record_failure
 from nemo_gdpo.launch.slurm import step_status
 
 PATIENCE_SECONDS = 60.0
@@ -101,6 +103,7 @@ def _give_up(stage: str, failure: Failure, fault: BaseException | None) -> None:
     if fault is not None:
         traceback.print_exception(fault, file=sys.stderr)
     rank = rank_and_size()[0]
+    record_failure(fault or RunError(f"{stage}: {failure.reason}"))
     say(
         f"rank {rank}: error: {stage}: {failure.reason} (the other ranks did not come out of this "
         f"within {PATIENCE_SECONDS:g} s: this one ends, and the launcher ends them)"

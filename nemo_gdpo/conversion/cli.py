@@ -133,7 +133,7 @@ def _verify(
         tensors_only=tensors_only,
         prompts_file=args.prompts,
         tolerance=args.tolerance,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     print("\n".join(found.lines()))
     if args.report is not None:
@@ -165,7 +165,7 @@ def _hf_to_megatron(
         args.destination,
         vocab_divisible_by=args.make_vocab_size_divisible_by,
         dtype=dtype,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     _wrote(args.destination, model)
     if not args.verify:
@@ -184,7 +184,7 @@ def _megatron_to_hf(args: argparse.Namespace, dtype: torch.dtype | None) -> int:
         args.destination,
         dtype=dtype,
         max_shard_bytes=int(args.max_shard_gb * 1e9),
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     print(f"wrote {args.destination}")
     return EXIT_DONE
@@ -199,7 +199,7 @@ def _nemo_to_megatron(args: argparse.Namespace, dtype: torch.dtype | None) -> in
         ignored_fields=frozenset(args.ignore_field),
         vocab_divisible_by=args.make_vocab_size_divisible_by,
         dtype=dtype,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     _wrote(args.destination, model)
     return EXIT_DONE
@@ -212,7 +212,7 @@ def _megatron_to_nemo(args: argparse.Namespace) -> int:
         objective=args.objective,
         end_token_id=args.end_token_id,
         force=args.force,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     if run.note is not None:
         print(run.note)

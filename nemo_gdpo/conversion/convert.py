@@ -15,6 +15,7 @@ from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.engine import hf_specs, megatron_specs, megatron_tensor, to_hf
 from nemo_gdpo.conversion.fingerprint import DIST, weights_fingerprint
 from nemo_gdpo.conversion.formats.assets import ASSETS
+from nemo_gdpo.conversion.formats.base_name import base_name
 from nemo_gdpo.conversion.formats.card import read_card
 from nemo_gdpo.conversion.formats.hf_export import write_hf
 from nemo_gdpo.conversion.formats.hf_source import open_hf
@@ -77,7 +78,7 @@ def convert_hf_to_megatron(
             source,
             specs,
             fetch,
-            card={"base_model": source.absolute().name},
+            card={"base_model": base_name(source)},
         )
     return model
 

@@ -22,6 +22,7 @@ from nemo_gdpo.data.templates import PairEncoder
 from nemo_gdpo.data.tokenize import Limits, TokenizeStats, tokenize_pairs
 from nemo_gdpo.data.types import ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,11 @@ def build_dataset(
     stop_token_ids: Collection[int] | None = None,
     chat_template: str | None = None,
     on_bad_pair: str = "error",
+    progress: bool = False,
 ) -> PreferenceDataset:
     """Read, check, tokenise and cut a file; or load it, when `path` is a prepared directory.
 
-    Args: see `read_pairs`, `PairEncoder` and `Limits`.
+    Args: see `read_pairs`, `PairEncoder` and `Limits`; `progress` shows a bar.
 
     Raises:
         UserError: anything wrong with the input; a prepared directory made with other settings.
@@ -221,7 +223,10 @@ def build_dataset(
         stats=reading,
     )
     tokenized = tokenize_pairs(raw, encoder, limits, on_bad_pair=on_bad_pair, stats=stats)
-    arrays = collect_arrays(tokenized)
+    label = f"tokenise {split}"
+    arrays = collect_arrays(
+        progress_bar(tokenized, total=None, unit="pair", label=label, enabled=progress)
+    )
     if not arrays.ids:
         raise UserError(
             f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "

@@ -42,6 +42,7 @@ def build_split(
         stop_token_ids=stop_token_ids(assets),
         chat_template=_chat_template(data),
         on_bad_pair=data.on_bad_pair,
+        progress=True,
     )
 
 

@@ -91,6 +91,9 @@ class Platform(Protocol):
     def device_identity(self) -> str | None:
         """Name of the selected device that no other has anywhere; None where ranks may share."""
 
+    def device_name(self) -> str:
+        """What the selected device calls itself; `cpu` for a processor."""
+
     def settle_arithmetic(self) -> list[str]:
         """Switch off what would compute fp32 with fewer bits; lines for the user, often none."""
 

@@ -162,6 +162,9 @@ class CpuPlatform:
     def device_identity(self) -> str | None:
         return None
 
+    def device_name(self) -> str:
+        return "cpu"
+
     def settle_arithmetic(self) -> list[str]:
         return []
 

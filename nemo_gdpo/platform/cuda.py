@@ -84,6 +84,9 @@ class CudaPlatform:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return f"{properties.name} {properties.uuid} on {socket.gethostname()}"
 
+    def device_name(self) -> str:
+        return str(torch.cuda.get_device_properties(torch.cuda.current_device()).name)
+
     def settle_arithmetic(self) -> list[str]:
         # In every precision: what is left in fp32 is what needs its bits.
         torch.set_float32_matmul_precision("highest")

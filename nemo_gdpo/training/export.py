@@ -11,46 +11,112 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nemo_gdpo import __version__
+from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.config.objective import plain_settings
+from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
 from nemo_gdpo.conversion.formats.assets import base_licence
-from nemo_gdpo.conversion.formats.card import write_card
+from nemo_gdpo.conversion.formats.card import HUB_DATA, write_card
+from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.from_config import SplitName
 from nemo_gdpo.objectives import OBJECTIVES
-from nemo_gdpo.training.metrics import TIMING
+from nemo_gdpo.training.loggers import METRICS
+from nemo_gdpo.training.summary import VALIDATION, last_step, validations
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
 
 
-def _last_metrics(output_dir: Path) -> dict[str, float]:
-    path = output_dir / "metrics.jsonl"
+def _logged(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl with a validation, and the last one."""
+    path = output_dir / METRICS
     lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines:
-        return {}
-    entry = json.loads(lines[-1])
-    return {name: value for name, value in entry.items() if name not in TIMING}
+    return [json.loads(line) for line in lines[:-1] if f'"{VALIDATION}' in line] + [
+        json.loads(line) for line in lines[-1:]
+    ]
+
+
+def _data_of(config: RunConfig, name: SplitName, data: PreferenceDataset) -> dict[str, Any]:
+    """A data section. A path is told by its last part: the rest is somebody's machine."""
+    path = str(config.data.path_of(name))
+    stats = data.stats
+    on_hub = {HUB_DATA: path} if may_be_hub_name(path) else {}
+    return {
+        "name": path if on_hub else Path(path).name,
+        **on_hub,
+        "format": config.data.preset or config.data.format,
+        "fingerprint": data.fingerprint,
+        "pairs": len(data),
+        "prompt_tokens": stats.prompt_tokens,
+        "response_tokens": stats.response_tokens,
+        "prompts_cut": stats.prompts_cut,
+        "responses_cut": stats.responses_cut,
+    }
+
+
+def _template_of(config: RunConfig, data: PreferenceDataset) -> str:
+    digest = data.settings.get("chat_template")
+    if digest is None:
+        return "none, plain text"
+    given = config.data.chat_template
+    whose = "the tokenizer's own" if given is None else Path(given).name
+    return f"{whose}, SHA-256 {digest}"
+
+
+def _training_of(run: Run, last: dict[str, Any]) -> dict[str, Any]:
+    """Settings that the weights depend on, and how far it came."""
+    config, data = run.config, run.data["train"]
+    optim, schedule = config.optim, config.optim.sched
+    queries = last.get(f"{config.objective.name}/queries_total")
+    return {
+        "steps": f"{last['step'] + 1 if last else 0} of {run.identity.get('total_steps')}",
+        "epochs": last.get("epoch", 0.0),
+        "pairs_seen": last.get("consumed_pairs", 0),
+        "tokens_seen": last.get("num_tokens", 0),
+        **({} if queries is None else {"label_queries": queries}),
+        "global_batch_size": config.model.global_batch_size,
+        "micro_batch_size": config.model.micro_batch_size,
+        "learning_rate": optim.lr,
+        "schedule": schedule.name,
+        "warmup_steps": schedule.warmup_steps,
+        "min_learning_rate": schedule.min_lr,
+        "optimizer": f"{optim.name}, betas {list(optim.betas)}, eps {optim.eps:g}, "
+        f"weight decay {optim.weight_decay:g}",
+        "gradient_clip_val": config.trainer.gradient_clip_val,
+        "seed": config.seed,
+        "data_seed": config.data.seed,
+        "max_length": config.data.max_length,
+        "max_prompt_length": config.data.max_prompt_length,
+        "truncation": config.data.truncation_mode,
+        "packing": config.data.packing,
+        "chat_template": _template_of(config, data),
+        "reference": config.reference,
+    }
 
 
 def model_card_of(run: Run) -> dict[str, Any]:
     """The model card of this run's export, up to the last step that was logged."""
-    config, layout, data = run.config, run.mesh.layout, run.data["train"]
+    config, layout = run.config, run.mesh.layout
     objective = OBJECTIVES[config.objective.name]
+    lines = _logged(run.output_dir)
+    last, validated = last_step(lines), validations(lines) or {}
+    held_out = run.data.get("validation")
     return {
         "base_model": run.source.name,
         "licence": base_licence(run.source.assets),
         "objective": {"method": objective.method} | plain_settings(config.objective),
-        "data": {
-            "path": config.data.train_path,
-            "fingerprint": data.fingerprint,
-            "pairs": len(data),
-        },
+        "data": _data_of(config, "train", run.data["train"]),
+        "validation_data": held_out and _data_of(config, "validation", held_out),
+        "training": _training_of(run, last),
         "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
         f"DP{run.mesh.data_size}",
         "precision": config.precision,
         # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
-        | _installed("megatron-core", "nemo-toolkit"),
-        "metrics": _last_metrics(run.output_dir),
+        | _installed("megatron-core", "transformer-engine", "nemo-toolkit", "transformers"),
+        "metrics": last,
+        "best_validation": validated.get("best"),
+        "last_validation": validated.get("last"),
         "citations": [objective.citation],
     }
 

@@ -1,79 +1,78 @@
-"""Metric loggers: JSONL always; TensorBoard and Weights & Biases when asked for."""
+"""Metric loggers: JSONL always; TensorBoard, Weights & Biases and MLflow when asked for.
+
+A logger that was asked for and cannot start keeps a new run from starting. Later none of them ends
+a run: it is left out from then on, and one line says so.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from nemo_gdpo.config.checks_settings import wandb_can_log_in
 from nemo_gdpo.config.training import LoggerConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.rows import RowFile
+from nemo_gdpo.launch import rank_log
+from nemo_gdpo.launch.failures import say
+from nemo_gdpo.training.trackers import MLflow, Place, TensorBoard, Tracker, WeightsAndBiases
+
+METRICS = "metrics.jsonl"
 
 
-class _Writer(Protocol):
-    """Somewhere else that the numbers go."""
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None: ...
-
-    def close(self, *, failed: bool) -> None: ...
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder))
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self, *, failed: bool) -> None:
-        del failed
-        self._writer.close()
-
-
-class _WeightsAndBiases:
-    def __init__(self, config: LoggerConfig, folder: Path, run_name: str) -> None:
-        if not wandb_can_log_in():
-            raise UserError(
-                "logger.wandb=true, but no key was found: export WANDB_API_KEY, or "
-                "WANDB_MODE=offline, or set logger.wandb=false"
-            )
-        import wandb
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=config.wandb_project, name=config.wandb_name or run_name, dir=str(folder)
-        )
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def close(self, *, failed: bool) -> None:
-        # Waits for its service to write what it was sent: the process may end right after.
-        self._run.finish(exit_code=int(failed))
-
-
-def _writers(config: LoggerConfig, output_dir: Path) -> list[_Writer]:
-    folder, found = output_dir / "logs", list[_Writer]()
-    if config.tensorboard:
-        found.append(_TensorBoard(folder))
-    if config.wandb:
-        found.append(_WeightsAndBiases(config, folder, output_dir.name))
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; none without one. A torn line of a killed run is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
     return found
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _open(
+    key: str, make: Callable[[LoggerConfig, Place], Tracker], config: LoggerConfig, place: Place
+) -> Tracker | None:
+    """A tracker; None where it cannot go on with a run that has begun.
+
+    Raises:
+        UserError: it cannot begin.
+    """
+    try:
+        return make(config, place)
+    except UserError:
+        raise
+    except Exception as error:
+        rank_log.record_failure(error)
+        if place.resume_step == 0:
+            raise UserError(
+                f"{key}=true, but it cannot start ({_one_line(error)}); repair that, or set "
+                f"{key}=false"
+            ) from error
+        say(f"{key}: cannot go on with its run ({_one_line(error)}); training goes on without it")
+        return None
 
 
 class MetricsLog:
     """One JSON object a step in `metrics.jsonl`, and the same numbers to the other loggers."""
 
     def __init__(
-        self, config: LoggerConfig, output_dir: Path, *, enabled: bool, resume_step: int
+        self,
+        config: LoggerConfig,
+        output_dir: Path,
+        *,
+        enabled: bool,
+        resume_step: int,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the log on the main rank.
 
@@ -83,30 +82,37 @@ class MetricsLog:
             enabled: False on all ranks but the main one, where nothing is written.
             resume_step: first step to come; lines of later steps, which a resumed run writes
                 again, are dropped.
+            settings: the run's configuration, for loggers that show one.
+
+        Raises:
+            UserError: a logger that was asked for cannot begin.
         """
         self._file: RowFile | None = None
-        self._writers: list[_Writer] = []
+        self._trackers: dict[str, Tracker] = {}
         if not enabled:
             return
-        path = output_dir / "metrics.jsonl"
-        kept = self._lines_before(path, resume_step)
-        write_file(path, "".join(kept))
-        self._file = RowFile(path)
-        self._writers = _writers(config, output_dir)
+        path = output_dir / METRICS
+        lines = read_metrics(path)
+        logged = max((line["step"] + 1 for line in lines), default=0)
+        place = Place(output_dir / "logs", output_dir.name, resume_step, logged, settings or {})
+        try:
+            self._open_trackers(config, place)
+            kept = [line for line in lines if line["step"] < resume_step]
+            write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = RowFile(path)
+        except BaseException:
+            self._close_trackers(failed=True)
+            raise
 
-    @staticmethod
-    def _lines_before(path: Path, step: int) -> list[str]:
-        if not path.is_file():
-            return []
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a torn last line of a killed run
-            if entry["step"] < step:
-                kept.append(line if line.endswith("\n") else line + "\n")
-        return kept
+    def _open_trackers(self, config: LoggerConfig, place: Place) -> None:
+        for key, is_on, make in (
+            ("logger.tensorboard", config.tensorboard, TensorBoard),
+            ("logger.wandb", config.wandb, WeightsAndBiases),
+            ("logger.mlflow", config.mlflow, MLflow),
+        ):
+            tracker = _open(key, make, config, place) if is_on else None
+            if tracker is not None:
+                self._trackers[key] = tracker
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one step. `entry` has `step` and numbers."""
@@ -114,8 +120,30 @@ class MetricsLog:
             return
         self._file.append((json.dumps(entry) + "\n").encode())
         numbers = {k: v for k, v in entry.items() if k != "step"}
-        for writer in self._writers:
-            writer.log(numbers, entry["step"])
+        self._on_each(lambda tracker: tracker.log(numbers, entry["step"]))
+
+    def flush(self) -> None:
+        """Write what waits, before a checkpoint after which its steps do not come again."""
+        self._on_each(lambda tracker: tracker.flush())
+
+    def _on_each(self, action: Callable[[Tracker], None]) -> None:
+        """Do it with every tracker; one that fails is left out from then on."""
+        for key, tracker in list(self._trackers.items()):
+            try:
+                action(tracker)
+            except Exception as error:  # noqa: BLE001 - whatever a service's own client raises
+                del self._trackers[key]
+                rank_log.record_failure(error)
+                say(f"{key}: failed ({_one_line(error)}); training goes on without it")
+
+    def _close_trackers(self, *, failed: bool) -> None:
+        for key, tracker in self._trackers.items():
+            try:
+                tracker.close(failed=failed)
+            except Exception as error:  # noqa: BLE001 - whatever a service's own client raises
+                rank_log.record_failure(error)
+                say(f"{key}: did not end well ({_one_line(error)})")
+        self._trackers = {}
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -126,7 +154,6 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for writer in self._writers:
-            writer.close(failed=kind is not None)
+        self._close_trackers(failed=kind is not None)
         if self._file is not None:
             self._file.close()

@@ -15,6 +15,7 @@ from nemo_gdpo.control import gathered
 from nemo_gdpo.control.start import start_together
 from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.launch import rank_log
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.platform import Platform
 
@@ -169,6 +170,7 @@ def leave_world() -> None:
         leave_mesh()
         dist.destroy_process_group()
     forget_control_group()
+    rank_log.end()
     # Whoever asks next is not one of several ranks.
     for name in _SET_HERE:
         os.environ.pop(name, None)

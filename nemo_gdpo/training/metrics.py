@@ -13,8 +13,18 @@ from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE
 from nemo_gdpo.objectives import Objective
 
 TOKENS_PER_SECOND, STEP_SECONDS = "perf/tokens_per_second", "perf/step_seconds"
+TOKENS_PER_SECOND_PER_GPU = "perf/tokens_per_second_per_gpu"
+TFLOPS_PER_GPU, MFU = "perf/model_tflops_per_gpu", "perf/mfu"
+DATA_SECONDS, VALIDATION_SECONDS = "perf/data_seconds", "perf/validation_seconds"
+CHECKPOINT_SECONDS = "perf/checkpoint_seconds"
+"""Of the checkpoint between the step before and this one."""
 PEAK_MEMORY, PEAK_MEMORY_OF_ALL = "perf/peak_memory_gib", "perf/peak_memory_gib_all_ranks"
-TIMING = frozenset({TOKENS_PER_SECOND, STEP_SECONDS, PEAK_MEMORY, PEAK_MEMORY_OF_ALL})
+TIMING = frozenset(
+    {
+        TOKENS_PER_SECOND, TOKENS_PER_SECOND_PER_GPU, TFLOPS_PER_GPU, MFU, STEP_SECONDS,
+        DATA_SECONDS, VALIDATION_SECONDS, CHECKPOINT_SECONDS, PEAK_MEMORY, PEAK_MEMORY_OF_ALL,
+    }
+)  # fmt: skip
 """What a line of the log says of the machine, not of the training."""
 
 

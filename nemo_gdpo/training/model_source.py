@@ -16,6 +16,7 @@ from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.cache import ENVIRONMENT
 from nemo_gdpo.conversion.formats.assets import ASSETS, copy_assets
+from nemo_gdpo.conversion.formats.base_name import base_name
 from nemo_gdpo.conversion.formats.card import read_card
 from nemo_gdpo.conversion.formats.hf_source import HuggingFaceSource
 from nemo_gdpo.conversion.formats.megatron_io import (
@@ -173,11 +174,13 @@ def _locate(path: Path, cache_converted: bool) -> _Located:
     if is_hf_directory(path) and not cache_converted:
         bridge, shards = open_loadable(path)
         contents = _contents(bridge, shards)
-        return _Located(path, True, fingerprint_of(path), path.name, contents, {})
+        return _Located(path, True, fingerprint_of(path), base_name(path), contents, {})
     checkpoint = resolve_checkpoint(path)
     contents = _contents(ModelBridge(read_checkpoint_model(checkpoint).config), None)
     is_made = checkpoint not in (path, path.parent)
-    name = path.name if is_made else str(read_card(checkpoint).get("base_model") or path.name)
+    name = base_name(path)
+    if not is_made:
+        name = str(read_card(checkpoint).get("base_model") or name)
     made = sizes_of(checkpoint) if is_made else {}
     return _Located(checkpoint, False, fingerprint_of(checkpoint), name, contents, made)
 

@@ -19,24 +19,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.errors import RunError, Stopped, UserError
+from nemo_gdpo.launch import rank_log
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, begun_at
 from nemo_gdpo.launch.time_limit import time_limit
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
-from nemo_gdpo.platform import current_platform
+from nemo_gdpo.platform import Platform, current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
+from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import load_split
 from nemo_gdpo.training.export import export_run, model_card_of, write_assets
-from nemo_gdpo.training.loggers import MetricsLog
+from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
@@ -45,6 +48,7 @@ from nemo_gdpo.training.reference_key import Cut, ReferenceKey, model_identity, 
 from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.resume import agree_on_config, identity_of, refuse_another_run, resume
 from nemo_gdpo.training.signals import stopped_together
+from nemo_gdpo.training.summary import SUMMARY, Ending, summarise, summary_lines, write_summary
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
@@ -95,6 +99,9 @@ class Run:
     """NeMo's view of `model`, where a class was given."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What a resumed run must share with the one that saved a checkpoint."""
+    clock: RunClock = field(default_factory=RunClock)
+    trainer: PreferenceTrainer | None = None
+    """Once `train` has come so far."""
 
     @classmethod
     def build(
@@ -114,6 +121,7 @@ class Run:
         Raises:
             UserError: on every rank, when the input or the configuration is wrong.
         """
+        clock = RunClock()
         platform = current_platform()
         join_world(platform, timeout_minutes=config.trainer.collective_timeout_minutes)
         agree_on_config(config)
@@ -122,6 +130,7 @@ class Run:
             "building the mesh", lambda: build_mesh(layout, platform, seed=config.seed)
         )
         output_dir = Path(config.output_dir).absolute()
+        clock.enter(MODEL)
         source = open_source(
             str(config.model.restore_from_path),
             mesh,
@@ -132,8 +141,11 @@ class Run:
         identity |= model_identity(source.fingerprint, source.model_config)
         refuse_another_run(output_dir, identity)
         _write_config(config, output_dir)
+        _begin_logs(config, output_dir, mesh, platform, clock)
+        clock.enter(TOKENISING)
         if data is None:
             data = _load_data(config, source, output_dir)
+        clock.enter(MODEL)
         train = data["train"]
         on_every_rank("counting the pairs", lambda: _refuse_too_few(config, train))
         model = on_every_rank(
@@ -154,12 +166,13 @@ class Run:
             "total_steps": total_steps(config, len(train)),
             "end_token_id": train.end_token_id,
         }
-        return cls(config, output_dir, mesh, source, data, model, nemo, identity)
+        return cls(config, output_dir, mesh, source, data, model, nemo, identity, clock)
 
     def say(self, text: str) -> None:
         """Print a line for the user, from the main rank."""
         if self.mesh.is_main:
             print(text, flush=True)
+            rank_log.record(text)
 
     def stop_request(self) -> StopRequest:
         """A context in which signals end the run: a loop at its next boundary, all else at once.
@@ -219,6 +232,7 @@ class Run:
         return store
 
     def _reference_stores(self, stop: StopRequest) -> References:
+        self.clock.enter(REFERENCE)
         on_every_rank("preparing the model", self.model.prepare_for_inference)
         return {name: self.reference_store(name, stop) for name in self.data}
 
@@ -229,6 +243,7 @@ class Run:
             Stopped: a signal came.
         """
         if self.config.reference == "resident":
+            self.clock.enter(REFERENCE)
             on_every_rank("copying the reference", self.model.attach_resident_reference)
             return dict.fromkeys(self.data)
         return self._reference_stores(stop)
@@ -246,6 +261,7 @@ class Run:
             if error.agreed:
                 leave_world()
             raise
+        self.clock.note(ended=Outcome.DONE.value)
         leave_world()
 
     # -- training --------------------------------------------------------------------------------
@@ -264,6 +280,7 @@ class Run:
             trainer_class: a class of yours that watches the loop.
         """
         config = self.config
+        self.clock.enter(MODEL)
         on_every_rank("preparing the model", self.model.prepare_for_training)
         optimizer = on_every_rank(
             "building the optimizer", lambda: build_optimizer(config, self.model.policy_chunks)
@@ -277,7 +294,7 @@ class Run:
             for name, data in self.data.items()
         }
         steps = total_steps(config, len(self.data["train"]))
-        return on_every_rank(
+        trainer = on_every_rank(
             "building the trainer",
             lambda: trainer_class(
                 config, self.model, self.mesh, splits["train"], splits.get("validation"),
@@ -285,6 +302,8 @@ class Run:
                 self.identity,
             ),
         )  # fmt: skip
+        trainer.clock = self.clock
+        return trainer
 
     def fit(self, trainer: PreferenceTrainer) -> Outcome:
         """Resume from the newest valid checkpoint, if there is one, and train. Collective."""
@@ -297,6 +316,7 @@ class Run:
                 self.output_dir,
                 enabled=self.mesh.is_main,
                 resume_step=trainer.logged_steps,
+                settings=plain_data(self.config),
             ),
         )
         with log:
@@ -330,13 +350,14 @@ class Run:
                 raise
             self._say_stopped(str(error))
             outcome = Outcome.STOPPED
+        self._summarise(outcome)
         leave_world()
         return outcome
 
     def _train(self, stop: StopRequest) -> Outcome:
         """The parts of `train`; raises `Stopped`, or has said why it ends."""
         references = self.prepare_reference(stop)
-        trainer = self.build_trainer(references, stop)
+        self.trainer = trainer = self.build_trainer(references, stop)
         outcome = self.fit(trainer)
         step, last = trainer.progress.step, trainer.total_steps
         if outcome is Outcome.STOPPED:
@@ -360,8 +381,31 @@ class Run:
         if self.mesh.is_main:
             say(text)
 
+    def _summarise(self, outcome: Outcome) -> None:
+        """Say how the run ended, and write it down. The run is over: no disk makes it a failure."""
+        trainer = self.trainer
+        self.clock.note(trainer.progress.step if trainer else None, ended=outcome.value)
+        if not self.mesh.is_main:
+            return
+        ending = Ending(
+            outcome=outcome.value,
+            total_steps=self.identity["total_steps"],
+            objective=self.config.objective.name,
+            why_no_mfu=trainer.speed.why_no_peak if trainer else "training did not begin",
+            checkpoint=trainer.checkpointer.newest(trainer.progress.step) if trainer else None,
+        )
+        lines, starts = read_metrics(self.output_dir / METRICS), self.clock.starts()
+        summary = summarise(ending, lines, starts, self.output_dir)
+        for line in summary_lines(summary):
+            self.say(line)
+        try:
+            write_summary(summary, self.output_dir)
+        except (OSError, ValueError) as error:
+            self.say(f"{self.output_dir / SUMMARY} could not be written ({error})")
+
     def _export(self, checkpoint: Path) -> None:
         """Write what was asked for besides the checkpoint. Collective."""
+        self.clock.enter(EXPORT)
         if self.config.export_nemo:
             assert self.nemo is not None
             archive = self.output_dir / "model.nemo"
@@ -394,6 +438,24 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
         )
 
     from_main_rank("writing config.yaml", write, wrap=wrap)
+
+
+def _begin_logs(
+    config: RunConfig, output_dir: Path, mesh: Mesh, platform: Platform, clock: RunClock
+) -> None:
+    """Keep this start in the rank's log and, on the main rank, in the record of starts."""
+    logs, layout = output_dir / "logs", mesh.layout
+    rank_log.open_log(
+        logs,
+        rank=mesh.rank,
+        world_size=mesh.world_size,
+        device=platform.device_name(),
+        objective=config.objective.name,
+        precision=config.precision,
+        layout=f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{mesh.data_size}",
+    )
+    if mesh.is_main:
+        clock.keep_in(logs, world_size=mesh.world_size)
 
 
 def _refuse_too_few(config: RunConfig, train: PreferenceDataset) -> None:

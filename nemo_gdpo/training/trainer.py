@@ -15,6 +15,7 @@ import torch.distributed as dist
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
+from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, PreferenceModel
@@ -22,13 +23,15 @@ from nemo_gdpo.objectives import Objective, PairLogps, PairTargets, TokenLogps
 from nemo_gdpo.progress import progress_bar
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
+from nemo_gdpo.training.clock import CHECKPOINTS, TRAINING, VALIDATION, RunClock
+from nemo_gdpo.training.console import StepReport
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.metrics import (
+    CHECKPOINT_SECONDS,
     PEAK_MEMORY,
     PEAK_MEMORY_OF_ALL,
-    STEP_SECONDS,
-    TOKENS_PER_SECOND,
+    VALIDATION_SECONDS,
     NotFiniteError,
     gather_per_pair,
     reduce_metrics,
@@ -38,6 +41,7 @@ from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
 from nemo_gdpo.training.signals import Stopping
+from nemo_gdpo.training.throughput import Speedometer
 
 
 class Outcome(Enum):
@@ -128,6 +132,17 @@ class PreferenceTrainer:
         self._last_saved = -1
         self._entry: dict[str, Any] | None = None
         """The line of the newest update, while its validation was stopped and is still to come."""
+        self.clock = RunClock()
+        """Of the run, once `Run.build_trainer` has put it here."""
+        self.speed = Speedometer.of(
+            model.model_config,
+            devices=mesh.world_size,
+            resident_reference=train.store is None,
+            device=model.platform.device_name(),
+            precision=config.precision,
+            configured_peak=config.logger.peak_tflops,
+        )
+        self._data_seconds = 0.0
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -163,9 +178,10 @@ class PreferenceTrainer:
     def save(self) -> None:
         """Write a checkpoint of the present step, unless it is there already."""
         if self._last_saved != self.progress.step:
-            with self.stopping.saving():
+            with self.stopping.saving(), self.clock.within(CHECKPOINTS):
                 self.checkpointer.save(self.progress.step, self.state())
             self._last_saved = self.progress.step
+            self.clock.note(self.progress.step, force=True)
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -185,7 +201,10 @@ class PreferenceTrainer:
     def _per_pair(
         self, split: Split, indices: list[int], *, forward_only: bool
     ) -> dict[str, torch.Tensor]:
-        micro_batches = self._with_reference(split, split.builder.build(indices, split.store))
+        begun = time.perf_counter()
+        built = split.builder.build(indices, split.store)
+        self._data_seconds = time.perf_counter() - begun
+        micro_batches = self._with_reference(split, built)
         results = self.model.get_loss_and_metrics(micro_batches, forward_only=forward_only)
         return gather_per_pair(
             results,
@@ -237,7 +256,8 @@ class PreferenceTrainer:
         if step == 0 and self.config.trainer.check_initial_loss:
             self._check_step0(indices, per_pair)
         grad_norm, learning_rate = self._update(step, pair_ids)
-        tokens = self._count_tokens(indices)
+        pairs = [self.train.data[i] for i in indices]
+        tokens = self._count_tokens(indices, pairs)
         self.progress.step += 1
         self.progress.tokens += tokens
         seconds = time.perf_counter() - begun
@@ -249,8 +269,7 @@ class PreferenceTrainer:
             "consumed_pairs": self.sampler.consumed_pairs,
             "epoch": self.sampler.consumed_pairs / len(self.train.data),
             "num_tokens": self.progress.tokens,
-            TOKENS_PER_SECOND: tokens / seconds,
-            STEP_SECONDS: seconds,
+            **self.speed.columns(pairs, tokens, seconds, self._data_seconds),
             **self._memory(),
             "train/padding_fraction": 1.0 - tokens / self._slots_spent,
         }
@@ -271,9 +290,8 @@ class PreferenceTrainer:
             PEAK_MEMORY_OF_ALL: float(values.sum()),
         }
 
-    def _count_tokens(self, indices: list[int]) -> int:
+    def _count_tokens(self, indices: list[int], pairs: list[TokenizedPair]) -> int:
         """Real tokens of a global batch; also notes how many token slots they took."""
-        pairs = [self.train.data[i] for i in indices]
         self._slots_spent = self.train.builder.token_slots(indices)
         return sum(2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs)
 
@@ -314,15 +332,14 @@ class PreferenceTrainer:
 
     def fit(self, log: MetricsLog) -> Outcome:
         """Train to the end, or to the step boundary after a signal or before the time is up."""
+        self.clock.enter(TRAINING)
+        self.clock.note(self.progress.step)
+        every, saved = self.config.logger.every_n_steps, dict[str, float]()
         with (
             self.stop.deferred(),
-            progress_bar(
-                total=self.total_steps,
-                initial=self.logged_steps,
-                unit="step",
-                label="train",
-                enabled=self.mesh.is_main,
-            ) as bar,
+            StepReport(
+                self.total_steps, self.logged_steps, every=every, enabled=self.mesh.is_main
+            ) as report,
         ):
             while self.logged_steps < self.total_steps:
                 # Agreed by all: a rank that stopped alone would leave the others waiting for it.
@@ -330,23 +347,24 @@ class PreferenceTrainer:
                     if self.progress.step:  # before the first update there is nothing to keep
                         self.save()
                     return Outcome.STOPPED
-                entry = self._entry or self.train_step()
+                entry = self._entry or self.train_step() | saved
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
                 ):
-                    means = self.validate()
+                    with self.clock.within(VALIDATION):
+                        means = self.validate()
                     self._entry = entry if means is None else None
                     if means is None:  # stopped: the next turn saves, and the line with it
                         continue
                     entry |= means
+                    entry[VALIDATION_SECONDS] = self.clock.latest[VALIDATION]
                 log.write(entry)
-                bar.set_postfix_str(
-                    f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "
-                    f"{entry[TOKENS_PER_SECOND]:.0f} tokens/s",
-                    refresh=False,
-                )
-                bar.update()
+                report.step(entry)
+                self.clock.note(self.progress.step)
+                saved = {}
                 if last or self._due(self.config.trainer.save_interval):
+                    log.flush()
                     self.save()
+                    saved = {CHECKPOINT_SECONDS: self.clock.latest[CHECKPOINTS]}
         return Outcome.DONE

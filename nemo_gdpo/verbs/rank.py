@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, Stopped, UserError
 from nemo_gdpo.launch.failures import guarded, report, report_alone, say
+from nemo_gdpo.launch.rank_log import record_failure
 from nemo_gdpo.launch.ranks import FAILURE
 from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, was_asked_to_stop
 
@@ -52,6 +53,7 @@ def _guarded(task: Callable[[], int], note: Callable[[str], object] = lambda rea
             _stop_alone(error, rank)
             raise
         except Exception as error:  # noqa: BLE001 - sorted by who knows of it
+            record_failure(error)
             of_all = _of_all_ranks(error, rank, note)
         if rank == 0 and isinstance(of_all, UserError | RunError):
             note(str(of_all))

@@ -173,6 +173,11 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"trainer__val_check_interval": 5}, "trainer.val_check_interval", "nothing to validate on"),
     ({"trainer__limit_val_batches": 5}, "trainer.limit_val_batches", "nothing to validate on"),
     ({"logger__wandb_project": "x"}, "logger.wandb_project", "nothing reads it"),
+    ({"logger__mlflow_experiment": "x"}, "logger.mlflow_experiment", "logger.mlflow=false"),
+    ({"logger__mlflow_tracking_uri": "x"}, "logger.mlflow_tracking_uri", "logger.mlflow=false"),
+    ({"logger__mlflow": True}, "logger.mlflow", "install nemo_gdpo with the extra mlflow"),
+    ({"logger__every_n_steps": 0}, "logger.every_n_steps", "greater than or equal to 1"),
+    ({"logger__peak_tflops": 0}, "logger.peak_tflops", "greater than 0"),
     ({"logger__wandb": True}, "logger.wandb", "export WANDB_API_KEY"),
 ]
 
@@ -193,6 +198,14 @@ def test_each_problem_alone(
     found = _found(base, **changes)
     assert {line.split(": ")[0] for line in found} == {key}
     assert any(message in line for line in found), found
+
+
+def test_a_password_in_an_address_is_not_repeated(base: dict[str, dict[str, Any]]) -> None:
+    uri = "https://me:hidden@mlflow.example"
+    found = _found(base, logger__mlflow=True, logger__mlflow_tracking_uri=uri)
+    (line,) = [line for line in found if line.startswith("logger.mlflow_tracking_uri: ")]
+    assert "MLFLOW_TRACKING_PASSWORD" in line
+    assert "hidden" not in line
 
 
 def test_wandb_with_a_key_is_fine(

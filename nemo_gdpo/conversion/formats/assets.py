@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -63,6 +64,17 @@ def copy_assets(source: Path, destination: Path, *, with_readme: bool = False) -
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         # Contents only: a Hugging Face cache is made of links and read-only files.
         shutil.copyfile(source / name, destination / name)
+
+
+def has_chat_template(assets: Path) -> bool:
+    """Whether transformers finds a chat template among the asset files."""
+    if any((assets / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        config = json.loads((assets / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def base_licence(assets: Path) -> str | None:

@@ -17,16 +17,58 @@ FORMER_NAME = "card_facts.json"
 
 SECTIONS = {
     "base_model": "Base model",
+    "usage": "Usage",
     "licence": "Licence of the base model",
     "data": "Training data",
+    "validation_data": "Validation data",
     "objective": "Objective",
+    "training": "Training",
     "precision": "Precision",
     "layout": "Parallel layout",
     "versions": "Software",
     "metrics": "Metrics",
+    "best_validation": "Best validation",
+    "last_validation": "Last validation",
     "citations": "Citations",
 }
 """Keys of a card's sections, in order, and their headings."""
+
+OPTIONAL = frozenset({"usage", "validation_data", "best_validation", "last_validation"})
+"""Sections that are left out where there is nothing to say; of others that is said."""
+LICENCE_NOTE = "The base model's licence applies to these weights, too."
+HUB_DATA = "hub_name"
+"""Key of the data sections: name of a data set on the hub."""
+
+_LOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "."  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+"""
+_CHAT = """\
+messages = [{"role": "user", "content": "What is a film worth seeing twice?"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+"""
+_PLAIN = """\
+inputs = tokenizer("A film worth seeing twice is", return_tensors="pt")
+"""
+_SAMPLE = """\
+outputs = model.generate(**inputs, max_new_tokens=64)
+prompt_tokens = inputs["input_ids"].shape[1]
+print(tokenizer.decode(outputs[0, prompt_tokens:], skip_special_tokens=True))
+"""
+
+
+def usage_of(*, chat: bool) -> str:
+    """How to load an export with transformers, as Markdown.
+
+    Args:
+        chat: it has a chat template.
+    """
+    return f"```python\n{_LOAD}\n{_CHAT if chat else _PLAIN}{_SAMPLE}```"
 
 
 def write_card(directory: Path, card: Mapping[str, Any]) -> None:
@@ -93,6 +135,9 @@ def render_card(card: Mapping[str, Any]) -> str:
         header.append(f"license: {json.dumps(str(card['licence']))}")
     if card.get("base_model") is not None:
         header.append(f"base_model: {json.dumps(str(card['base_model']))}")
+    data = card.get("data")
+    if isinstance(data, Mapping) and data.get(HUB_DATA) is not None:
+        header.append(f"datasets: {json.dumps([str(data[HUB_DATA])])}")
     tags = ["nemo_gdpo"]
     objective = card.get("objective")
     if isinstance(objective, Mapping) and "name" in objective:
@@ -100,5 +145,8 @@ def render_card(card: Mapping[str, Any]) -> str:
     header += [f"tags: {json.dumps(tags)}", "---", ""]
     body = ["# Model card", ""]
     for key, title in SECTIONS.items():
-        body += [f"## {title}", "", *_lines(card.get(key)), ""]
+        if key in OPTIONAL and card.get(key) is None:
+            continue
+        note = ["", LICENCE_NOTE] if key == "licence" else []
+        body += [f"## {title}", "", *_lines(card.get(key)), *note, ""]
     return "\n".join(header + body)

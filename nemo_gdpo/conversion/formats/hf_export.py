@@ -14,8 +14,14 @@ from nemo_gdpo import __version__
 from nemo_gdpo.conversion.atomic import staged_directory
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.families import read_hf_config
-from nemo_gdpo.conversion.formats.assets import CONFIG, README, base_licence, copy_assets
-from nemo_gdpo.conversion.formats.card import render_card
+from nemo_gdpo.conversion.formats.assets import (
+    CONFIG,
+    README,
+    base_licence,
+    copy_assets,
+    has_chat_template,
+)
+from nemo_gdpo.conversion.formats.card import render_card, usage_of
 from nemo_gdpo.conversion.formats.safetensors_writer import MAX_SHARD_BYTES, write_shards
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, read_json_object
 from nemo_gdpo.errors import UserError
@@ -75,6 +81,7 @@ def write_hf(
         )
     stated = {
         "licence": base_licence(assets),
+        "usage": usage_of(chat=has_chat_template(assets)),
         "precision": f"weights in {', '.join(sorted({_type_name(spec) for spec in specs}))}",
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)},
         **(card or {}),

@@ -1,0 +1,198 @@
+"""What a step computes and how fast: model FLOPs, TFLOP/s of a device, utilisation (MFU).
+
+FLOPs are counted as the model's arithmetic needs them (Chowdhery et al. 2022, PaLM, appendix B;
+Narayanan et al. 2021, appendix; Megatron-LM's `num_floating_point_operations`): matrix products
+only, 2 m n k each, backward twice the forward, nothing for recomputation. Where those assume rows
+of one length, this counts what is there:
+
+- projections and MLP for every real token: padding is no useful work, `train/padding_fraction` says
+  how much of it there was;
+- attention, 4 x query size for every position that a query sees, with the row's own length, causal
+  and within the layer's window: n (n + 1) / 2 positions without one (Megatron-LM halves n^2);
+- the head at labels only, since it is computed nowhere else;
+- a resident reference's forward pass on top; a cached reference costs a step nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.data.types import TokenizedPair
+from nemo_gdpo.training.metrics import (
+    DATA_SECONDS,
+    MFU,
+    STEP_SECONDS,
+    TFLOPS_PER_GPU,
+    TOKENS_PER_SECOND,
+    TOKENS_PER_SECOND_PER_GPU,
+)
+
+FORWARD, FORWARD_AND_BACKWARD = 1, 3
+"""Products for one of the forward pass."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A device's dense matrix products, TFLOP/s; None where it has none of that precision."""
+
+    name: str
+    """Pattern of the whole name that CUDA gives it: a slice of a GPU (MIG) is another."""
+    bf16: float
+    fp8: float | None
+    fp32: float
+    """Without tensor cores: TF32 is switched off."""
+
+
+PEAKS = (
+    # NVIDIA A100 Tensor Core GPU data sheet (2021): 312 TFLOPS BF16, 19.5 FP32.
+    Peak(r"(NVIDIA )?A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe", 312.0, None, 19.5),
+    # NVIDIA H100 Tensor Core GPU data sheet; its tensor figures are with sparsity, twice these.
+    Peak(r"NVIDIA H100 80GB HBM3", 989.5, 1979.0, 67.0),
+    Peak(r"NVIDIA H100 PCIe", 756.5, 1513.0, 51.0),
+    Peak(r"NVIDIA H100 NVL", 835.5, 1670.5, 60.0),
+    # NVIDIA H200 Tensor Core GPU data sheet; likewise.
+    Peak(r"NVIDIA H200", 989.5, 1979.0, 67.0),
+    Peak(r"NVIDIA H200 NVL", 835.5, 1670.5, 60.0),
+    # NVIDIA Blackwell data sheet, HGX B200, for one GPU: 4.5 and 9 PFLOPS with sparsity, 75 TFLOPS.
+    Peak(r"NVIDIA B200", 2250.0, 4500.0, 75.0),
+)
+"""By device, from NVIDIA's data sheets, without sparsity."""
+
+
+def peak_tflops(device: str, precision: str) -> float | None:
+    """Dense TFLOP/s of a device; None where it is not known, which nothing is made up for.
+
+    Args:
+        device: its name, as CUDA gives it.
+        precision: value of the `precision` key.
+    """
+    for peak in PEAKS:
+        if re.fullmatch(peak.name, device):
+            if precision == "fp32":
+                return peak.fp32
+            return peak.fp8 if precision.startswith("fp8_") else peak.bf16
+    return None
+
+
+def attended(length: int, window: int | None) -> int:
+    """Pairs of positions in causal attention over one row.
+
+    Args:
+        length: of the row.
+        window: positions that a query sees, its own included; None is all before it.
+    """
+    if window is None or window >= length:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of a model's forward pass, part by part."""
+
+    per_token: int
+    """Projections and MLP of all layers."""
+    per_position: int
+    """One layer's scores and sums, for one position that one query sees."""
+    per_label: int
+    """The head."""
+    windows: tuple[tuple[int | None, int], ...]
+    """(window, layers that have it)."""
+
+    @classmethod
+    def of(cls, model: MegatronModelConfig) -> FlopCount:
+        """Of a gated decoder with grouped queries."""
+        hidden, query = model.hidden_size, model.query_size
+        projections = hidden * (query + 2 * model.key_value_size) + query * hidden
+        mlp = 3 * hidden * model.ffn_hidden_size  # gate, up, down
+        windows = Counter(model.layer_windows or [None] * model.num_layers)
+        return cls(
+            per_token=2 * model.num_layers * (projections + mlp),
+            per_position=2 * 2 * query,
+            per_label=2 * hidden * model.vocab_size,
+            windows=tuple(windows.items()),
+        )
+
+    def forward(self, length: int, labels: int) -> int:
+        """FLOPs of one row.
+
+        Args:
+            length: its tokens, without padding.
+            labels: positions at which the head is computed.
+        """
+        positions = sum(layers * attended(length, window) for window, layers in self.windows)
+        return length * self.per_token + positions * self.per_position + labels * self.per_label
+
+    def of_pairs(self, pairs: Iterable[TokenizedPair]) -> int:
+        """FLOPs of both rows of every pair, forward."""
+        return sum(
+            self.forward(len(pair.prompt_ids) + len(response.ids), len(response.ids))
+            for pair in pairs
+            for response in (pair.chosen, pair.rejected)
+        )
+
+
+@dataclass(frozen=True)
+class Speedometer:
+    """A step's columns of speed."""
+
+    flops: FlopCount
+    devices: int
+    """That share the work."""
+    passes: int
+    """Products for one of the policy's forward pass: `FORWARD_AND_BACKWARD`, and the reference."""
+    peak: float | None
+    """TFLOP/s of one device; None where it is not known."""
+    why_no_peak: str
+    """One line; empty where there is one."""
+
+    @classmethod
+    def of(
+        cls,
+        model: MegatronModelConfig,
+        *,
+        devices: int,
+        resident_reference: bool,
+        device: str,
+        precision: str,
+        configured_peak: float | None,
+    ) -> Speedometer:
+        """Of a run.
+
+        Args:
+            model: the policy's architecture, and the reference's.
+            devices: ranks, one device each.
+            resident_reference: every step computes the reference, too.
+            device: name of this rank's device.
+            precision: value of the `precision` key.
+            configured_peak: `logger.peak_tflops`.
+        """
+        peak = configured_peak or peak_tflops(device, precision)
+        why = f"the peak of {device} in {precision} is not known; set logger.peak_tflops"
+        passes = FORWARD_AND_BACKWARD + (FORWARD if resident_reference else 0)
+        return cls(FlopCount.of(model), devices, passes, peak, "" if peak else why)
+
+    def columns(
+        self, pairs: Iterable[TokenizedPair], tokens: int, seconds: float, data_seconds: float
+    ) -> dict[str, float]:
+        """Columns of one update.
+
+        Args:
+            pairs: of the global batch.
+            tokens: of them, without padding.
+            seconds: of the whole update.
+            data_seconds: of them, laying out its tokens on this rank.
+        """
+        tflops = self.passes * self.flops.of_pairs(pairs) / seconds / self.devices / 1e12
+        found = {
+            TOKENS_PER_SECOND: tokens / seconds,
+            TOKENS_PER_SECOND_PER_GPU: tokens / seconds / self.devices,
+            TFLOPS_PER_GPU: tflops,
+            STEP_SECONDS: seconds,
+            DATA_SECONDS: data_seconds,
+        }
+        return found if self.peak is None else found | {MFU: tflops / self.peak}
