@@ -167,13 +167,18 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGCONT)
 
+    def is_preempted(self) -> bool:
+        """Whether Slurm has begun to take its nodes; with a time of grace it still runs then."""
+        state = self.state
+        return state["JobState"] != "RUNNING" or state.get("PreemptTime", "None") != "None"
+
     def preempt(self) -> int:
         """Have a job with a higher priority want all nodes; returns its number."""
         with self.halted():
             urgent = self.slurm.sbatch(
                 "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=:"
             )
-            self.wait_until(lambda: self.state["PreemptTime"] != "None")
+            self.wait_until(self.is_preempted)
         return urgent
 
     def signal_limit(self) -> None:
