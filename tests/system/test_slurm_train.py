@@ -337,6 +337,8 @@ def test_a_node_that_goes_down_and_a_newest_checkpoint_that_is_damaged(
     lost = job.nodes()[1]
     begun = time.monotonic()
     slurm.run("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=test")
+    # Its daemon is alive, so it would come back by itself.
+    slurm.run("scontrol", "update", f"NodeName={lost}", "State=DRAIN", "Reason=test")
     try:
         over = job.wait_until(lambda: job.state["JobState"] == "PENDING")
         before, newest = job.saved()[-2:]
