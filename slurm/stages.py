@@ -71,6 +71,8 @@ def check_gpus(given: int) -> None:
     Raises:
         UserError: there are fewer.
     """
+    if given == 0:
+        return
     import torch
 
     seen = torch.cuda.device_count()

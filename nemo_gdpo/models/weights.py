@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 
 from nemo_gdpo.control import on_every_rank
@@ -117,6 +119,9 @@ def save_sharded(
         reason: see `on_every_rank`.
     """
     together = partial(on_every_rank, wrap=wrap, reason=reason)
+    # Megatron's own queue is a process, which Slurm's TERM to a whole step ends as well: no later
+    # checkpoint could be written. Here this process alone puts and gets.
+    filesystem_async._results_queue = queue.Queue()
     sharded = together("gathering the state", state)
     request = together(
         "planning the checkpoint",

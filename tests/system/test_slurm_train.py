@@ -167,13 +167,18 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGCONT)
 
+    def is_preempted(self) -> bool:
+        """Whether Slurm has begun to take its nodes; with a time of grace it still runs then."""
+        state = self.state
+        return state["JobState"] != "RUNNING" or state.get("PreemptTime", "None") != "None"
+
     def preempt(self) -> int:
         """Have a job with a higher priority want all nodes; returns its number."""
         with self.halted():
             urgent = self.slurm.sbatch(
                 "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=:"
             )
-            self.wait_until(lambda: self.state["PreemptTime"] != "None")
+            self.wait_until(self.is_preempted)
         return urgent
 
     def signal_limit(self) -> None:
@@ -332,6 +337,8 @@ def test_a_node_that_goes_down_and_a_newest_checkpoint_that_is_damaged(
     lost = job.nodes()[1]
     begun = time.monotonic()
     slurm.run("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=test")
+    # Its daemon is alive, so it would come back by itself.
+    slurm.run("scontrol", "update", f"NodeName={lost}", "State=DRAIN", "Reason=test")
     try:
         over = job.wait_until(lambda: job.state["JobState"] == "PENDING")
         before, newest = job.saved()[-2:]
