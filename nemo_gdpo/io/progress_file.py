@@ -46,7 +46,7 @@ class ProgressFile:
         for name, file in (found or {}).items():
             if _is_whole(directory / name, file):
                 self._files[name] = file
-        self.is_afresh = had_one and not self._files
+        self.is_afresh = had_one and not self._files and (found is None or bool(found))
         self._clear(kept)
 
     def _clear(self, kept: frozenset[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,13 +163,14 @@ class PreferenceModel:
         )
 
     def get_forward_output_and_loss_func(
-        self, *, logprobs_only: bool, reference: bool = False
+        self, *, logprobs_only: bool, reference: bool = False, whole: bool = False
     ) -> ForwardStep:
         """The forward step that megatron's schedule calls for every micro-batch.
 
         Args:
             logprobs_only: return token log-probs [T, C] instead of a loss.
             reference: compute the reference's columns (tempered EOS) instead of the policy's.
+            whole: return what the objective does not read of a reference as well.
         """
         kept = [COLUMNS.index(name) for name in self.reference_columns]
         options = self._head_options(reference=reference)
@@ -183,7 +185,8 @@ class PreferenceModel:
 
             def collect(values_TC: Tensor, non_loss_data: bool = True) -> Tensor:
                 del non_loss_data  # megatron passes it with collect_non_loss_data
-                return values_TC.detach()[:, kept] if reference else values_TC.detach()
+                is_cut = reference and not whole
+                return values_TC.detach()[:, kept] if is_cut else values_TC.detach()
 
             def loss(values_TC: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
                 return self._loss(values_TC, batch)
@@ -286,6 +289,47 @@ class PreferenceModel:
             forward_only=True,
             collect=True,
         )
+
+    @torch.no_grad()
+    def get_token_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:
+        """All of `models.batch.COLUMNS` [T, C] of the policy, on the last stage."""
+        self._set_training(False)
+        return self._run_schedule(
+            self.get_forward_output_and_loss_func(logprobs_only=True, reference=True, whole=True),
+            self.policy_chunks,
+            micro_batches,
+            forward_only=True,
+            collect=True,
+        )
+
+    @contextlib.contextmanager
+    def moved_embeddings(self, relative: float, seed: int) -> Iterator[None]:
+        """In the block every number that enters the policy's first layer is moved, up or down.
+
+        The same way on all tensor-parallel ranks, which hold the same numbers.
+
+        Args:
+            relative: how far, as a share of the number.
+            seed: of the directions.
+        """
+
+        def move(module: Any, arguments: Any, output_SBH: Tensor) -> Tensor:
+            del module, arguments
+            draw = torch.Generator().manual_seed(seed)
+            up = torch.rand(output_SBH.shape, generator=draw, device="cpu") < 0.5
+            factor = torch.where(up, 1.0 + relative, 1.0 - relative)
+            return output_SBH * factor.to(output_SBH)
+
+        hooks = [
+            chunk.embedding.register_forward_hook(move)
+            for chunk in self.gpt_chunks
+            if chunk.pre_process
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def named_policy_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         """Local parameters of all chunks of this rank."""

@@ -72,6 +72,8 @@ class Step0Inputs:
     """float, where the data has scores."""
     rejected_score_N: Tensor | None = None
     """float, where the data has scores."""
+    chosen_length_N: Tensor | None = None
+    """Response positions of the chosen response, where they are known."""
 
 
 class Objective(Protocol):

@@ -39,6 +39,7 @@ from nemo_gdpo.training.metrics import (
 )
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.reference_store import ReferenceStore
+from nemo_gdpo.training.rounding import measure_noise
 from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
 from nemo_gdpo.training.signals import Stopping
 from nemo_gdpo.training.throughput import Speedometer
@@ -216,12 +217,13 @@ class PreferenceTrainer:
 
     def _check_step0(self, indices: list[int], per_pair: dict[str, torch.Tensor]) -> None:
         pairs = [self.train.data[i] for i in indices]
+        micro_batches = self.train.builder.build(indices, None)
         check_step0_loss(
             self.model.objective,
             step0_inputs(pairs, per_pair),
             per_pair,
             [p.id for p in pairs],
-            exact=self.config.precision == "fp32",
+            noise=measure_noise(self.model, micro_batches, batch_size=self.batch_size),
         )
 
     def _update(self, step: int, pair_ids: list[str]) -> tuple[float, float]:

@@ -250,8 +250,9 @@ def test_another_verb_stops_with_one_line_and_goes_on(others: Runs, stop: Stop) 
         assert tree(one) == tree(other)
 
 
-def test_a_conversion_is_continued(others: Runs) -> None:
-    assert "continuing, " in others[0]["convert: again"].err
+def test_a_conversion_is_not_taken_for_another_one(others: Runs) -> None:
+    """No file was finished; `tests/conversion/test_interrupted.py` continues some."""
+    assert others[0]["convert: again"].err == ""
 
 
 # -- several ranks -------------------------------------------------------------------------------
@@ -311,17 +312,14 @@ def test_ctrl_c_in_a_terminal_on_one_rank(tmp_path: Path, model: Path, data: Pat
     assert_stopped(result, "of 5000 steps; the checkpoint")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_local_ranks_before_training(
-    tmp_path: Path, model: Path, data: Path, number: signal.Signals
-) -> None:
+def test_two_local_ranks_before_training(tmp_path: Path, model: Path, data: Path) -> None:
     output = tmp_path / "run"
     with started("train", *common(model, data, output, *steps(5000), "parallel=pp2")) as process:
         wait_for(output / "config.yaml", process)
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGINT)
         begun = time.monotonic()
         result = finish(process)
-    assert_stopped(result, "stopped by SIGTERM" if number == signal.SIGTERM else "stopped by")
+    assert_stopped(result, "stopped by")
     assert time.monotonic() - begun < 60
 
 

@@ -22,6 +22,7 @@ from nemo_gdpo.objectives import (
     TokenLogps,
 )
 from nemo_gdpo.objectives.pairwise import response_logp
+from nemo_gdpo.training.rounding import Noise
 from nemo_gdpo.training.sanity import Step0MismatchError, check_step0_loss
 
 CHOSEN_LENGTHS = [4, 1, 6, 3, 5]
@@ -29,6 +30,7 @@ REJECTED_LENGTHS = [5, 1, 2, 7, 3]
 REJECTED_COMPLETE = [True, True, True, False, False]
 WON, LOST = [3.0, 2.5, 2.0, 4.0, 1.5], [1.0, 2.0, 0.5, 3.9, 1.2]
 IDS = [f"p{n}" for n in range(5)]
+NOISE = Noise(logp=0.02, loss=0.001)
 
 OBJECTIVES: list[Objective] = [
     DPO(beta=0.3),
@@ -72,6 +74,7 @@ def inputs() -> Step0Inputs:
         rejected_logp_N=response_logp(pairs.rejected),
         chosen_score_N=torch.tensor(WON),
         rejected_score_N=torch.tensor(LOST),
+        chosen_length_N=torch.tensor(CHOSEN_LENGTHS),
     )
 
 
@@ -90,7 +93,7 @@ def test_closed_form_is_the_objective_at_equality(objective: Objective) -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_equal_models_pass(objective: Objective) -> None:
-    check_step0_loss(objective, inputs(), values(objective, batch(), batch()), IDS, exact=True)
+    check_step0_loss(objective, inputs(), values(objective, batch(), batch()), IDS, noise=None)
 
 
 def test_figures_by_hand() -> None:
@@ -126,7 +129,7 @@ def test_another_model_is_stopped_and_the_worst_pair_named(objective: Objective,
     wrong.label_NT[2, 0] += 0.05
     wrong.label_NT[3, 1] -= 0.2
     with pytest.raises(Step0MismatchError, match=f"{side} response of pair p3") as caught:
-        check_step0_loss(objective, inputs(), values(objective, policy, batch()), IDS, exact=True)
+        check_step0_loss(objective, inputs(), values(objective, policy, batch()), IDS, noise=None)
     assert "\n" not in str(caught.value)
 
 
@@ -135,7 +138,7 @@ def test_a_wrong_loss_alone_is_stopped() -> None:
     found = values(DPO(), batch(), batch())
     found["loss"] = found["loss"] + torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0])
     with pytest.raises(Step0MismatchError, match="the loss of pair p1"):
-        check_step0_loss(DPO(), inputs(), found, IDS, exact=True)
+        check_step0_loss(DPO(), inputs(), found, IDS, noise=None)
 
 
 def test_a_wrong_eos_column_alone_is_stopped() -> None:
@@ -145,7 +148,7 @@ def test_a_wrong_eos_column_alone_is_stopped() -> None:
     policy.chosen.eos_NT[0, 1] -= 0.5
     objective = GDPO(balance="db")
     with pytest.raises(Step0MismatchError, match="the loss of pair p0"):
-        check_step0_loss(objective, inputs(), values(objective, policy, batch()), IDS, exact=True)
+        check_step0_loss(objective, inputs(), values(objective, policy, batch()), IDS, noise=None)
 
 
 def test_adpo_must_ask_for_everything() -> None:
@@ -154,13 +157,45 @@ def test_adpo_must_ask_for_everything() -> None:
     with pytest.raises(
         Step0MismatchError, match=r"queried is 1 for every pair .* but not for 1 of 5 pairs"
     ):
-        check_step0_loss(ADPO(), inputs(), found, IDS, exact=True)
+        check_step0_loss(ADPO(), inputs(), found, IDS, noise=None)
 
 
-def test_low_precision_tolerance() -> None:
+def off(gaps: dict[tuple[str, int], float]) -> PairLogps:
+    """The batch with some responses off by so many nats."""
     policy = batch()
-    policy.chosen.label_NT[2, 0] += 0.05
-    check_step0_loss(DPO(), inputs(), values(DPO(), policy, batch()), IDS, exact=False)
-    policy.chosen.label_NT[2, 0] += 2.0
-    with pytest.raises(Step0MismatchError, match="pair p2"):
-        check_step0_loss(DPO(), inputs(), values(DPO(), policy, batch()), IDS, exact=False)
+    for (side, row), nats in gaps.items():
+        getattr(policy, side).label_NT[row, 0] += nats
+    return policy
+
+
+ALL = [(side, row) for side in ("chosen", "rejected") for row in range(5)]
+LENGTH = {"chosen": CHOSEN_LENGTHS, "rejected": REJECTED_LENGTHS}
+
+
+@pytest.mark.parametrize(
+    ("gaps", "refused"),
+    [
+        # In units of the noise, 0.02 sqrt(T): 1 and 7 for one of them, 9 is too much.
+        ({("chosen", 2): 0.02 * 6**0.5}, False),
+        ({("chosen", 2): 7 * 0.02 * 6**0.5}, False),
+        ({("chosen", 2): 9 * 0.02 * 6**0.5}, True),
+        # All of them: 2 is a sound run's worst, 5 is another model's.
+        ({(s, n): 2 * 0.02 * LENGTH[s][n] ** 0.5 for s, n in ALL}, False),
+        ({(s, n): 5 * 0.02 * LENGTH[s][n] ** 0.5 for s, n in ALL}, True),
+    ],
+)
+def test_low_precision_tolerance(gaps: dict[tuple[str, int], float], refused: bool) -> None:
+    found = values(DPO(), off(gaps), batch())
+    if not refused:
+        check_step0_loss(DPO(), inputs(), found, IDS, noise=Noise(logp=0.02, loss=0.1))
+        return
+    with pytest.raises(Step0MismatchError, match=r"log p of the .* response of pair p"):
+        check_step0_loss(DPO(), inputs(), found, IDS, noise=Noise(logp=0.02, loss=0.1))
+
+
+def test_the_loss_has_a_tolerance_of_its_own() -> None:
+    """Log-probs agree; DPO's loss is 0.693, and 0.1 more is no rounding."""
+    found = values(DPO(), batch(), batch())
+    found["loss"] = found["loss"] + torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0])
+    with pytest.raises(Step0MismatchError, match="the loss of pair p1"):
+        check_step0_loss(DPO(), inputs(), found, IDS, noise=NOISE)
