@@ -24,7 +24,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("nemo_gdpo", "torch", "megatron-core", "transformer-engine", "nemo-toolkit")
+from nemo_gdpo import __version__
+
+PACKAGES = ("torch", "megatron-core", "transformer-engine", "nemo-toolkit")
 """Distributions whose versions a start records, those that are installed."""
 SLURM = (
     "SLURM_JOB_ID",
@@ -49,7 +51,7 @@ def start_record(**more: Any) -> dict[str, Any]:
     Args:
         more: what the caller knows besides, as plain JSON.
     """
-    versions = {}
+    versions = {"nemo_gdpo": __version__}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
