@@ -10,7 +10,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 _LORA = "remove it: adapters are not built, every weight is trained"
-_EVERY_STEP = "remove it: every step is logged"
+_EVERY_STEP = (
+    "remove it: every step is logged; logger.every_n_steps is the distance of lines in a log file"
+)
 
 ALIASES: dict[str, str] = {
     # Hugging Face and TRL (TrainingArguments, DPOConfig, ScriptArguments).
@@ -33,7 +35,7 @@ ALIASES: dict[str, str] = {
     "save_steps": "trainer.save_interval",
     "save_total_limit": "trainer.keep_checkpoints",
     "logging_steps": _EVERY_STEP,
-    "report_to": "logger.wandb, logger.tensorboard",
+    "report_to": "logger.wandb, logger.tensorboard, logger.mlflow",
     "run_name": "logger.wandb_name",
     "bf16": "precision=bf16",
     "fp16": "precision=bf16",
@@ -78,6 +80,7 @@ ALIASES: dict[str, str] = {
     "exp_manager.explicit_log_dir": "output_dir",
     "exp_manager.exp_dir": "output_dir",
     "exp_manager.create_wandb_logger": "logger.wandb",
+    "exp_manager.create_mlflow_logger": "logger.mlflow",
     # NeMo-RL.
     "policy.model_name": "model.restore_from_path",
     "policy.precision": "precision",
@@ -96,6 +99,7 @@ ALIASES: dict[str, str] = {
     "cluster.gpus_per_node": "trainer.devices",
     "cluster.num_nodes": "trainer.num_nodes",
     "logger.wandb_enabled": "logger.wandb",
+    "logger.mlflow_enabled": "logger.mlflow",
     # Sections of other verbs.
     "generation": "remove it: it is a setting of `nemo-gdpo generate`",
     "evaluation": "remove it: it is a setting of `nemo-gdpo evaluate`",

@@ -22,9 +22,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-PACKAGES = ("nemo_gdpo", "torch", "megatron-core", "transformer-engine", "nemo-toolkit")
+from nemo_gdpo import __version__
+
+PACKAGES = ("torch", "megatron-core", "transformer-engine", "nemo-toolkit")
 """Distributions whose versions a start records, those that are installed."""
 SLURM = (
     "SLURM_JOB_ID",
@@ -49,7 +51,7 @@ def start_record(**more: Any) -> dict[str, Any]:
     Args:
         more: what the caller knows besides, as plain JSON.
     """
-    versions = {}
+    versions = {"nemo_gdpo": __version__}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
@@ -145,7 +147,7 @@ class RankLog:
 
     def _capture(self) -> None:
         """Take the warnings that nobody sees otherwise; what a terminal shows stays."""
-        shown, filters = warnings.showwarning, warnings.filters[:]
+        shown = warnings.showwarning
         verbose = os.environ.get("NEMO_GDPO_VERBOSE") == "1"
 
         def take(
@@ -163,9 +165,11 @@ class RankLog:
 
         def put_back() -> None:
             warnings.showwarning = shown
-            warnings.filters[:] = filters  # type: ignore[index]
+            if ours in warnings.filters:  # and not what libraries have added since
+                cast("list[object]", warnings.filters).remove(ours)
 
         warnings.filterwarnings("default")
+        ours = warnings.filters[0]
         warnings.showwarning = take
         root, handler = logging.getLogger(), _ToRankLog(self)
         # With a handler, Python's last resort no longer prints errors: this one does.

@@ -72,7 +72,7 @@ class StepReport:
     def _line(self, entry: Mapping[str, Any]) -> None:
         if self._is_first or self._done == self._total or self._done % self._every == 0:
             left = self._left()
-            text = f"step {self._done} of {self._total}: {shown(entry)}{left}"
+            text = f"step {self._done} of {self._total}: {shown(entry) or 'no numbers'}{left}"
             print(text, flush=True)
         if f"val/{LOSS}" in entry:
             print(f"validation after {self._done} steps: {shown(entry, 'val/')}", flush=True)

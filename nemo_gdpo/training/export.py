@@ -114,7 +114,8 @@ def model_card_of(run: Run) -> dict[str, Any]:
         # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
         | _installed("megatron-core", "transformer-engine", "nemo-toolkit", "transformers"),
-        "metrics": last,
+        # How many updates it took stands above; a line's own number is one less.
+        "metrics": {name: value for name, value in last.items() if name != "step"},
         "best_validation": validated.get("best"),
         "last_validation": validated.get("last"),
         "citations": [objective.citation],

@@ -20,17 +20,20 @@ from nemo_gdpo.launch import rank_log
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.training.trackers import MLflow, Place, TensorBoard, Tracker, WeightsAndBiases
 
-METRICS = "metrics.jsonl"
+METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
+"""Files of output_dir: each step once; and lines of steps that were done again, as they were."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; none without one. A torn line of a killed run is left out."""
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             continue
+        if isinstance(entry, dict) and "step" in entry:
+            found.append(entry)
     return found
 
 
@@ -81,7 +84,7 @@ class MetricsLog:
             output_dir: of the run.
             enabled: False on all ranks but the main one, where nothing is written.
             resume_step: first step to come; lines of later steps, which a resumed run writes
-                again, are dropped.
+                again, go to metrics.superseded.jsonl.
             settings: the run's configuration, for loggers that show one.
 
         Raises:
@@ -92,17 +95,37 @@ class MetricsLog:
         if not enabled:
             return
         path = output_dir / METRICS
-        lines = read_metrics(path)
-        logged = max((line["step"] + 1 for line in lines), default=0)
+        logged = max((line["step"] + 1 for line in read_metrics(path)), default=0)
         place = Place(output_dir / "logs", output_dir.name, resume_step, logged, settings or {})
         try:
             self._open_trackers(config, place)
-            kept = [line for line in lines if line["step"] < resume_step]
-            write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._set_aside(path, resume_step)
             self._file = RowFile(path)
         except BaseException:
             self._close_trackers(failed=True)
             raise
+
+    def _set_aside(self, path: Path, resume_step: int) -> None:
+        """Take the lines of steps that come again out of the file."""
+        there = path.read_bytes() if path.is_file() else None
+        kept, superseded = self._split_at(there or b"", resume_step)
+        if superseded:
+            with RowFile(path.with_name(SUPERSEDED)) as file:  # first: nothing is lost in between
+                file.append(superseded)
+        if kept != there:
+            write_file(path, kept)
+
+    @staticmethod
+    def _split_at(lines: bytes, step: int) -> tuple[bytes, bytes]:
+        """Lines of earlier steps; and all others, a torn last one of a killed run among them."""
+        parts: dict[bool, list[bytes]] = {True: [], False: []}
+        for line in lines.splitlines(keepends=True):
+            try:
+                is_earlier = json.loads(line)["step"] < step
+            except (ValueError, TypeError, KeyError):
+                is_earlier = False
+            parts[is_earlier].append(line if line.endswith(b"\n") else line + b"\n")
+        return b"".join(parts[True]), b"".join(parts[False])
 
     def _open_trackers(self, config: LoggerConfig, place: Place) -> None:
         for key, is_on, make in (

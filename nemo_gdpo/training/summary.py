@@ -61,11 +61,12 @@ def last_step(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Mean of a rate over all updates, weighted by their time; None where one has no value."""
-    seconds = sum(line.get(STEP_SECONDS, 0.0) for line in lines)
-    if not seconds or any(name not in line for line in lines):
+    """Mean of a rate over the timed updates, weighted by their time; None where one lacks it."""
+    timed = [line for line in lines if STEP_SECONDS in line]
+    seconds = sum(line[STEP_SECONDS] for line in timed)
+    if not seconds or any(name not in line for line in timed):
         return None
-    return float(sum(line[name] * line[STEP_SECONDS] for line in lines) / seconds)
+    return float(sum(line[name] * line[STEP_SECONDS] for line in timed) / seconds)
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,25 @@ def test_the_card_shows_how_to_use_it(whole: tuple[Result, Path]) -> None:
     assert done.stdout.strip()
 
 
+def test_every_rank_has_its_log_and_one_speaks(root: Path, model: Path, data: Path) -> None:
+    output = root / "pp2"
+    done = several(
+        root / "output-pp2",
+        {"pp2": arguments(model, data, output, "parallel=pp2", "trainer.max_steps=2")},
+        ranks=2,
+    )["pp2"]
+    assert done.status == 0, done.err
+    silent = (root / "output-pp2" / "0.out.rank1").read_text()
+    assert "step 1 of 2: " in done.out and silent == ""
+    for rank in (0, 1):
+        start = records(output, rank)[0]
+        assert (start["rank"], start["world_size"]) == (rank, 2)
+        assert start["layout"] == "TP1 PP2 CP1 DP1"
+    for entry in metrics(output):
+        assert entry["perf/tokens_per_second_per_gpu"] == entry["perf/tokens_per_second"] / 2
+    assert [start["world_size"] for start in summary_of(output)["starts"]] == [2]
+
+
 def test_a_hard_stop_and_another_start(root: Path, model: Path, data: Path) -> None:
     """Killed between two checkpoints: time adds up, and no step is in TensorBoard twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

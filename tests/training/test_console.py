@@ -69,6 +69,13 @@ def test_what_a_line_says(
     ]
 
 
+def test_an_update_that_has_no_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    with StepReport(2, 0, every=1, enabled=True) as report:
+        report.step({"step": 0, "num_tokens": 0})
+        report.step(entry())
+    assert capsys.readouterr().out.splitlines()[0] == "step 1 of 2: no numbers"
+
+
 def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with StepReport(2, 0, every=1, enabled=False) as report:
         report.step(entry())

@@ -80,6 +80,14 @@ def test_numbers(tmp_path: Path) -> None:
     assert summary["label_queries"] is None
 
 
+def test_an_update_without_time_is_no_speed(tmp_path: Path) -> None:
+    """An update that was left out has no numbers of its own."""
+    bare = {"step": 3, "consumed_pairs": 16, "epoch": 1.0, "num_tokens": 300}
+    summary = made(tmp_path, [*LINES, bare])
+    assert (summary["steps"], summary["pairs"]) == (4, 16)
+    assert summary["speed"]["tokens_per_second_per_gpu"] == pytest.approx(50.0)
+
+
 def test_utilisation_is_null_with_its_reason(tmp_path: Path) -> None:
     summary = made(tmp_path, LINES, why_no_mfu="the peak of cpu is not known")
     assert summary["speed"]["mfu"] is None

@@ -42,6 +42,11 @@ def killed_and_resumed(config: LoggerConfig, folder: Path) -> None:
         *((step, 1.0) for step in range(3)),
         *((step, 2.0) for step in range(3, 7)),
     ]
+    aside = (folder / "metrics.superseded.jsonl").read_text().splitlines()
+    assert [(json.loads(text)["step"], json.loads(text)["start"]) for text in aside] == [
+        (3, 1.0),
+        (4, 1.0),
+    ]
 
 
 def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
