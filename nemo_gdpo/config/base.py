@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from enum import Enum
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import is_pydantic_dataclass
@@ -22,12 +23,28 @@ _INTERPOLATION = "interpolation"
 """Extra data of a field: how a composed file writes a default that depends on something else."""
 
 
+class OnResume(Enum):
+    """What becomes of a key that has another value when a training run is resumed."""
+
+    FREE = "may change"
+    """The new value takes effect."""
+    FIXED = "may not change"
+    """The run is refused, with both values."""
+    CONTENT = "only what it makes of the data or the model counts"
+    """The run is refused when the weights or the tokens are others by it."""
+
+
+FREE, FIXED, CONTENT = OnResume.FREE, OnResume.FIXED, OnResume.CONTENT
+
+
 class Section(BaseModel):
     """A section: unknown keys are errors, values are not coerced, instances do not change.
 
     An integer is accepted where a real number is meant; text is never turned into a number.
     """
 
+    on_resume: ClassVar[OnResume | None] = None
+    """Holds for every key of the section that does not say otherwise in its annotation."""
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
@@ -75,6 +92,13 @@ def section_of(field: FieldInfo) -> type[Any] | None:
     if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_pydantic_dataclass(kind)):
         return kind
     return None
+
+
+def on_resume_of(section: type[Any], name: str) -> OnResume | None:
+    """What a key of a section says of a resumed run; None where nothing is declared."""
+    said = [m for m in fields_of(section)[name].metadata if isinstance(m, OnResume)]
+    own: OnResume | None = said[0] if said else section.on_resume
+    return own
 
 
 def default_of(field: FieldInfo) -> Any:

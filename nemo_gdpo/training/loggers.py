@@ -14,6 +14,9 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.rows import RowFile
 
+METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
+"""Files of the output_dir: each step once; and lines of steps that were done again, as they were."""
+
 
 class _Writer(Protocol):
     """Somewhere else that the numbers go."""
@@ -82,31 +85,34 @@ class MetricsLog:
             output_dir: of the run.
             enabled: False on all ranks but the main one, where nothing is written.
             resume_step: first step to come; lines of later steps, which a resumed run writes
-                again, are dropped.
+                again, go to metrics.superseded.jsonl.
         """
         self._file: RowFile | None = None
         self._writers: list[_Writer] = []
         if not enabled:
             return
-        path = output_dir / "metrics.jsonl"
-        kept = self._lines_before(path, resume_step)
-        write_file(path, "".join(kept))
+        path = output_dir / METRICS
+        there = path.read_bytes() if path.is_file() else None
+        kept, superseded = self._split_at(there or b"", resume_step)
+        if superseded:
+            with RowFile(output_dir / SUPERSEDED) as file:  # first: nothing is lost in between
+                file.append(superseded)
+        if kept != there:
+            write_file(path, kept)
         self._file = RowFile(path)
         self._writers = _writers(config, output_dir)
 
     @staticmethod
-    def _lines_before(path: Path, step: int) -> list[str]:
-        if not path.is_file():
-            return []
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
+    def _split_at(lines: bytes, step: int) -> tuple[bytes, bytes]:
+        """Lines of earlier steps; and all others, a torn last one of a killed run among them."""
+        parts: dict[bool, list[bytes]] = {True: [], False: []}
+        for line in lines.splitlines(keepends=True):
             try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a torn last line of a killed run
-            if entry["step"] < step:
-                kept.append(line if line.endswith("\n") else line + "\n")
-        return kept
+                is_earlier = json.loads(line)["step"] < step
+            except (ValueError, TypeError, KeyError):
+                is_earlier = False
+            parts[is_earlier].append(line if line.endswith(b"\n") else line + b"\n")
+        return b"".join(parts[True]), b"".join(parts[False])
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one step. `entry` has `step` and numbers."""

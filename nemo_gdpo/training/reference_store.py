@@ -180,8 +180,36 @@ def load_cache(
     Raises:
         UserError: it is incomplete, damaged, or of another model, data set or setting.
     """
-    remedy = f"delete {directory}, or set reference_cache_dir to another directory"
-    manifest_path = directory / MANIFEST
+    shards, remedy = _shards_of(directory, key), _remedy(directory)
+    for name, expected in shards.items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError(f"reference cache {directory}: {name} is missing; {remedy}")
+        if file_sha256(path) != expected:
+            raise UserError(f"reference cache {directory}: {name} is damaged; {remedy}")
+    try:
+        return _assemble(directory, sorted(shards), expected_lengths)
+    except RuntimeError as error:
+        raise UserError(f"reference cache {directory}: {error}; {remedy}") from error
+
+
+def refuse_foreign(directory: Path, key: ReferenceKey) -> None:
+    """Refuse a cache that is there and incomplete, or not of `key`; its shards are not looked at.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if directory.exists():
+        _shards_of(directory, key)
+
+
+def _remedy(directory: Path) -> str:
+    return f"delete {directory}, or set reference_cache_dir to another directory"
+
+
+def _shards_of(directory: Path, key: ReferenceKey) -> dict[str, str]:
+    """Shard -> SHA-256, out of the manifest of a cache that belongs to `key`."""
+    remedy, manifest_path = _remedy(directory), directory / MANIFEST
     if not manifest_path.is_file():
         raise UserError(
             f"reference cache {directory} is incomplete (it has no {MANIFEST}); {remedy}"
@@ -200,13 +228,4 @@ def load_cache(
             f"reference cache {directory} belongs to another run: it differs in "
             f"{', '.join(differing) or 'its format version'}; {remedy}"
         )
-    for name, expected in shards.items():
-        path = directory / name
-        if not path.is_file():
-            raise UserError(f"reference cache {directory}: {name} is missing; {remedy}")
-        if file_sha256(path) != expected:
-            raise UserError(f"reference cache {directory}: {name} is damaged; {remedy}")
-    try:
-        return _assemble(directory, sorted(shards), expected_lengths)
-    except RuntimeError as error:
-        raise UserError(f"reference cache {directory}: {error}; {remedy}") from error
+    return shards

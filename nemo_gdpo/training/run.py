@@ -12,7 +12,8 @@ all the rest, or the steps are taken one by one:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
+from nemo_gdpo.control.alone import end_process
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
-from nemo_gdpo.errors import RunError, Stopped, UserError
+from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
+from nemo_gdpo.io.files import write_file, write_json
+from nemo_gdpo.io.output_lock import Holder, OutputLock, hold
+from nemo_gdpo.launch.failures import say
 from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
@@ -31,15 +36,24 @@ from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
-from nemo_gdpo.training.datasets import load_split
+from nemo_gdpo.training.datasets import DataPlan, Planned, given_data, plan_data
 from nemo_gdpo.training.export import export_run, model_card_of, write_assets
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
 from nemo_gdpo.training.reference import cached_reference
-from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore
-from nemo_gdpo.training.resume import agree_on_config, identity_of, refuse_another_run, resume
+from nemo_gdpo.training.reference_store import ReferenceKey, ReferenceStore, refuse_foreign
+from nemo_gdpo.training.resume import (
+    IDENTITY,
+    Newest,
+    agree_on_config,
+    find_newest,
+    identity_of,
+    refuse_another_run,
+    refuse_unreadable_metrics,
+    resume,
+)
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
@@ -86,6 +100,10 @@ class Run:
     """NeMo's view of `model`, where a class was given."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What a resumed run must share with the one that saved a checkpoint."""
+    newest: Newest | None = None
+    """The checkpoint to resume from, as the start of the run has found it."""
+    lock: OutputLock | None = None
+    """On output_dir, on the main rank, until the run leaves."""
 
     @classmethod
     def build(
@@ -97,13 +115,16 @@ class Run:
     ) -> Run:
         """Join the world, read data and weights, and build the model on every rank. Collective.
 
+        All that can be refused is looked at before anything is written to `output_dir`.
+
         Args:
             config: checked (`nemo_gdpo.config.validate`).
             nemo_class: also wrap the model in this class.
             data: tokenised pairs by split; None reads those of the configuration.
 
         Raises:
-            UserError: on every rank, when the input or the configuration is wrong.
+            UserError: on every rank, when the input or the configuration is wrong, another run's
+                results are in `output_dir`, or another job is at work there.
         """
         platform = current_platform()
         join_world(platform, timeout_minutes=config.trainer.collective_timeout_minutes)
@@ -113,6 +134,31 @@ class Run:
             "building the mesh", lambda: build_mesh(layout, platform, seed=config.seed)
         )
         output_dir = Path(config.output_dir).absolute()
+        lock = lock_output(output_dir)
+        try:
+            run, plan = cls._planned(config, output_dir, mesh, nemo_class, data)
+            run.lock = lock
+            run._write(plan)
+        except BaseException:
+            if lock is not None:
+                lock.undo()
+            raise
+        return run
+
+    @classmethod
+    def _planned(
+        cls,
+        config: RunConfig,
+        output_dir: Path,
+        mesh: Mesh,
+        nemo_class: NemoClass | None,
+        data: dict[str, PreferenceDataset] | None,
+    ) -> tuple[Run, DataPlan]:
+        """The run, with nothing written, and the data that are still to be written. Collective.
+
+        Raises:
+            UserError: on every rank; everything is as it was.
+        """
         source = open_source(
             str(config.model.restore_from_path),
             mesh,
@@ -120,19 +166,34 @@ class Run:
             cache_converted=config.model.cache_converted,
         )
         identity = identity_of(config, source.fingerprint)
-        refuse_another_run(output_dir, identity)
-        _write_config(config, output_dir)
+        earlier = refuse_another_run(output_dir, identity)
+        from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
+        newest = find_newest(output_dir / "checkpoints", identity)
         if data is None:
-            data = _load_data(config, source, output_dir)
-        train = data["train"]
-        on_every_rank("counting the pairs", lambda: _refuse_too_few(config, train))
+            plan = plan_data(config, source, output_dir, earlier.date)
+        else:
+            plan = given_data(data)
+        train = plan.splits["train"]
+        on_every_rank("counting the pairs", lambda: _refuse_length(config, train))
+        identity["settings"] |= {"data.date": plan.date}
+        identity |= {
+            "data": plan.fingerprints,
+            "total_steps": total_steps(config, train.pairs),
+            "end_token_id": train.end_token_id,
+        }
+
+        def compare() -> None:
+            earlier.refuse_other_data(train, config.data.seed)
+            earlier.refuse_another(identity)
+
+        from_main_rank("comparing the data", compare)
         model = on_every_rank(
             "building the model",
             lambda: PreferenceModel(
                 config,
                 objective=build_objective(config.objective),
                 model_config=source.model_config,
-                layout=layout,
+                layout=mesh.layout,
                 end_token_id=train.end_token_id,
             ),
         )
@@ -140,11 +201,25 @@ class Run:
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )
-        identity |= {
-            "total_steps": total_steps(config, len(train)),
-            "end_token_id": train.end_token_id,
-        }
-        return cls(config, output_dir, mesh, source, data, model, nemo, identity)
+        run = cls(config, output_dir, mesh, source, data or {}, model, nemo, identity, newest)
+        from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
+        return run, plan
+
+    def _refuse_foreign(self, plan: DataPlan) -> None:
+        """Refuse a reference cache that is there and of something else.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        if self.config.reference == "cache":
+            for name, data in plan.here.items():
+                refuse_foreign(self.reference_directory(name), self.reference_key(data))
+
+    def _write(self, plan: DataPlan) -> None:
+        """Write the record of the run and its data. Collective."""
+        _write_record(self.config, self.identity, self.output_dir)
+        if not self.data:
+            self.data = plan.write(self.output_dir)
 
     def say(self, text: str) -> None:
         """Print a line for the user, from the main rank."""
@@ -189,6 +264,11 @@ class Run:
             columns=tuple(columns),
         )
 
+    def reference_directory(self, name: str) -> Path:
+        """Place of the cache of a split."""
+        root = Path(self.config.reference_cache_dir or self.output_dir / "reference")
+        return root / name
+
     def reference_store(self, name: str, stop: StopRequest) -> ReferenceStore:
         """The cached reference of a split, computed now if it is not there. Collective.
 
@@ -196,8 +276,7 @@ class Run:
             Stopped: a signal came.
         """
         data = self.data[name]
-        root = Path(self.config.reference_cache_dir or self.output_dir / "reference")
-        directory = root / name
+        directory = self.reference_directory(name)
         store, reused = cached_reference(
             self.model, self.mesh, self.batches(data), directory, self.reference_key(data),
             global_batch_size=self.config.model.global_batch_size, stop=stop,
@@ -227,9 +306,18 @@ class Run:
         Raises:
             Stopped: a signal came.
         """
-        with self.stop_request() as stop:
+        with self.holding_output(), self.stop_request() as stop:
             self._reference_stores(stop)
         leave_world()
+
+    @contextlib.contextmanager
+    def holding_output(self) -> Iterator[None]:
+        """Inside the block output_dir is this run's; afterwards another job may have it."""
+        try:
+            yield
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     # -- training --------------------------------------------------------------------------------
 
@@ -271,7 +359,7 @@ class Run:
 
     def fit(self, trainer: PreferenceTrainer) -> Outcome:
         """Resume from the newest valid checkpoint, if there is one, and train. Collective."""
-        for line in resume(self.output_dir / "checkpoints", trainer):
+        for line in resume(self.output_dir / "checkpoints", trainer, self.newest):
             self.say(line)
         log = on_every_rank(
             "opening the loggers",
@@ -305,17 +393,22 @@ class Run:
             f"(TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{self.mesh.data_size}), "
             f"{self.config.precision}, {len(self.data['train'])} pairs"
         )
+        with self.holding_output():
+            outcome = self._carry_through()
+        leave_world()
+        return outcome
+
+    def _carry_through(self) -> Outcome:
+        """Reference, training and exports. Collective."""
         with self.stop_request() as stop:
             try:
                 references = self.prepare_reference(stop)
             except Stopped:
-                leave_world()
                 return Outcome.STOPPED
             trainer = self.build_trainer(references, stop)
             outcome = self.fit(trainer)
         if outcome is Outcome.DONE:
             self._export(trainer.checkpointer.newest(trainer.progress.step))
-        leave_world()
         return outcome
 
     def _export(self, checkpoint: Path) -> None:
@@ -334,8 +427,28 @@ class Run:
             self.say(f"exported {exported}")
 
 
-def _write_config(config: RunConfig, output_dir: Path) -> None:
-    """Write `config.yaml`, the record of the run. Collective; rank 0 writes.
+def lock_output(output_dir: Path) -> OutputLock | None:
+    """Hold output_dir; the lock is the main rank's. Collective.
+
+    Raises:
+        UserError: on every rank, when another job works there.
+        RunError: on every rank, when it cannot be written.
+    """
+    held: list[OutputLock] = []
+    from_main_rank(
+        "locking output_dir", lambda: held.append(hold(output_dir, on_lost=end_because_taken))
+    )
+    return held[0] if held else None
+
+
+def end_because_taken(holder: Holder) -> None:
+    """End this run: what it would write from now on is another job's."""
+    say(f"error: output_dir was taken over by {holder}; this job ends")
+    end_process(EXIT_FAILED)
+
+
+def _write_record(config: RunConfig, identity: dict[str, Any], output_dir: Path) -> None:
+    """Write `config.yaml` and `identity.json`, the record of the run. Collective; rank 0 writes.
 
     Raises:
         RunError: it cannot be written.
@@ -343,7 +456,8 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
 
     def write() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+        write_file(output_dir / "config.yaml", config_yaml(config))
+        write_json(output_dir / IDENTITY, identity)
 
     def wrap(told: str) -> RunError:
         return RunError(
@@ -354,15 +468,19 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
     from_main_rank("writing config.yaml", write, wrap=wrap)
 
 
-def _refuse_too_few(config: RunConfig, train: PreferenceDataset) -> None:
-    """Now, not after an hour of reference computation: is there one global batch of pairs?"""
-    PreferenceSampler(len(train), config.data.seed, train.fingerprint).global_batch(
+def _refuse_length(config: RunConfig, train: Planned) -> None:
+    """Now, not after an hour of reference computation: is there enough data, and enough to do?
+
+    Raises:
+        UserError: there is not one global batch of pairs, or nothing comes after the warm-up.
+    """
+    PreferenceSampler(train.pairs, config.data.seed, train.fingerprint).global_batch(
         0, config.model.global_batch_size
     )
-
-
-def _load_data(
-    config: RunConfig, source: ModelSource, output_dir: Path
-) -> dict[str, PreferenceDataset]:
-    found = {name: load_split(config, name, source, output_dir) for name in ("train", "validation")}
-    return {name: data for name, data in found.items() if data is not None}
+    steps, warmup = total_steps(config, train.pairs), config.optim.sched.warmup_steps
+    if warmup >= steps:
+        raise UserError(
+            f"optim.sched.warmup_steps: {warmup} updates are not fewer than the {steps} of this "
+            f"run ({train.pairs} pairs in batches of {config.model.global_batch_size}); make it "
+            "smaller, or the run longer"
+        )

@@ -7,12 +7,14 @@ import math
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.control import from_main_rank
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.launch.signals import StopRequest
@@ -27,10 +29,12 @@ from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.metrics import (
     PEAK_MEMORY,
     PEAK_MEMORY_OF_ALL,
+    SKIPPED_STEPS,
     STEP_SECONDS,
     TOKENS_PER_SECOND,
     NotFiniteError,
     gather_per_pair,
+    note_skipped,
     reduce_metrics,
     refuse_not_finite,
 )
@@ -63,6 +67,8 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
+    skipped: int = 0
+    """Updates among the steps that were left out: something was not finite."""
     queries: QueryCount = field(default_factory=lambda: QueryCount(0))
 
 
@@ -76,7 +82,7 @@ def metric_names(objective: Objective) -> list[str]:
 
 
 def total_steps(config: RunConfig, num_pairs: int) -> int:
-    """Updates of the run, from max_steps and max_epochs, whichever ends first."""
+    """Updates of the run, made or left out, from max_steps and max_epochs, whichever ends first."""
     limits = []
     if config.trainer.max_steps is not None:
         limits.append(config.trainer.max_steps)
@@ -133,6 +139,7 @@ class PreferenceTrainer:
         return {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
+            "skipped_steps": self.progress.skipped,
             "queries": self.progress.queries.state(),
             "scheduler_steps": self.scheduler.num_steps,
             "sampler": self.sampler.state_dict(),
@@ -145,6 +152,7 @@ class PreferenceTrainer:
         self.sampler.load_state_dict(state["sampler"])
         self.progress.step = state["step"]
         self.progress.tokens = state["tokens"]
+        self.progress.skipped = state.get("skipped_steps", 0)  # a checkpoint from before there were
         self.progress.queries.restore(state["queries"])
         self.scheduler.num_steps = state["scheduler_steps"]
         self._last_saved = state["step"]
@@ -204,27 +212,40 @@ class PreferenceTrainer:
         # Not left to `step`: the norm has to be checked before anything changes.
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
-        if not math.isfinite(grad_norm):
+        # Agreed by all: who alone left an update out would have other weights.
+        worst = torch.tensor([not math.isfinite(grad_norm)], dtype=torch.float32)
+        worst = worst.to(self.mesh.device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        if bool(worst.item()):
             raise NotFiniteError(
                 f"step {step}: the gradient norm is {grad_norm}; the weights were not changed; "
                 f"pairs of this batch: {', '.join(pair_ids[:8])}"
-                f"{' and more' if len(pair_ids) > 8 else ''}"
+                f"{' and more' if len(pair_ids) > 8 else ''}",
+                may_skip=True,
             )
         self.optimizer.step()
         return grad_norm, float(self.optimizer.param_groups[0]["lr"])
 
     def train_step(self) -> dict[str, Any]:
-        """One update. Returns the line for the log."""
+        """One update, made or left out. Returns the line for the log.
+
+        Raises:
+            NotFiniteError: something is not finite, and no further update may be left out.
+        """
         step, begun = self.progress.step, time.perf_counter()
         indices = self.sampler.next_global_batch(self.batch_size)
         pair_ids = [self.train.data[i].id for i in indices]
         self.model.prepare_for_training_step()
         self.optimizer.zero_grad()
         per_pair = self._per_pair(self.train, indices, forward_only=False)
-        refuse_not_finite(per_pair, pair_ids, step)
-        if step == 0 and self.config.trainer.check_initial_loss:
-            self._check_step0(indices, per_pair)
-        grad_norm, learning_rate = self._update(step, pair_ids)
+        try:
+            refuse_not_finite(per_pair, pair_ids, step)
+            # Policy and reference are one model until the first update that was made.
+            if step == self.progress.skipped and self.config.trainer.check_initial_loss:
+                self._check_step0(indices, per_pair)
+            grad_norm, learning_rate = self._update(step, pair_ids)
+        except NotFiniteError as error:
+            return self._leave_out(step, pair_ids, error)
         tokens = self._count_tokens(indices)
         self.progress.step += 1
         self.progress.tokens += tokens
@@ -237,6 +258,7 @@ class PreferenceTrainer:
             "consumed_pairs": self.sampler.consumed_pairs,
             "epoch": self.sampler.consumed_pairs / len(self.train.data),
             "num_tokens": self.progress.tokens,
+            SKIPPED_STEPS: self.progress.skipped,
             TOKENS_PER_SECOND: tokens / seconds,
             STEP_SECONDS: seconds,
             **self._memory(),
@@ -247,6 +269,39 @@ class PreferenceTrainer:
             self.progress.queries.record(indices, per_pair[queries])
             entry[f"{self.config.objective.name}/queries_total"] = self.progress.queries.total
         return entry
+
+    def _leave_out(self, step: int, pair_ids: list[str], error: NotFiniteError) -> dict[str, Any]:
+        """Go on without an update: weights and optimizer stay, data and schedule move on.
+
+        It is noted first, also if it ends the run.
+
+        Returns:
+            The line for the log, without what was not computed.
+
+        Raises:
+            NotFiniteError: the reference is not finite, or too many were left out already.
+        """
+        limit = self.config.trainer.max_skipped_steps
+        from_main_rank(
+            "noting a skipped step",
+            lambda: note_skipped(Path(self.config.output_dir), step, pair_ids, error),
+        )
+        if not error.may_skip or self.progress.skipped >= limit:
+            if error.may_skip and limit:
+                raise error.after(limit) from error
+            raise error
+        self.progress.skipped += 1
+        if self.mesh.is_main:
+            print(f"left out ({self.progress.skipped} of at most {limit}): {error}", flush=True)
+        self.scheduler.step(increment=step + 1 - self.scheduler.num_steps)
+        self.progress.step += 1
+        return {
+            "step": step,
+            "consumed_pairs": self.sampler.consumed_pairs,
+            "epoch": self.sampler.consumed_pairs / len(self.train.data),
+            "num_tokens": self.progress.tokens,
+            SKIPPED_STEPS: self.progress.skipped,
+        }
 
     def _memory(self) -> dict[str, float]:
         """High-water marks: of the worst rank, and of all ranks together, GiB."""
@@ -321,11 +376,12 @@ class PreferenceTrainer:
                 ):
                     entry |= self.validate() or {}  # nothing after a signal: the next turn saves
                 log.write(entry)
-                bar.set_postfix_str(
-                    f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "
-                    f"{entry[TOKENS_PER_SECOND]:.0f} tokens/s",
-                    refresh=False,
-                )
+                if LOSS in entry:  # none of an update that was left out
+                    bar.set_postfix_str(
+                        f"loss {entry['loss']:.4f}, margin {entry['rewards/margins']:.3f}, "
+                        f"{entry[TOKENS_PER_SECOND]:.0f} tokens/s",
+                        refresh=False,
+                    )
                 bar.update()
                 if last or self._due(self.config.trainer.save_interval):
                     self.save()
