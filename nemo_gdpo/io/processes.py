@@ -38,7 +38,7 @@ def this_process() -> Process:
 
 def _machine() -> str:
     try:
-        return f"{_BOOT.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{_BOOT.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -15,7 +15,7 @@ from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.rows import RowFile
 
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
-"""Files of the output_dir: each step once; and lines of steps that were done again, as they were."""
+"""Files of output_dir: each step once; and lines of steps that were done again, as they were."""
 
 
 class _Writer(Protocol):

@@ -23,6 +23,7 @@ from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.control.alone import end_process
+from nemo_gdpo.control.watch import acting, computing
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
@@ -277,11 +278,12 @@ class Run:
         """
         data = self.data[name]
         directory = self.reference_directory(name)
-        store, reused = cached_reference(
-            self.model, self.mesh, self.batches(data), directory, self.reference_key(data),
-            global_batch_size=self.config.model.global_batch_size, stop=stop,
-            label=f"reference {name}",
-        )  # fmt: skip
+        with computing(f"the reference of {name}"):
+            store, reused = cached_reference(
+                self.model, self.mesh, self.batches(data), directory, self.reference_key(data),
+                global_batch_size=self.config.model.global_batch_size, stop=stop,
+                label=f"reference {name}",
+            )  # fmt: skip
         self.say(f"reference {name}: {'reused' if reused else 'computed'} {directory}")
         return store
 
@@ -370,7 +372,7 @@ class Run:
                 resume_step=trainer.progress.step,
             ),
         )
-        with log:
+        with log, acting("training"):
             return trainer.fit(log)
 
     def train(self) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from nemo_gdpo.control.watch import waiting
 from nemo_gdpo.control.world import control_group
 from nemo_gdpo.launch.signals import StopRequest
 
@@ -17,5 +18,6 @@ def any_rank_stopped(stop: StopRequest) -> bool:
     the control group.
     """
     flag = torch.tensor([stop.received or 0], dtype=torch.int32, device="cpu")
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=control_group())
+    with waiting("between steps"):
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=control_group())
     return bool(flag.item())

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank
+from nemo_gdpo.control.watch import computing
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.launch.signals import StopRequest
@@ -339,7 +340,8 @@ class PreferenceTrainer:
                 if any_rank_stopped(self.stop):
                     return None
                 real = sum(index != SENTINEL for index in indices)
-                per_pair = self._per_pair(self.validation, indices, forward_only=True)
+                with computing(f"validation at step {self.progress.step}"):
+                    per_pair = self._per_pair(self.validation, indices, forward_only=True)
                 ids = [data[i].id for i in indices[:real]]
                 per_pair = {name: values[:real] for name, values in per_pair.items()}
                 refuse_not_finite(per_pair, ids, self.progress.step)
@@ -369,7 +371,8 @@ class PreferenceTrainer:
                 if any_rank_stopped(self.stop):
                     self.save()
                     return Outcome.STOPPED
-                entry = self.train_step()
+                with computing(f"step {self.progress.step}"):
+                    entry = self.train_step()
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
