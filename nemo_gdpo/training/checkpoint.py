@@ -71,13 +71,14 @@ def step_directory(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Step of the checkpoint at a path."""
     return int(path.name.removeprefix("step_"))
 
 
 def _candidates(root: Path) -> list[Path]:
     found = [p for p in root.glob("step_*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def checkpoint_names(root: Path) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from nemo_gdpo.training.checkpoint import (
     checkpoint_names,
     find_newest_valid,
     newest_trainer_state,
+    step_of,
 )
 from nemo_gdpo.training.datasets import Planned
 from nemo_gdpo.training.loggers import METRICS
@@ -245,6 +246,19 @@ class Newest:
     """Files of the newest valid checkpoint."""
     names: tuple[str, ...]
     """All that was there, the newest first."""
+
+    def refuse_shorter(self, steps: int) -> None:
+        """Refuse a run that is to have fewer updates than were made.
+
+        Raises:
+            UserError: naming both numbers.
+        """
+        path = self.found.path
+        if path is not None and step_of(path) > steps:
+            raise UserError(
+                f"trainer.max_steps, trainer.max_epochs: {steps} updates, and {path} has made "
+                f"{step_of(path)}; set {step_of(path)} or more, or another output_dir"
+            )
 
 
 def _find(root: Path, identity: dict[str, Any], known: Newest | None) -> Newest:

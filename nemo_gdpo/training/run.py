@@ -186,6 +186,7 @@ class Run:
         def compare() -> None:
             earlier.refuse_other_data(train, config.data.seed)
             earlier.refuse_another(identity)
+            newest.refuse_shorter(identity["total_steps"])
 
         from_main_rank("comparing the data", compare)
         model = on_every_rank(
