@@ -13,6 +13,7 @@ all the rest, or the steps are taken one by one:
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from nemo_gdpo.control.watch import acting, computing
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
-from nemo_gdpo.io.files import write_file, write_json
+from nemo_gdpo.io.files import write_file
 from nemo_gdpo.io.output_lock import Holder, OutputLock, hold
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.launch.signals import StopRequest
@@ -460,7 +461,8 @@ def _write_record(config: RunConfig, identity: dict[str, Any], output_dir: Path)
     def write() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_file(output_dir / "config.yaml", config_yaml(config))
-        write_json(output_dir / IDENTITY, identity)
+        # As a checkpoint has it: an objective may hold infinity.
+        write_file(output_dir / IDENTITY, json.dumps(identity, indent=1) + "\n")
 
     def wrap(told: str) -> RunError:
         return RunError(

@@ -280,7 +280,7 @@ CHANGES: dict[str, Change] = {
     ),
     "model.layers": Change(("model.layers=local",), _same_weights),
     "model.make_vocab_size_divisible_by": Change(
-        ("model.make_vocab_size_divisible_by=16",),
+        ("model.make_vocab_size_divisible_by=256",),
         lambda w: json.loads((w.end() / "model_config.json").read_text())
         != json.loads((w.end(DONE) / "model_config.json").read_text()),
     ),
@@ -289,7 +289,8 @@ CHANGES: dict[str, Change] = {
     ),
     "data.name": Change(("data.name=other",), _same_weights),
     "data.packing": Change(
-        ("data.packing=true",), lambda w: w.rows()[-1]["train/padding_fraction"] == 0.0
+        ("data.packing=true",), lambda w: w.rows()[-1]["train/padding_fraction"]
+        < metrics(w.control)[-1]["train/padding_fraction"],
     ),
     "optim.lr": Change(
         ("optim.lr=2e-3", "optim.sched.name=constant"), _rate(2e-3)
