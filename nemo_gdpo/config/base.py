@@ -6,18 +6,34 @@ command line, composed files, the documentation and Python all read them here.
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 Text = Annotated[str, Field(min_length=1)]
 """A path or a name: null stands for none, never empty text."""
+
+
+def _day(text: str) -> str:
+    """The text, if it is a day.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if datetime.date.fromisoformat(text).isoformat() != text:
+        raise ValueError(f"{text} is not written as 2026-01-31")
+    return text
+
+
+Day = Annotated[str, AfterValidator(_day)]
+"""A day, as 2026-01-31."""
 
 _INTERPOLATION = "interpolation"
 """Extra data of a field: how a composed file writes a default that depends on something else."""

@@ -10,6 +10,7 @@ from nemo_gdpo.config.base import (
     CONTENT,
     FIXED,
     FREE,
+    Day,
     OnResume,
     Section,
     Text,
@@ -59,7 +60,7 @@ class DataConfig(Section):
     """Padding-free micro-batches: all sequences in one row, with the same result."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
-    date: Annotated[Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None, FIXED] = None
+    date: Annotated[Day | None, FIXED] = None
     """Day that a template with a clock writes (Llama 3's date), as 2026-01-31; null takes the day
     on which the run began, on every later day as well."""
 

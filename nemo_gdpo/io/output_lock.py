@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -217,7 +218,8 @@ class OutputLock:
     def _write(self) -> None:
         assert self._descriptor is not None
         self._own = Holder(**{**vars(self._own), "beat": time.time()})
-        os.pwrite(self._descriptor, self._own.record(), 0)
+        if os.pwrite(self._descriptor, self._own.record(), 0) < _RECORD_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):

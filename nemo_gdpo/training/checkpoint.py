@@ -334,7 +334,7 @@ class Checkpointer:
         seed = self._model.config.seed
         if (
             state["world_size"] == self._mesh.world_size
-            and state["identity"].get("seed", seed) == seed
+            and state.get("identity", {}).get("seed", seed) == seed
         ):
             path = checkpoint / RNG / f"rank_{self._mesh.rank:05d}.safetensors"
             self._model.platform.set_rng_state(load_file(path))
