@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
 from nemo_gdpo.data.tokenize import TokenizeStats
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.io.staged import StagedDirectory, same_contents, stage
 
 KIND = "nemo_gdpo prepared pairs"
@@ -48,7 +48,8 @@ def save_prepared(
             nothing to do.
 
     Raises:
-        UserError: something that is not a prepared data set is in the way, or writing fails.
+        UserError: something that is not a prepared data set is in the way.
+        RunError: it cannot be written.
     """
     target = Path(directory)
     if (
@@ -67,8 +68,9 @@ def save_prepared(
             staged.publish(replace=True)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"{target}: cannot be written ({reason}); free space or choose another place"
+        raise RunError(
+            f"{target}: cannot be written ({reason}); free space or choose another place, then "
+            "start again"
         ) from None
     finally:
         if staged is not None:  # nothing of it, once it is in its place
@@ -77,6 +79,7 @@ def save_prepared(
 
 
 def _write(dataset: PreferenceDataset, directory: Path, made_from: str | None) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = dataset.arrays
@@ -86,7 +89,10 @@ def _write(dataset: PreferenceDataset, directory: Path, made_from: str | None) -
         "complete": arrays.complete,
         "scores": arrays.scores,
     }
-    save_file(columns, directory / "pairs.safetensors")
+    try:
+        save_file(columns, directory / "pairs.safetensors")
+    except SafetensorError as error:  # a full disk, in its words
+        raise OSError(str(error)) from None
     with (directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for name, meta in zip(arrays.ids, arrays.metas, strict=True):
             file.write(json.dumps({"id": name, "meta": meta}) + "\n")

@@ -93,8 +93,9 @@ class DataPlan:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Split -> SHA-256 of its tokens."""
-        return {name: split.fingerprint for name, split in self.splits.items()}
+        """SHA-256 of the tokens of each split."""
+        splits = self.splits.items()
+        return {f"data fingerprint of {name}": split.fingerprint for name, split in splits}
 
     @property
     def date(self) -> str | None:

@@ -1,4 +1,4 @@
-"""A disk that is full at each thing that a training run writes: one line, and the next start goes on.
+"""A disk that is full at each thing that a training run writes: one line; the next start goes on.
 
 The limit is the kernel's, of the size of a file: a write past it fails as on a full disk.
 """

@@ -117,7 +117,9 @@ REFUSALS: dict[str, Refusal] = {
         "fingerprint", lambda s: [f"data.chat_template={s.root / 'template.jinja'}"]
     ),
     "cut at the other end": Refusal("truncation", _given("data.truncation_mode=keep_start")),
-    "validation": Refusal("validation", lambda s: [f"data.validation_path={s.other_data}"]),
+    "validation": Refusal(
+        "data fingerprint of validation", lambda s: [f"data.validation_path={s.other_data}"]
+    ),
     "weights": Refusal(
         "another weights", lambda s: [f"model.restore_from_path={s.root / 'other-model'}"]
     ),
@@ -125,7 +127,7 @@ REFUSALS: dict[str, Refusal] = {
         "(objective.beta: 0.1, now 0.3)", _given("objective.beta=0.3"), _no_checkpoint
     ),
     "begun, other data": Refusal(
-        "train", lambda s: [f"data.train_path={s.other_data}"], _no_checkpoint
+        "data fingerprint of train", lambda s: [f"data.train_path={s.other_data}"], _no_checkpoint
     ),
     "damaged checkpoints": Refusal(
         "none of the 2 checkpoints in", before=damage_checkpoints
