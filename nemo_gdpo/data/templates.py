@@ -14,6 +14,8 @@ must hold for training to reach the model that generates is checked instead:
 from __future__ import annotations
 
 import datetime
+import json
+import re
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
@@ -24,6 +26,8 @@ from nemo_gdpo.errors import UserError
 
 _CLOCK = "strftime_now"
 """What a template calls to write the date; transformers provides it."""
+_CALL = re.compile(rf"{_CLOCK}\s*\(")
+_CALL_WITH_FORMAT = re.compile(rf"{_CLOCK}\s*\(\s*(['\"])((?:(?!\1)[^\\])*)\1\s*\)")
 _PROBE: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -241,10 +245,9 @@ class PairEncoder:
         try:
             text = self.tokenizer.apply_chat_template(
                 conversation,
-                chat_template=self.chat_template,
+                chat_template=self._clock() + self.chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                **self._clock(),
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(turn["role"] for turn in conversation)
@@ -255,11 +258,28 @@ class PairEncoder:
             ) from None
         return str(text)
 
-    def _clock(self) -> dict[str, Any]:
-        """The clock of the template, which stands still."""
+    def _clock(self) -> str:
+        """A clock that stands still, to be put before the template, in the template's own language.
+
+        transformers passes no functions on, so each format that the template asks for is written
+        out. The line ends in a new line, which Jinja drops after a block.
+
+        Raises:
+            UserError: the template works its formats out.
+        """
         if self.date is None:
-            return {}
-        return {_CLOCK: datetime.datetime.fromisoformat(self.date).strftime}
+            return ""
+        formats = {match[2] for match in _CALL_WITH_FORMAT.finditer(self.chat_template or "")}
+        if len(_CALL.findall(self.chat_template or "")) != len(
+            _CALL_WITH_FORMAT.findall(self.chat_template or "")
+        ):
+            raise UserError(
+                f"chat template: it calls {_CLOCK} with a format that is not written out, so its "
+                "date cannot be kept; write the format, or the date, into the template"
+            )
+        day = datetime.datetime.fromisoformat(self.date)
+        known = json.dumps({asked: day.strftime(asked) for asked in sorted(formats)})
+        return f"{{% macro {_CLOCK}(format) %}}{{{{ {known}[format] }}}}{{% endmacro %}}\n"
 
     def _refuse_special_tokens(self, pair: RawPair, where: str) -> None:
         """Text that spells a special token would be read as one: a forged turn, an early end."""

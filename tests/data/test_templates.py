@@ -244,5 +244,26 @@ class TestClock:
         ids = encoder.encode_prompt([{"role": "user", "content": "hello"}])
         assert "26 Jul 2024" in llama3.decode(ids)
 
+    @pytest.mark.parametrize("before", ["", "\n", "  {% if true %}y{% endif %}\n", " \n x"])
+    def test_nothing_else_of_the_template_changes(self, llama3: Any, before: str) -> None:
+        """A template is Llama 3.2's, in short, with white space at its beginning."""
+        template = before + (
+            "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+            '{%- set date_string = strftime_now( "%d %b %Y" ) %}{%- endif %}{%- endif %}'
+        )
+        rest = "\n{{ date_string }}|" + LLAMA3
+        turn = [{"role": "user", "content": "hello"}]
+        encoder = PairEncoder(llama3, chat_template=template + rest, date="2024-07-26")
+        written = before + "{%- set date_string = '26 Jul 2024' %}" + rest
+        assert encoder.encode_prompt(turn) == PairEncoder(
+            llama3, chat_template=written
+        ).encode_prompt(turn)
+
+    def test_a_format_that_is_worked_out_is_refused(self, llama3: Any) -> None:
+        template = "{% set f = '%d' %}{{ strftime_now(f) }}" + LLAMA3
+        encoder = PairEncoder(llama3, chat_template=template)
+        with pytest.raises(UserError, match="a format that is not written out"):
+            encoder.encode_prompt([{"role": "user", "content": "hello"}])
+
     def test_a_template_without_one_has_no_date(self, llama3: Any) -> None:
         assert PairEncoder(llama3, date="2024-07-26").date is None

@@ -12,11 +12,12 @@ from nemo_gdpo.config.generation import GenerateConfig, PromptsConfig, SampledMo
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.manifest import MANIFEST, differences, sampled_date
 from nemo_gdpo.generation.model import encoder
-from tests.support.tokenizers import LLAMA3, build_tokenizer
+from tests.support.models import llama3_tokenizer
+from tests.support.tokenizers import LLAMA3
 
 
 def config(tmp_path: Path, template: str, date: str | None = None) -> GenerateConfig:
-    tokenizer = build_tokenizer("llama3")
+    tokenizer = llama3_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path / "model")
     return GenerateConfig(
