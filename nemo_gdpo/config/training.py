@@ -83,8 +83,9 @@ class TrainerConfig(Section):
     """Updates of the whole run that may be left out because a loss, a log-probability or the
     gradient was not finite; one more stops it. skipped_steps.jsonl names their pairs."""
     collective_timeout_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
-    """Time in which all ranks have to start, and to come to a collective of the computation. What
-    rank 0 does alone is not limited."""
+    """Time in which all ranks have to start, and to come to a collective of the computation; then
+    all end, and the one that is missing is named. What rank 0 does alone may take longer, as long
+    as it computes, reads or writes."""
 
 
 class LoggerConfig(Section):

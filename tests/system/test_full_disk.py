@@ -18,8 +18,8 @@ pytestmark = pytest.mark.parallel
 STEPS = 60
 LIMITS = {"lock": 500, "data": 50_000, "reference": 50_000, "metrics": 50_000,
           "checkpoint": 100_000, "export": 100_000}  # fmt: skip
-"""What cannot be written -> greatest size of a file, in bytes. The tokenizer, which is copied first,
-is smaller than all but the first."""
+"""What cannot be written -> greatest size of a file, in bytes. The tokenizer is copied first: it is
+smaller than all but the first."""
 SAID = {
     "lock": "output_dir: {output} cannot be written (No space left on device)",
     "data": "{output}/data/train: cannot be written",
