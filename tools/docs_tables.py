@@ -14,9 +14,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from nemo_gdpo.config.base import default_of, fields_of
+from nemo_gdpo.config.base import CONTENT, FIXED, FREE, default_of, fields_of
 from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.config.help import describe_type, keys
+from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.evaluation.metrics.table import as_markdown
 from nemo_gdpo.launch.verbs import VERBS
 
@@ -28,7 +29,13 @@ KEYS_HEAD = f"""{MADE}
 Every key that a verb reads, as `key=value` on the command line, with the default that holds where
 no preset of `conf/` says otherwise: `nemo-gdpo VERB ... --cfg job --resolve` prints what a run
 reads. Lists are written `[a,b]`; `N` in a key is a place in a list.
+
+"On resume" says what becomes of a training key that has another value when a run in the same
+`output_dir` is started again: it may change, and takes effect; it may not, and the start is refused
+with both values; or only what it makes of the model or the data counts (weights, tokens), which may
+not change.
 """
+ON_RESUME = {FREE: "may change", FIXED: "may not", CONTENT: "by content"}
 METRICS_HEAD = f"""{MADE}
 # Metrics of an evaluation
 
@@ -75,10 +82,15 @@ def keys_page() -> str:
         rows: list[tuple[str, ...]] = []
         for key in keys(root):
             owners = f" ({', '.join(key.owners)})" if key.owners else ""
-            rows.append((f"`{key.name}`{owners}", key.kind, f"`{key.default}`", key.help))
+            row = [f"`{key.name}`{owners}", key.kind, f"`{key.default}`", key.help]
+            if root is TRAIN:
+                assert key.on_resume is not None
+                row.insert(3, ON_RESUME[key.on_resume])
+            rows.append(tuple(row))
             if key.name == "evaluation.rewards":
                 rows += reward_rows()
-        sections.append(f"## {title}\n\n{table(('key', 'type', 'default', 'meaning'), rows)}")
+        head = ["key", "type", "default", *(["on resume"] if root is TRAIN else []), "meaning"]
+        sections.append(f"## {title}\n\n{table(head, rows)}")
     return "\n".join(sections)
 
 

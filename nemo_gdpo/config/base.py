@@ -6,11 +6,13 @@ command line, composed files, the documentation and Python all read them here.
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from enum import Enum
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -18,8 +20,37 @@ from pydantic_core import to_jsonable_python
 Text = Annotated[str, Field(min_length=1)]
 """A path or a name: null stands for none, never empty text."""
 
+
+def _day(text: str) -> str:
+    """The text, if it is a day.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if datetime.date.fromisoformat(text).isoformat() != text:
+        raise ValueError(f"{text} is not written as 2026-01-31")
+    return text
+
+
+Day = Annotated[str, AfterValidator(_day)]
+"""A day, as 2026-01-31."""
+
 _INTERPOLATION = "interpolation"
 """Extra data of a field: how a composed file writes a default that depends on something else."""
+
+
+class OnResume(Enum):
+    """What becomes of a key that has another value when a training run is resumed."""
+
+    FREE = "may change"
+    """The new value takes effect."""
+    FIXED = "may not change"
+    """The run is refused, with both values."""
+    CONTENT = "only what it makes of the data or the model counts"
+    """The run is refused when the weights or the tokens are others by it."""
+
+
+FREE, FIXED, CONTENT = OnResume.FREE, OnResume.FIXED, OnResume.CONTENT
 
 
 class Section(BaseModel):
@@ -28,6 +59,8 @@ class Section(BaseModel):
     An integer is accepted where a real number is meant; text is never turned into a number.
     """
 
+    on_resume: ClassVar[OnResume | None] = None
+    """Holds for every key of the section that does not say otherwise in its annotation."""
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
@@ -75,6 +108,13 @@ def section_of(field: FieldInfo) -> type[Any] | None:
     if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_pydantic_dataclass(kind)):
         return kind
     return None
+
+
+def on_resume_of(section: type[Any], name: str) -> OnResume | None:
+    """What a key of a section says of a resumed run; None where nothing is declared."""
+    said = [m for m in fields_of(section)[name].metadata if isinstance(m, OnResume)]
+    own: OnResume | None = said[0] if said else section.on_resume
+    return own
 
 
 def default_of(field: FieldInfo) -> Any:

@@ -29,6 +29,11 @@ from nemo_gdpo.config.suggest import alias, closest, hint
 from nemo_gdpo.config.yaml_files import read_yaml_mapping, yaml_text
 from nemo_gdpo.errors import UserError
 
+# `${unless:A,B}`: null where A is set, otherwise B.
+OmegaConf.register_new_resolver(
+    "unless", lambda given, value: value if given is None else None, replace=True
+)
+
 _PROBE = "parallel"
 """A folder that the directory of presets always has."""
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text, from_environment
+from nemo_gdpo.config.base import (
+    CONTENT,
+    FIXED,
+    FREE,
+    Day,
+    OnResume,
+    Section,
+    Text,
+    from_environment,
+)
 
 Length = Annotated[int, Field(ge=1)]
 
@@ -14,7 +23,8 @@ Length = Annotated[int, Field(ge=1)]
 class DataConfig(Section):
     """Lengths count tokens."""
 
-    name: Text = "jsonl"
+    on_resume: ClassVar[OnResume | None] = CONTENT
+    name: Annotated[Text, FREE] = "jsonl"
     """What the data set is called in messages."""
     format: Literal["auto", "trl", "nemo_aligner", "nemo_rl"] = "auto"
     """Columns of the files; auto looks at the first row."""
@@ -44,12 +54,15 @@ class DataConfig(Section):
     """Prompt and response together; responses are cut at their end and marked incomplete."""
     truncation_mode: Literal["keep_end", "keep_start", "error"] = "keep_end"
     """Which part of a long prompt stays; error refuses anything too long."""
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Annotated[int, Field(ge=0), FIXED] = 1234
     """Seed of the order of pairs."""
-    packing: bool = False
+    packing: Annotated[bool, FREE] = False
     """Padding-free micro-batches: all sequences in one row, with the same result."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
+    date: Annotated[Day | None, FIXED] = None
+    """Day that a template with a clock writes (Llama 3's date), as 2026-01-31; null takes the day
+    on which the run began, on every later day as well."""
 
     def path_of(self, split: Literal["train", "validation"]) -> str | None:
         """Path of a split's pairs; None for a split without any."""

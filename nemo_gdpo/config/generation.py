@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from nemo_gdpo.config.base import Section, Text, from_environment
+from nemo_gdpo.config.base import Day, Section, Text, from_environment
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.suggest import GENERATION_ALIASES
 
@@ -48,6 +48,9 @@ class PromptsConfig(Section):
     """JSONL with `id` and `prompt` (text, or a list of messages) on each line."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template; as in training."""
+    date: Day | None = None
+    """Day that a template with a clock writes (Llama 3's date), as 2026-01-31; null takes that of
+    the samples which are there already, or today."""
 
 
 class ServerConfig(Section):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from nemo_gdpo.config.base import default_of, fields_of, section_of
+from nemo_gdpo.config.base import OnResume, default_of, fields_of, on_resume_of, section_of
 from nemo_gdpo.config.composition import config_dir, group_options
 from nemo_gdpo.config.root import Root
 
@@ -31,6 +31,8 @@ class Key:
     help: str
     owners: tuple[str, ...] = ()
     """Sections of the root's choice that have it; none where every configuration has it."""
+    on_resume: OnResume | None = None
+    """What becomes of another value when a run is resumed; None where nothing is declared."""
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
@@ -83,13 +85,14 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _key(name: str, field: FieldInfo, owners: tuple[str, ...]) -> Key:
+def _key(section: type[Any], name: str, field: FieldInfo, owners: tuple[str, ...]) -> Key:
     return Key(
         name,
         describe_type(field.annotation, field.metadata),
         _shown(default_of(field)),
         " ".join((field.description or "").split()),
         owners,
+        on_resume_of(section, name.rpartition(".")[2]),
     )
 
 
@@ -99,7 +102,7 @@ def _keys_of(section: type[Any], prefix: str, owners: tuple[str, ...]) -> Iterat
         if inner is not None:
             yield from _keys_of(inner, f"{prefix}{name}.", owners)
         elif name != "name" or not owners:
-            yield _key(f"{prefix}{name}", field, owners)
+            yield _key(section, f"{prefix}{name}", field, owners)
 
 
 def keys(root: Root[Any]) -> list[Key]:
@@ -116,7 +119,7 @@ def keys(root: Root[Any]) -> list[Key]:
         elif inner is not None:
             found += _keys_of(inner, f"{name}.", ())
         else:
-            found.append(_key(name, field, ()))
+            found.append(_key(root.schema, name, field, ()))
     return found
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text, from_environment
+from nemo_gdpo.config.base import (
+    CONTENT,
+    FIXED,
+    FREE,
+    OnResume,
+    Section,
+    Text,
+    from_environment,
+)
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -14,7 +22,8 @@ Size = Annotated[int, Field(ge=1)]
 class ModelConfig(Section):
     """Names follow NeMo's. Sizes of the mesh count ranks; batch sizes count pairs."""
 
-    restore_from_path: Text | None = from_environment("NEMO_GDPO_MODEL")
+    on_resume: ClassVar[OnResume | None] = FREE
+    restore_from_path: Annotated[Text | None, CONTENT] = from_environment("NEMO_GDPO_MODEL")
     """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`."""
     cache_converted: bool = False
     """Convert a Hugging Face directory to a Megatron checkpoint on disk first and load that; false
@@ -31,7 +40,7 @@ class ModelConfig(Section):
     """Split norms and dropout along the sequence over the tensor-parallel ranks."""
     micro_batch_size: Size = 1
     """Pairs in one forward pass of one data-parallel rank."""
-    global_batch_size: Size = 8
+    global_batch_size: Annotated[Size, FIXED] = 8
     """Pairs in one update, over all ranks and accumulation."""
     activations_checkpoint_granularity: Literal["selective", "full"] | None = None
     """Recompute parts of each layer (selective) or whole layers (full) in backward to save memory.

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nemo_gdpo.config.base import SETTINGS
+from nemo_gdpo.config.base import FIXED, SETTINGS, OnResume
 from nemo_gdpo.config.problem import ConflictError, Problem
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -31,6 +31,8 @@ class ObjectiveSettings:
     """Value of `objective.name`."""
     needs_scores: ClassVar[bool] = False
     """Every pair has to have a score of each response."""
+    on_resume: ClassVar[OnResume | None] = FIXED
+    """The loss gives a checkpoint's numbers their meaning."""
 
     def conflicts(self) -> Iterator[Problem]:
         """Settings that cannot be honoured together, or that nothing would read."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text, derived
+from nemo_gdpo.config.base import FIXED, FREE, Section, Text, derived
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
@@ -26,23 +26,23 @@ def _output_dir(above: dict[str, Any]) -> str:
 class RunConfig(Section):
     """Everything that `nemo-gdpo train` reads."""
 
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Annotated[int, Field(ge=0), FREE] = 1234
     """Seed of every random generator but the order of pairs, which is `data.seed`."""
     objective: ObjectiveConfig = GDPOSettings()
-    output_dir: Text = derived(_output_dir, "runs/${objective.name}")
+    output_dir: Annotated[Text, FREE] = derived(_output_dir, "runs/${objective.name}")
     """Directory for metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
-    precision: Precision = "fp32"
+    precision: Annotated[Precision, FIXED] = "fp32"
     """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
     FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
-    reference: Literal["cache", "resident"] = "cache"
+    reference: Annotated[Literal["cache", "resident"], FREE] = "cache"
     """Compute the reference's log-probabilities before training, or keep a second copy in memory.
     Both train the same."""
-    reference_cache_dir: Text | None = None
+    reference_cache_dir: Annotated[Text | None, FREE] = None
     """Directory of the cache; null is output_dir/reference. Runs that share model, data and
     precision may share one."""
-    export_hf: bool = True
+    export_hf: Annotated[bool, FREE] = True
     """Write output_dir/hf (Hugging Face safetensors) at the end."""
-    export_nemo: bool = False
+    export_nemo: Annotated[bool, FREE] = False
     """Write output_dir/model.nemo (NeMo's archive) at the end."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

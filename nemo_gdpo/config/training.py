@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import FIXED, FREE, OnResume, Section, Text, derived
 
 Interval = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -14,20 +14,22 @@ Beta = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
 class SchedConfig(Section):
-    """Linear warm-up, then cosine to `min_lr` at the last step, or constant."""
+    """Linear warm-up, then cosine to `min_lr` at the last update, or constant."""
 
+    on_resume: ClassVar[OnResume | None] = FREE
     name: Literal["CosineAnnealing", "constant"] = "CosineAnnealing"
     """Shape after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Updates of the linear warm-up."""
+    """Updates of the linear warm-up, the last of which has the full rate."""
     min_lr: Rate = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate of the last update under the cosine."""
 
 
 class OptimConfig(Section):
     """AdamW."""
 
-    name: Literal["adam"] = "adam"
+    on_resume: ClassVar[OnResume | None] = FREE
+    name: Annotated[Literal["adam"], FIXED] = "adam"
     """Adam with decoupled weight decay."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5e-7
     """Highest learning rate."""
@@ -38,24 +40,33 @@ class OptimConfig(Section):
     """Decay of the two moments."""
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
     """Added to the root of the second moment."""
-    use_distributed_optimizer: bool = False
+    use_distributed_optimizer: Annotated[bool, FIXED] = False
     """Shard optimizer state over data-parallel ranks."""
     overlap_grad_reduce: bool = False
     """Reduce gradients while backward still runs."""
     sched: SchedConfig = SchedConfig()
 
 
+def _one_epoch(above: dict[str, Any]) -> float | None:
+    return None if above.get("max_steps") is not None else 1.0
+
+
 class TrainerConfig(Section):
     """Length of the run and what happens along it. Intervals count updates."""
 
+    on_resume: ClassVar[OnResume | None] = FREE
     devices: Annotated[int, Field(ge=1)] | None = None
     """Ranks on each node; null starts as many as one copy of the model needs."""
     num_nodes: Annotated[int, Field(ge=1)] = 1
     """Nodes."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Updates; with `max_epochs`, whichever ends first. Null does not limit."""
-    max_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
-    """Passes over the data; may be a fraction. Null limits by `max_steps` alone."""
+    """Updates, over as many passes as that takes; with `max_epochs`, whichever ends first. Null
+    does not limit."""
+    max_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = derived(
+        _one_epoch, "${unless:${trainer.max_steps},1.0}"
+    )
+    """Passes over the data; may be a fraction. Null limits by `max_steps` alone, and is the default
+    where that is set; otherwise it is 1."""
     max_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Minutes from its start on after which the run saves and ends with status 75, to be started
     again; early enough for one more step and checkpoint. The end of the job counts as well, where
@@ -73,15 +84,20 @@ class TrainerConfig(Section):
     """Older checkpoints are removed."""
     check_initial_loss: bool = True
     """Stop at step 0 when the loss shows that policy and reference are not one model."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 3
+    """Updates of the whole run that may be left out because a loss, a log-probability or the
+    gradient was not finite; one more stops it. skipped_steps.jsonl names their pairs."""
     collective_timeout_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
-    """Time in which all ranks have to start, and to come to a collective of the computation. What
-    rank 0 does alone is not limited."""
+    """Time in which all ranks have to start, and to come to a collective of the computation; then
+    all end, and the one that is missing is named. What rank 0 does alone may take longer, as long
+    as it computes, reads or writes."""
 
 
 class LoggerConfig(Section):
     """Lines in a log file, and loggers beside `metrics.jsonl`. Keys and passwords of services come
     from the environment (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN)."""
 
+    on_resume: ClassVar[OnResume | None] = FREE
     every_n_steps: Interval = 10
     """A line every so many updates where the output is no terminal; first and last always."""
     peak_tflops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_gdpo.control.alone import unless_others_come
 from nemo_gdpo.control.failure import EXPECTED, WRITERS, Failure, Wrap, describe, one_error
+from nemo_gdpo.control.watch import acting, waiting
 from nemo_gdpo.control.world import control_group, rank_and_size
 
 T = TypeVar("T")
@@ -68,7 +69,8 @@ def from_main_rank(
 
     shared = [_together(stage, on_main, wrap, reason, main_only=True)]
     if size > 1:
-        dist.broadcast_object_list(shared, src=0, group=control_group())
+        with waiting(stage):
+            dist.broadcast_object_list(shared, src=0, group=control_group())
     return shared[0]  # type: ignore[return-value]
 
 
@@ -84,7 +86,8 @@ def _together(
     failure: Failure | None = None
     cause: BaseException | None = None
     try:
-        result.append(action())
+        with acting(stage):
+            result.append(action())
     except (Exception, CheckpointException) as error:  # noqa: BLE001 - the others wait for this rank
         # The second one is no Exception: torch's collective writer and reader raise it.
         failure, cause = Failure.of(error, reason), error
@@ -107,7 +110,8 @@ def gathered(value: T) -> list[T]:
     if size == 1:
         return [value]
     values: list[T | None] = [None] * size
-    dist.all_gather_object(values, value, group=control_group())
+    with waiting("comparing what ranks have"):
+        dist.all_gather_object(values, value, group=control_group())
     return values  # type: ignore[return-value]
 
 
@@ -129,7 +133,7 @@ def _failures(
     word = zlib.crc32(stage.encode())
     # One small sum where all is well: (failed, greatest stage, least stage).
     flags = torch.tensor([failure is not None, word, -word], dtype=torch.int64, device="cpu")
-    with unless_others_come(stage, failure, fault):
+    with waiting(stage), unless_others_come(stage, failure, fault):
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=control_group())
     failed, greatest, least = flags.tolist()
     if not failed and greatest == -least:

@@ -8,6 +8,7 @@ from pathlib import Path
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import EXIT_DONE, UserError
+from nemo_gdpo.io.output_lock import hold
 
 
 def run(request: Request) -> int:
@@ -34,13 +35,14 @@ def _tokenise(config: RunConfig) -> int:
             f"model.restore_from_path={assets}: no tokenizer can be loaded "
             f"({str(error).splitlines()[0]}); give the model's directory"
         ) from None
-    for name in SPLITS:
-        built = build_split(
-            config.data, name, tokenizer, assets, require_scores=config.objective.needs_scores
-        )
-        if built is None:
-            continue
-        target = save_prepared(built, Path(config.output_dir) / name)
-        print(f"{name}: {json.dumps(built.stats.to_dict())}")
-        print(f"{name}: {target}")
+    with hold(Path(config.output_dir)):
+        for name in SPLITS:
+            built = build_split(
+                config.data, name, tokenizer, assets, require_scores=config.objective.needs_scores
+            )
+            if built is None:
+                continue
+            target = save_prepared(built, Path(config.output_dir) / name)
+            print(f"{name}: {json.dumps(built.stats.to_dict())}")
+            print(f"{name}: {target}")
     return EXIT_DONE

@@ -185,19 +185,26 @@ def build_dataset(
     stop_token_ids: Collection[int] | None = None,
     chat_template: str | None = None,
     on_bad_pair: str = "error",
+    date: str | None = None,
     progress: bool = False,
 ) -> PreferenceDataset:
     """Read, check, tokenise and cut a file; or load it, when `path` is a prepared directory.
 
-    Args: see `read_pairs`, `PairEncoder` and `Limits`; `progress` shows a bar.
+    Args: see `read_pairs`, `PairEncoder` and `Limits`. A prepared directory keeps its own date
+        where none is given; `progress` shows a bar.
 
     Raises:
         UserError: anything wrong with the input; a prepared directory made with other settings.
     """
-    from nemo_gdpo.data.prepared import is_prepared, load_prepared
+    from nemo_gdpo.data.prepared import is_prepared, load_prepared, prepared_date
 
     limits = Limits(max_prompt_length, max_length, truncation_mode)
-    encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids, chat_template=chat_template)
+    encoder = PairEncoder(
+        tokenizer,
+        stop_token_ids=stop_token_ids,
+        chat_template=chat_template,
+        date=date or prepared_date(path),
+    )
     template = encoder.chat_template
     settings: dict[str, Any] = {
         "tokenizer": tokenizer_fingerprint(tokenizer),
@@ -211,6 +218,8 @@ def build_dataset(
         "require_scores": require_scores,
         "on_bad_pair": on_bad_pair,
     }
+    if encoder.date is not None:
+        settings["date"] = encoder.date
     if is_prepared(path):
         return load_prepared(path, expected_settings=settings)
     reading, stats = ReadStats(), TokenizeStats()

@@ -15,7 +15,13 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
 def build_split(
-    data: DataConfig, name: SplitName, tokenizer: Any, assets: Path, *, require_scores: bool
+    data: DataConfig,
+    name: SplitName,
+    tokenizer: Any,
+    assets: Path,
+    *,
+    require_scores: bool,
+    date: str | None = None,
 ) -> PreferenceDataset | None:
     """Read, check, tokenise and cut one split; None when no path is configured for it.
 
@@ -23,6 +29,7 @@ def build_split(
         tokenizer: a transformers tokenizer.
         assets: directory with the model's generation_config.json, which names its stop tokens.
         require_scores: the objective grades pairs by their scores.
+        date: that a template with a clock writes, where data.date says none.
 
     Raises:
         UserError: anything wrong with the input, or with the chat template's file.
@@ -42,6 +49,7 @@ def build_split(
         stop_token_ids=stop_token_ids(assets),
         chat_template=_chat_template(data),
         on_bad_pair=data.on_bad_pair,
+        date=data.date or date,
         progress=True,
     )
 

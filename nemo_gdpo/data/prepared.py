@@ -6,6 +6,7 @@ which is written last: a directory without it is unfinished and refused. No pick
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
 from nemo_gdpo.data.tokenize import TokenizeStats
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.io.staged import StagedDirectory, same_contents, stage
 
 KIND = "nemo_gdpo prepared pairs"
@@ -25,13 +26,30 @@ def is_prepared(path: str | Path) -> bool:
     return (Path(path) / "manifest.json").is_file() and (Path(path) / "pairs.safetensors").is_file()
 
 
-def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
+def prepared_date(path: str | Path) -> str | None:
+    """The date that a prepared data set's template wrote; None without a data set, or a clock."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        manifest = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))
+        return manifest["settings"].get("date") if manifest["kind"] == KIND else None
+    return None
+
+
+def save_prepared(
+    dataset: PreferenceDataset, directory: str | Path, *, made_from: str | None = None
+) -> Path:
     """Write the directory beside its place and move it there, complete and on disk.
 
     What is there is kept when it is the same to the byte, and replaced otherwise.
 
+    Args:
+        dataset: to write.
+        directory: of it.
+        made_from: digest of all that the tokens depend on; a later start finds by it that there is
+            nothing to do.
+
     Raises:
-        UserError: something that is not a prepared data set is in the way, or writing fails.
+        UserError: something that is not a prepared data set is in the way.
+        RunError: it cannot be written.
     """
     target = Path(directory)
     if (
@@ -45,13 +63,14 @@ def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
     staged: StagedDirectory | None = None
     try:
         staged = stage(target)
-        _write(dataset, staged.path)
+        _write(dataset, staged.path, made_from)
         if not staged.publish(replace=False) and not same_contents(staged.path, target):
             staged.publish(replace=True)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"{target}: cannot be written ({reason}); free space or choose another place"
+        raise RunError(
+            f"{target}: cannot be written ({reason}); free space or choose another place, then "
+            "start again"
         ) from None
     finally:
         if staged is not None:  # nothing of it, once it is in its place
@@ -59,7 +78,8 @@ def save_prepared(dataset: PreferenceDataset, directory: str | Path) -> Path:
     return target
 
 
-def _write(dataset: PreferenceDataset, directory: Path) -> None:
+def _write(dataset: PreferenceDataset, directory: Path, made_from: str | None) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = dataset.arrays
@@ -69,7 +89,10 @@ def _write(dataset: PreferenceDataset, directory: Path) -> None:
         "complete": arrays.complete,
         "scores": arrays.scores,
     }
-    save_file(columns, directory / "pairs.safetensors")
+    try:
+        save_file(columns, directory / "pairs.safetensors")
+    except SafetensorError as error:  # a full disk, in its words
+        raise OSError(str(error)) from None
     with (directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for name, meta in zip(arrays.ids, arrays.metas, strict=True):
             file.write(json.dumps({"id": name, "meta": meta}) + "\n")
@@ -82,16 +105,31 @@ def _write(dataset: PreferenceDataset, directory: Path) -> None:
         "pad_token_id": dataset.pad_token_id,
         "stats": dataset.stats.to_dict(),
         "settings": dataset.settings,
+        "made_from": made_from,
     }
     (directory / "manifest.json").write_text(
         json.dumps(manifest, indent=2) + "\n", encoding="utf-8"
     )
 
 
+def made_from(directory: Path) -> str | None:
+    """What a whole prepared data set says that it was made from; None where it says nothing."""
+    found = json.loads((directory / "manifest.json").read_text(encoding="utf-8")).get("made_from")
+    return None if found is None else str(found)
+
+
 def load_prepared(
-    directory: str | Path, *, expected_settings: dict[str, Any] | None = None
+    directory: str | Path,
+    *,
+    expected_settings: dict[str, Any] | None = None,
+    again: str = "run `nemo-gdpo prepare` again",
 ) -> PreferenceDataset:
     """Load and verify a prepared data set.
+
+    Args:
+        directory: of it.
+        expected_settings: it must have been made with.
+        again: what to do when it is damaged.
 
     Raises:
         UserError: not a prepared directory, another version, damaged, or made with other settings
@@ -100,7 +138,6 @@ def load_prepared(
     path = Path(directory)
     if not is_prepared(path):
         raise UserError(f"{path}: not a prepared data set; make one with `nemo-gdpo prepare`")
-    again = "run `nemo-gdpo prepare` again"
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except ValueError:

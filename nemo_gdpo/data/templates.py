@@ -13,6 +13,9 @@ must hold for training to reach the model that generates is checked instead:
 
 from __future__ import annotations
 
+import datetime
+import json
+import re
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
@@ -21,6 +24,10 @@ from nemo_gdpo.data.checks import BadPairError, response_text
 from nemo_gdpo.data.types import Messages, RawPair
 from nemo_gdpo.errors import UserError
 
+_CLOCK = "strftime_now"
+"""What a template calls to write the date; transformers provides it."""
+_CALL = re.compile(rf"{_CLOCK}\s*\(")
+_CALL_WITH_FORMAT = re.compile(rf"{_CLOCK}\s*\(\s*(['\"])((?:(?!\1)[^\\])*)\1\s*\)")
 _PROBE: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -32,6 +39,7 @@ class PairEncoder:
         stop_token_ids: the ids generation stops on (`generation_config.eos_token_id`); None takes
             the template's first special token after the answer, or the tokenizer's EOS for text.
         chat_template: a Jinja template that replaces the tokenizer's own.
+        date: ISO date that a template with a clock writes; None is today, of all that it renders.
     """
 
     def __init__(
@@ -40,11 +48,14 @@ class PairEncoder:
         *,
         stop_token_ids: Collection[int] | None = None,
         chat_template: str | None = None,
+        date: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_template = (
             _default_template(tokenizer) if chat_template is None else chat_template
         )
+        self.date = None if not self.has_clock else date or datetime.date.today().isoformat()
+        """Day that the template writes; None for one without a clock."""
         self.stop_token_ids = None if stop_token_ids is None else frozenset(stop_token_ids)
         if self.stop_token_ids is not None and not self.stop_token_ids:
             raise UserError(
@@ -58,6 +69,11 @@ class PairEncoder:
         named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self.special_tokens: dict[str, int] = {**named, **added}
         """Text -> id of every token that text must not smuggle in."""
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether what the template writes depends on the day."""
+        return self.chat_template is not None and _CLOCK in self.chat_template
 
     # --- end and padding tokens -------------------------------------------------------------
 
@@ -229,7 +245,7 @@ class PairEncoder:
         try:
             text = self.tokenizer.apply_chat_template(
                 conversation,
-                chat_template=self.chat_template,
+                chat_template=self._clock() + self.chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -241,6 +257,29 @@ class PairEncoder:
                 "turn)"
             ) from None
         return str(text)
+
+    def _clock(self) -> str:
+        """A clock that stands still, to be put before the template, in the template's own language.
+
+        transformers passes no functions on, so each format that the template asks for is written
+        out. The line ends in a new line, which Jinja drops after a block.
+
+        Raises:
+            UserError: the template works its formats out.
+        """
+        if self.date is None:
+            return ""
+        formats = {match[2] for match in _CALL_WITH_FORMAT.finditer(self.chat_template or "")}
+        if len(_CALL.findall(self.chat_template or "")) != len(
+            _CALL_WITH_FORMAT.findall(self.chat_template or "")
+        ):
+            raise UserError(
+                f"chat template: it calls {_CLOCK} with a format that is not written out, so its "
+                "date cannot be kept; write the format, or the date, into the template"
+            )
+        day = datetime.datetime.fromisoformat(self.date)
+        known = json.dumps({asked: day.strftime(asked) for asked in sorted(formats)})
+        return f"{{% macro {_CLOCK}(format) %}}{{{{ {known}[format] }}}}{{% endmacro %}}\n"
 
     def _refuse_special_tokens(self, pair: RawPair, where: str) -> None:
         """Text that spells a special token would be read as one: a forged turn, an early end."""

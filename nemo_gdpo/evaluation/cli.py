@@ -10,6 +10,7 @@ from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, UserError
+from nemo_gdpo.io.output_lock import hold
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def measure_and_report(config: EvaluateConfig) -> Results:
     from nemo_gdpo.evaluation.report.page import write_report
     from nemo_gdpo.evaluation.results import write_results
 
-    results = measure(config)
-    write_results(results, Path(config.output_dir))
-    write_report(results, Path(config.output_dir))
+    with hold(Path(config.output_dir)):
+        results = measure(config)
+        write_results(results, Path(config.output_dir))
+        write_report(results, Path(config.output_dir))
     return results

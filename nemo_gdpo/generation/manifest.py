@@ -62,6 +62,17 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return found
 
 
+def sampled_date(directory: Path) -> str | None:
+    """Day that the template wrote for the samples that are there; None without any, or a clock.
+
+    Raises:
+        UserError: the manifest cannot be read.
+    """
+    settings = (read_manifest(directory) or {}).get("settings")
+    date = settings.get("date") if isinstance(settings, dict) else None
+    return None if date is None else str(date)
+
+
 def check_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
     """Refuse a directory that holds samples of another model or other settings.
 

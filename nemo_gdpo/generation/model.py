@@ -18,6 +18,7 @@ from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.generation.manifest import sampled_date
 from nemo_gdpo.io.files import file_sha256
 
 ENCODING_FILES = (
@@ -139,6 +140,8 @@ def chat_template(config: GenerateConfig) -> str | None:
 def encoder(config: GenerateConfig) -> PairEncoder:
     """The encoder that training uses, with this model's tokenizer and end tokens.
 
+    A template with a clock writes the day on which the first samples of output_dir were made.
+
     Raises:
         UserError: the tokenizer is missing, or needs custom code.
     """
@@ -153,9 +156,18 @@ def encoder(config: GenerateConfig) -> PairEncoder:
             f"{KEY}: {path} has no tokenizer that can be loaded ({reason}); copy the tokenizer's "
             "files of the model it was made from"
         ) from None
-    return PairEncoder(
-        tokenizer, stop_token_ids=stop_token_ids(path), chat_template=chat_template(config)
+    made = PairEncoder(
+        tokenizer,
+        stop_token_ids=stop_token_ids(path),
+        chat_template=chat_template(config),
+        date=config.data.date or sampled_date(Path(config.output_dir)),
     )
+    if config.data.date is not None and made.date is None:
+        raise UserError(
+            f"data.date: {config.data.date} would not be read: the chat template has no clock; set "
+            "it to null"
+        )
+    return made
 
 
 def _encoding_hash(path: Path, template: str | None) -> str:

@@ -78,6 +78,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
     manifest = build_manifest(
         config, model, backend, prompts_path, len(prompts), None if stops is None else sorted(stops)
     )
+    manifest["settings"]["date"] = encoding.date
     with Store(directory, manifest, config.generation.rows_per_shard) as store:
         store.check_prompts(
             {p.given.id: p.given.prompt for p in prompts},

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.manifest import (
     MANIFEST,
@@ -24,10 +24,9 @@ from nemo_gdpo.generation.manifest import (
 )
 from nemo_gdpo.generation.rows import parse_sampling
 from nemo_gdpo.generation.types import Prompt, SamplingPoint
-from nemo_gdpo.io.locks import BusyError, acquire
+from nemo_gdpo.io.output_lock import hold
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
 
-LOCK = ".lock"
 _SHARD = re.compile(r"generations-(\d{5,})\.jsonl")
 
 Key = tuple[str, SamplingPoint]
@@ -107,30 +106,16 @@ class Store:
         self._number = 0
         self._rows = 0
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            # None where the file system has no locks: whoever runs there keeps runs apart.
-            self._lock = acquire(directory / LOCK)
-        except BusyError:
-            raise UserError(
-                f"output_dir: another run is writing into {directory}; wait for it, or choose "
-                "another output_dir"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"output_dir: {directory} cannot be written ({error.strerror}); choose another, or "
-                "fix its permissions"
-            ) from None
+            self._lock = hold(directory)
+        except RunError as error:
+            raise UserError(str(error)) from None
         try:
             self._check(manifest)
             self.done = self._read()
             self._explain_write_errors(lambda: write_manifest(directory, manifest))
         except BaseException:
-            self._unlock()
+            self._lock.undo()
             raise
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
         if shards(self.directory) and read_manifest(self.directory) is None:
@@ -227,7 +212,7 @@ class Store:
             if self._file is not None:
                 self._explain_write_errors(self._close_shard)
         finally:
-            self._unlock()
+            self._lock.release()
 
     def __enter__(self) -> Store:
         return self

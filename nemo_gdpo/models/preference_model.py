@@ -18,6 +18,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.control.watch import moved_on
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.batch import COLUMNS, PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
@@ -179,6 +180,7 @@ class PreferenceModel:
             iterator: Iterator[PreferenceMicroBatch], model: Any
         ) -> tuple[Tensor, Callable[..., Any]]:
             batch = next(iterator)
+            moved_on()
             vp_stage = _vp_stage(model)
             last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
             output = forward_logprobs(model, batch, options, is_last_stage=last)

@@ -43,6 +43,7 @@ from nemo_gdpo.models.weights import (
     sharded_weights,
 )
 from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.optimizer import with_own_settings
 
 T = TypeVar("T")
 LATEST = "latest"
@@ -70,13 +71,19 @@ def step_directory(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Step of the checkpoint at a path."""
     return int(path.name.removeprefix("step_"))
 
 
 def _candidates(root: Path) -> list[Path]:
     found = [p for p in root.glob("step_*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def checkpoint_names(root: Path) -> tuple[str, ...]:
+    """Names of all checkpoints below `root`, whole or not, the newest first."""
+    return tuple(path.name for path in _candidates(root))
 
 
 def find_newest_valid(root: Path) -> Found:
@@ -304,8 +311,8 @@ class Checkpointer:
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Restore weights, optimizer, generators from a complete checkpoint; return trainer state.
 
-        Generator states are restored when the world has the same size; a resharded run draws from
-        its seed again (training itself draws nothing: there is no dropout).
+        Generator states are restored when the world has the same size and the seed is the same;
+        otherwise they begin at the seed (training itself draws nothing: there is no dropout).
         """
         on_every_rank(READING, lambda: check_dist_checkpoint(checkpoint / DIST))
         on_every_rank(READING, lambda: self._load_sharded(checkpoint))
@@ -317,13 +324,18 @@ class Checkpointer:
             self._sharded_state(is_loading=True), str(checkpoint / DIST)
         )
         fill_weights(self._model, loaded["model"])
+        with_own_settings(loaded["optimizer"], self._model.config.optim)
         self._optimizer.load_state_dict(loaded["optimizer"])
         _split_step_tensors(self._optimizer)
 
     def _load_own(self, checkpoint: Path) -> dict[str, Any]:
         """The trainer state; this rank's generators are restored."""
         state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
-        if state["world_size"] == self._mesh.world_size:
+        seed = self._model.config.seed
+        if (
+            state["world_size"] == self._mesh.world_size
+            and state.get("identity", {}).get("seed", seed) == seed
+        ):
             path = checkpoint / RNG / f"rank_{self._mesh.rank:05d}.safetensors"
             self._model.platform.set_rng_state(load_file(path))
         return state

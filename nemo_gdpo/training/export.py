@@ -19,6 +19,7 @@ from nemo_gdpo.conversion.formats.assets import base_licence
 from nemo_gdpo.conversion.formats.card import HUB_DATA, write_card
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.from_config import SplitName
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.objectives import OBJECTIVES
 from nemo_gdpo.training.loggers import METRICS
 from nemo_gdpo.training.summary import VALIDATION, last_step, validations
@@ -138,7 +139,16 @@ def write_assets(run: Run, checkpoint: Path) -> None:
 
 
 def export_run(run: Run, checkpoint: Path) -> Path:
-    """Write `output_dir/hf` from a checkpoint, on one rank, streaming."""
+    """Write `output_dir/hf` from a checkpoint, on one rank, streaming.
+
+    Raises:
+        RunError: the disk failed; the run itself is complete.
+    """
     target = run.output_dir / "hf"
-    convert_megatron_to_hf(checkpoint, target, card=model_card_of(run), progress=True)
+    try:
+        convert_megatron_to_hf(checkpoint, target, card=model_card_of(run), progress=True)
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise RunError(str(error)) from error  # nothing that was configured is wrong
     return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from nemo_gdpo.control import gathered
 from nemo_gdpo.control.start import start_together
+from nemo_gdpo.control.watch import group_timeout, set_limit, start_watch, stop_watch
 from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.launch import rank_log
@@ -55,6 +55,7 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     if dist.is_initialized():
         return
     alone = "RANK" not in os.environ
+    set_limit(timeout_minutes)
     try:
         _join(platform, timeout_minutes, alone=alone)
     except BaseException as error:
@@ -76,13 +77,14 @@ def _join(platform: Platform, timeout_minutes: float, *, alone: bool) -> None:
         start_together(timeout_minutes=timeout_minutes)
     # Without device_id: with it torch makes every subgroup by splitting the world, and when the
     # subgroup is gloo's, its members do not take part in the split that the other ranks wait in.
-    backend, timeout = platform.distributed_backend, datetime.timedelta(minutes=timeout_minutes)
+    backend, timeout = platform.distributed_backend, group_timeout()
     if alone:
         # Without a port: one that was free a moment ago may be another program's by now.
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
     control_group()  # by all ranks, before any of them can fail alone
+    start_watch()
     # NCCL itself ends with an internal error when two ranks have one device.
     problem = device_problem(gathered(platform.device_identity()))
     if problem is not None:
@@ -135,6 +137,7 @@ def build_mesh(layout: ParallelLayout, platform: Platform, *, seed: int) -> Mesh
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
         context_parallel_size=layout.context,
+        distributed_timeout_minutes=group_timeout().total_seconds() / 60.0,
         # The distributed optimizer gathers its state for a checkpoint over gloo on every platform.
         create_gloo_process_groups=True,
     )
@@ -166,6 +169,7 @@ def leave_mesh() -> None:
 
 def leave_world() -> None:
     """Destroy all groups, so that the process can exit, or join another world."""
+    stop_watch()
     if dist.is_initialized():
         leave_mesh()
         dist.destroy_process_group()

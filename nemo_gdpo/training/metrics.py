@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_gdpo.errors import RunError
+from nemo_gdpo.io.rows import RowFile, encode_row, repair
 from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE
 from nemo_gdpo.objectives import Objective
 
@@ -28,10 +30,36 @@ TIMING = frozenset(
 """What a line of the log says of the machine, not of the training."""
 
 
+SKIPPED_STEPS = "train/skipped_steps"
+"""Updates left out so far."""
+SKIPPED_FILE = "skipped_steps.jsonl"
+_REFERENCE = "reference_logps/"
+"""Per-pair values of the reference begin so."""
+
+
 class NotFiniteError(RunError):
     """A loss, a log-prob or the gradient norm is not finite; the update was not made."""
 
     agreed = True  # every rank has the same sums
+
+    def __init__(self, text: str, *, pairs: list[str] | None = None, may_skip: bool = False):
+        """Make one.
+
+        Args:
+            text: one line.
+            pairs: ids of those whose values are not finite; None where they cannot be told.
+            may_skip: the update may be left out: it is the policy's, and training goes on without.
+        """
+        super().__init__(text)
+        self.pairs = pairs
+        self.may_skip = may_skip
+
+    def after(self, skipped: int) -> NotFiniteError:
+        """The same after as many skipped updates as there may be."""
+        return NotFiniteError(
+            f"{self}; {skipped} updates were left out before (trainer.max_skipped_steps={skipped}, "
+            f"{SKIPPED_FILE} names their pairs)"
+        )
 
 
 def gather_per_pair(
@@ -70,15 +98,46 @@ def refuse_not_finite(per_pair: dict[str, Tensor], pair_ids: list[str], step: in
     """Stop, naming the pairs, when any loss or log-prob is not finite.
 
     Raises:
-        NotFiniteError: with the ids of the pairs.
+        NotFiniteError: with the ids of the pairs. The update may be skipped unless the reference is
+            what is not finite.
     """
     bad = (per_pair[NOT_FINITE] > 0) | ~torch.isfinite(per_pair[LOSS])
     if bool(bad.any()):
         named = [pair_ids[i] for i in bad.nonzero().flatten().tolist()]
+        reference = [v for name, v in per_pair.items() if name.startswith(_REFERENCE)]
         raise NotFiniteError(
             f"step {step}: loss or log-probs are not finite for pairs {', '.join(named[:8])}"
-            f"{' and more' if len(named) > 8 else ''}; the weights were not changed"
+            f"{' and more' if len(named) > 8 else ''}; the weights were not changed",
+            pairs=named,
+            may_skip=all(bool(torch.isfinite(values).all()) for values in reference),
         )
+
+
+def note_skipped(output_dir: Path, step: int, pair_ids: list[str], error: NotFiniteError) -> None:
+    """Write why an update was left out into skipped_steps.jsonl, once for each step.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    row = {
+        "step": step,
+        "reason": str(error),
+        "pairs": pair_ids if error.pairs is None else error.pairs,
+        "pairs_are": "the batch" if error.pairs is None else "not finite",
+    }
+    path, line = output_dir / SKIPPED_FILE, encode_row(row)
+    try:
+        if path.is_file():
+            repair(path)
+        # A run that was resumed from before that step comes to it again.
+        if not path.is_file() or line not in path.read_bytes().splitlines(keepends=True):
+            with RowFile(path) as file:
+                file.append(line)
+    except OSError as failed:
+        raise RunError(
+            f"{error}; {path} could not be written ({failed.strerror or failed}); free space or "
+            "fix the permissions, then start again"
+        ) from failed
 
 
 def reduce_metrics(

@@ -8,6 +8,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.training import OptimConfig
 
 _DECAY_STYLES = {"CosineAnnealing": "cosine", "constant": "constant"}
 
@@ -31,19 +32,46 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
 
 
 def build_scheduler(config: RunConfig, optimizer: Any, total_steps: int) -> OptimizerParamScheduler:
-    """Linear warm-up, then cosine to `min_lr` or constant. One unit is one optimizer step."""
+    """Linear warm-up, then cosine to `min_lr` or constant. One unit is one optimizer step.
+
+    Update i, counted from 0, is made at i + 1: the last of the warm-up, or the first where there is
+    none, has the full rate, and the last of all has `min_lr`.
+    """
     optim, sched = config.optim, config.optim.sched
+    warmup = max(sched.warmup_steps, 1)  # of one: the first update has the full rate
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=optim.lr,
         min_lr=sched.min_lr,
-        lr_warmup_steps=sched.warmup_steps,
-        # One more than there are: the last update still moves, min_lr would come after it.
-        lr_decay_steps=max(total_steps, sched.warmup_steps) + 1,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=max(total_steps, warmup + 1),
         lr_decay_style=_DECAY_STYLES[sched.name],
         start_wd=optim.weight_decay,
         end_wd=optim.weight_decay,
         wd_incr_steps=total_steps,
         wd_incr_style="constant",
     )
+
+
+def with_own_settings(state: Any, config: OptimConfig) -> None:
+    """Put this run's settings in the place of those in a loaded optimizer state.
+
+    Megatron takes them from the checkpoint otherwise, or does not find the groups of parameters,
+    which it tells apart by their rates. What is left is set by the schedule at every update.
+
+    Args:
+        state: nested, changed in place.
+        config: of this run.
+    """
+    own = {
+        "max_lr": config.lr,
+        "min_lr": config.sched.min_lr,
+        "betas": config.betas,
+        "eps": config.eps,
+    }
+    if isinstance(state, dict):
+        for group in state.get("param_groups", ()):
+            group.update({name: value for name, value in own.items() if name in group})
+        for inner in state.values():
+            with_own_settings(inner, config)

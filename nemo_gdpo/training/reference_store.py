@@ -258,6 +258,16 @@ def read_manifest(directory: Path, key: ReferenceKey) -> dict[str, str]:
     return known
 
 
+def refuse_foreign(directory: Path, key: ReferenceKey) -> None:
+    """Refuse a cache that is there and incomplete, or not of `key`; its shards are not looked at.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if directory.exists():
+        read_manifest(directory, key)
+
+
 def verify_share(
     directory: Path, key: ReferenceKey, lengths: Sequence[int], share: tuple[int, int] = (0, 1)
 ) -> list[Shard]:

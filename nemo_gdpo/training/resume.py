@@ -9,18 +9,35 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nemo_gdpo.config.base import defaults_of, plain_data
+from nemo_gdpo.config.base import OnResume, defaults_of, plain_data
+from nemo_gdpo.config.help import keys
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, plain_settings
-from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
+from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import read_json_object
 from nemo_gdpo.io.late import sizes_of, wait_for_files
-from nemo_gdpo.training.checkpoint import Found, find_newest_valid, newest_trainer_state
+from nemo_gdpo.io.rows import complete_lines
+from nemo_gdpo.training.checkpoint import (
+    LATEST,
+    Found,
+    checkpoint_names,
+    find_newest_valid,
+    newest_trainer_state,
+    step_of,
+)
+from nemo_gdpo.training.datasets import Planned
+from nemo_gdpo.training.loggers import METRICS
 from nemo_gdpo.training.trainer import PreferenceTrainer
 
 FIXED = ("weights", "objective", "global_batch_size", "precision")
-"""Settings that give a checkpoint's numbers their meaning. The length of the run, the learning rate
-and the like may be changed on purpose."""
+"""What gives a checkpoint's numbers their meaning, by the names that older checkpoints have for it.
+Further settings that may not change are declared as such where they are declared at all."""
+_BY_NAME = ("objective.", "model.global_batch_size", "precision")
+"""Keys that `FIXED` has already."""
+IDENTITY = "identity.json"
+"""File of the output_dir in which a run says what it is, from its beginning."""
 
 
 def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
@@ -35,8 +52,21 @@ def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
         "objective": plain_settings(config.objective),
         "global_batch_size": config.model.global_batch_size,
         "precision": config.precision,
+        "settings": fixed_settings(config),
         "optim": plain_data(config.optim),
         "seed": config.seed,
+    }
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """Every key that may not change and has no name of its own in an identity, but for nulls."""
+    values = _leaves(plain_data(config))
+    return {
+        key.name: values[key.name]
+        for key in keys(TRAIN)
+        if key.on_resume is OnResume.FIXED
+        and not key.name.startswith(_BY_NAME)
+        and values[key.name] is not None
     }
 
 
@@ -75,11 +105,17 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
     """An identity as this version writes it: a setting that came later was at its default then."""
-    objective = saved.get("objective")
+    objective, optim = saved.get("objective"), saved.get("optim")
+    if "settings" not in saved and isinstance(optim, dict):
+        saved = saved | {"settings": {f"optim.{key}": value for key, value in optim.items()}}
     if not isinstance(objective, dict) or objective.get("name") not in OBJECTIVE_SECTIONS:
         return saved
     section = OBJECTIVE_SECTIONS[objective["name"]]
     return saved | {"objective": {**defaults_of(section), **objective}}
+
+
+def _named_architecture(architecture: dict[str, Any] | None) -> dict[str, Any]:
+    return {f"architecture.{name}": value for name, value in (architecture or {}).items()}
 
 
 def _check_identity(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path) -> None:
@@ -87,24 +123,93 @@ def _check_identity(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path
     differing = {
         name: (saved.get(name), own[name]) for name in FIXED if saved.get(name) != own[name]
     }
+    settings, data = saved.get("settings") or {}, saved.get("data") or {}
     # Not in checkpoints of earlier versions, whose weights are all that is known.
-    before = saved.get("architecture") or {}
-    differing |= {
-        f"architecture.{name}": (before[name], value)
-        for name, value in (own.get("architecture") or {}).items()
-        if name in before and before[name] != value
-    }
+    architecture = _named_architecture(saved.get("architecture"))
+    for known, now in (
+        (settings, own["settings"]),
+        (data, own.get("data") or {}),
+        (architecture, _named_architecture(own.get("architecture"))),
+    ):
+        differing |= {
+            name: (known[name], value)
+            for name, value in now.items()
+            if name in known and known[name] != value
+        }
     if differing:
-        name, (then, now) = next(iter(differing.items()))
+        name, (before, now) = next(iter(differing.items()))
+        if name == "objective":
+            name, before, now = _first_difference(before, now)
         raise UserError(
             f"resume: {checkpoint} was made with another {', '.join(differing)} "
-            f"({name}: {then}, now {now}); restore the setting, or set another "
+            f"({name}: {before}, now {now}); restore the setting, or set another "
             "output_dir to start a new run"
         )
 
 
-def refuse_another_run(output_dir: Path, identity: dict[str, Any]) -> None:
-    """Refuse an output_dir that holds another run's checkpoints, before anything is written.
+def _first_difference(before: Any, now: dict[str, Any]) -> tuple[str, Any, Any]:
+    """The setting in which two objectives differ, with both values."""
+    if not isinstance(before, dict):
+        return "objective", before, now
+    name = next(n for n in now if before.get(n) != now[n])
+    return f"objective.{name}", before.get(name), now[name]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an output_dir says of the run that began there. Each is None where it is not there."""
+
+    checkpoint: Path | None
+    state: dict[str, Any]
+    """Trainer state of that checkpoint, the newest one with a readable one."""
+    record: dict[str, Any] | None
+    """What stands in identity.json."""
+    output_dir: Path
+
+    @classmethod
+    def read(cls, output_dir: Path) -> Earlier:
+        """Look; nothing is written.
+
+        Raises:
+            UserError: identity.json is damaged.
+        """
+        checkpoint, state = newest_trainer_state(output_dir / "checkpoints")
+        path = output_dir / IDENTITY
+        remedy = "restore it, or set another output_dir to start a new run"
+        record = read_json_object(path, missing=remedy) if path.exists() else None
+        return cls(checkpoint, state, record, output_dir)
+
+    def refuse_another(self, identity: dict[str, Any]) -> None:
+        """Refuse a run that is not this one.
+
+        Raises:
+            UserError: naming what differs, with both values.
+        """
+        if self.checkpoint is not None:
+            _check_identity(self.state["identity"], identity, self.checkpoint)
+        if self.record is not None:
+            _check_identity(self.record, identity, self.output_dir)
+
+    @property
+    def date(self) -> str | None:
+        """Day that its templates write; None without a clock, or for a new run."""
+        found = self.record or self.state.get("identity") or {}
+        date = (found.get("settings") or {}).get("data.date")
+        return None if date is None else str(date)
+
+    def refuse_other_data(self, train: Planned, seed: int) -> None:
+        """Refuse pairs, or an order of theirs, that are not the newest checkpoint's.
+
+        Raises:
+            UserError: naming what differs, with both values.
+        """
+        if self.checkpoint is not None:
+            sampler = PreferenceSampler(train.pairs, seed, train.fingerprint)
+            sampler.load_state_dict(self.state["sampler"])
+
+
+def refuse_another_run(output_dir: Path, identity: dict[str, Any]) -> Earlier:
+    """What is in output_dir; refused where it is of another run, before anything is written.
 
     Collective.
 
@@ -112,34 +217,115 @@ def refuse_another_run(output_dir: Path, identity: dict[str, Any]) -> None:
         UserError: on every rank.
     """
 
-    def look() -> None:
-        checkpoint, state = newest_trainer_state(output_dir / "checkpoints")
-        if checkpoint is not None:
-            _check_identity(state["identity"], identity, checkpoint)
+    def look() -> Earlier:
+        earlier = Earlier.read(output_dir)
+        earlier.refuse_another(identity)
+        return earlier
 
-    from_main_rank("looking for another run's checkpoints", look)
+    return from_main_rank("looking for another run's checkpoints", look)
+
+
+def refuse_unreadable_metrics(output_dir: Path) -> None:
+    """Refuse a metrics.jsonl that is there and cannot be read; a torn last line does not count.
+
+    Raises:
+        UserError: naming the line.
+    """
+    path = output_dir / METRICS
+    if not path.exists():
+        return
+    remedy = "restore the file, or move it away"
+    try:
+        for number, line in complete_lines(path):
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, TypeError, KeyError):
+                step = None
+            if type(step) is not int:
+                raise UserError(f"resume: {path}, line {number}: not the line of a step; {remedy}")
+    except OSError as error:
+        raise UserError(f"resume: {path} cannot be read ({error}); {remedy}") from None
 
 
 @dataclass(frozen=True)
-class _Newest:
+class Newest:
     """What rank 0 found below `checkpoints`, for the others."""
 
     found: Found
     sizes: dict[str, int]
     """Files of the newest valid checkpoint."""
+    names: tuple[str, ...]
+    """All that was there, the newest first."""
+
+    def refuse_shorter(self, steps: int) -> None:
+        """Refuse a run that is to have fewer updates than were made.
+
+        Raises:
+            UserError: naming both numbers.
+        """
+        path = self.found.path
+        if path is not None and step_of(path) > steps:
+            raise UserError(
+                f"trainer.max_steps, trainer.max_epochs: {steps} updates, and {path} has made "
+                f"{step_of(path)}; set {step_of(path)} or more, or another output_dir"
+            )
 
 
-def _find(root: Path, identity: dict[str, Any]) -> _Newest:
+def _find(root: Path, identity: dict[str, Any], known: Newest | None) -> Newest:
+    names = checkpoint_names(root)
+    if known is not None and known.names == names:
+        return known  # hashing took its time
     found = find_newest_valid(root)
     if found.path is None:
-        return _Newest(found, {})
+        _refuse_unusable(root, found)
+        return Newest(found, {}, names)
     saved = json.loads((found.path / "trainer_state.json").read_text())
     _check_identity(saved["identity"], identity, found.path)
-    return _Newest(found, sizes_of(found.path))
+    return Newest(found, sizes_of(found.path), names)
 
 
-def resume(root: Path, trainer: PreferenceTrainer) -> list[str]:
+def _refuse_unusable(root: Path, found: Found) -> None:
+    """What is there and cannot be used is not the same as nothing.
+
+    Raises:
+        UserError: there are checkpoints, none of them whole, or they are gone.
+    """
+    remedy = (
+        f"restore one, or move {root.parent} away (or set another output_dir) to start from the "
+        "beginning"
+    )
+    if found.skipped:
+        reason = found.skipped[0].removeprefix("checkpoint ")
+        raise UserError(
+            f"resume: none of the {len(found.skipped)} checkpoints in {root} can be used "
+            f"({reason}); {remedy}"
+        )
+    if (root / LATEST).exists():
+        named = (root / LATEST).read_text(errors="replace").strip()
+        raise UserError(f"resume: {root / LATEST} names {named}, which is missing; {remedy}")
+
+
+def find_newest(root: Path, identity: dict[str, Any], known: Newest | None = None) -> Newest:
+    """The newest valid checkpoint below `root`, if there is one. Collective.
+
+    Args:
+        root: `output_dir/checkpoints`.
+        identity: of this run.
+        known: what was found before; it holds while the same checkpoints are there.
+
+    Raises:
+        UserError: the checkpoint belongs to another run; or there are some, and none is valid.
+    """
+    return from_main_rank("looking for checkpoints", lambda: _find(root, identity, known))
+
+
+def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) -> list[str]:
     """Restore the newest valid checkpoint below `root`, if there is one. Collective.
+
+    Args:
+        root: `output_dir/checkpoints`.
+        trainer: whose state it becomes.
+        known: see `find_newest`.
 
     Returns:
         What to tell the user: checkpoints passed over and why, and where the run resumes.
@@ -147,7 +333,7 @@ def resume(root: Path, trainer: PreferenceTrainer) -> list[str]:
     Raises:
         UserError: the checkpoint belongs to another run, or a rank does not see it.
     """
-    newest = from_main_rank("looking for checkpoints", lambda: _find(root, trainer.identity))
+    newest = find_newest(root, trainer.identity, known)
     lines, path = list(newest.found.skipped), newest.found.path
     if path is not None:
         remedy = "set output_dir to a directory that all nodes share"

@@ -12,8 +12,10 @@ all the rest, or the steps are taken one by one:
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,9 +25,13 @@ from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
+from nemo_gdpo.control.alone import end_process
+from nemo_gdpo.control.watch import acting, computing
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
-from nemo_gdpo.errors import RunError, Stopped, UserError
+from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
+from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.output_lock import Holder, OutputLock, hold
 from nemo_gdpo.launch import rank_log
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, begun_at
@@ -33,11 +39,11 @@ from nemo_gdpo.launch.time_limit import time_limit
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
-from nemo_gdpo.platform import Platform, current_platform
+from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
-from nemo_gdpo.training.datasets import load_split
+from nemo_gdpo.training.datasets import DataPlan, Planned, given_data, plan_data
 from nemo_gdpo.training.export import export_run, model_card_of, write_assets
 from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
@@ -45,8 +51,17 @@ from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
 from nemo_gdpo.training.reference import cached_reference
 from nemo_gdpo.training.reference_key import Cut, ReferenceKey, model_identity, reference_key
-from nemo_gdpo.training.reference_store import ReferenceStore
-from nemo_gdpo.training.resume import agree_on_config, identity_of, refuse_another_run, resume
+from nemo_gdpo.training.reference_store import ReferenceStore, refuse_foreign
+from nemo_gdpo.training.resume import (
+    IDENTITY,
+    Newest,
+    agree_on_config,
+    find_newest,
+    identity_of,
+    refuse_another_run,
+    refuse_unreadable_metrics,
+    resume,
+)
 from nemo_gdpo.training.signals import stopped_together
 from nemo_gdpo.training.summary import SUMMARY, Ending, summarise, summary_lines, write_summary
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
@@ -99,7 +114,11 @@ class Run:
     """NeMo's view of `model`, where a class was given."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What a resumed run must share with the one that saved a checkpoint."""
+    newest: Newest | None = None
+    """The checkpoint to resume from, as the start of the run has found it."""
     clock: RunClock = field(default_factory=RunClock)
+    lock: OutputLock | None = None
+    """On output_dir, on the main rank, until the run leaves."""
     trainer: PreferenceTrainer | None = None
     """Once `train` has come so far."""
 
@@ -113,13 +132,16 @@ class Run:
     ) -> Run:
         """Join the world, read data and weights, and build the model on every rank. Collective.
 
+        All that can be refused is looked at before anything is written to `output_dir`.
+
         Args:
             config: checked (`nemo_gdpo.config.validate`).
             nemo_class: also wrap the model in this class.
             data: tokenised pairs by split; None reads those of the configuration.
 
         Raises:
-            UserError: on every rank, when the input or the configuration is wrong.
+            UserError: on every rank, when the input or the configuration is wrong, another run's
+                results are in `output_dir`, or another job is at work there.
         """
         clock = RunClock()
         platform = current_platform()
@@ -130,6 +152,32 @@ class Run:
             "building the mesh", lambda: build_mesh(layout, platform, seed=config.seed)
         )
         output_dir = Path(config.output_dir).absolute()
+        lock = lock_output(output_dir)
+        try:
+            run, plan = cls._planned(config, output_dir, mesh, nemo_class, data, clock)
+            run.lock = lock
+            run._write(plan)
+        except BaseException:
+            if lock is not None:
+                lock.undo()
+            raise
+        return run
+
+    @classmethod
+    def _planned(
+        cls,
+        config: RunConfig,
+        output_dir: Path,
+        mesh: Mesh,
+        nemo_class: NemoClass | None,
+        data: dict[str, PreferenceDataset] | None,
+        clock: RunClock,
+    ) -> tuple[Run, DataPlan]:
+        """The run, with nothing written, and the data that are still to be written. Collective.
+
+        Raises:
+            UserError: on every rank; everything is as it was.
+        """
         clock.enter(MODEL)
         source = open_source(
             str(config.model.restore_from_path),
@@ -139,22 +187,37 @@ class Run:
         )
         identity = identity_of(config, source.fingerprint)
         identity |= model_identity(source.fingerprint, source.model_config)
-        refuse_another_run(output_dir, identity)
-        _write_config(config, output_dir)
-        _begin_logs(config, output_dir, mesh, platform, clock)
+        earlier = refuse_another_run(output_dir, identity)
+        from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
+        newest = find_newest(output_dir / "checkpoints", identity)
         clock.enter(TOKENISING)
         if data is None:
-            data = _load_data(config, source, output_dir)
+            plan = plan_data(config, source, output_dir, earlier.date)
+        else:
+            plan = given_data(data)
         clock.enter(MODEL)
-        train = data["train"]
-        on_every_rank("counting the pairs", lambda: _refuse_too_few(config, train))
+        train = plan.splits["train"]
+        on_every_rank("counting the pairs", lambda: _refuse_length(config, train))
+        identity["settings"] |= {"data.date": plan.date}
+        identity |= {
+            "data": plan.fingerprints,
+            "total_steps": total_steps(config, train.pairs),
+            "end_token_id": train.end_token_id,
+        }
+
+        def compare() -> None:
+            earlier.refuse_other_data(train, config.data.seed)
+            earlier.refuse_another(identity)
+            newest.refuse_shorter(identity["total_steps"])
+
+        from_main_rank("comparing the data", compare)
         model = on_every_rank(
             "building the model",
             lambda: PreferenceModel(
                 config,
                 objective=build_objective(config.objective),
                 model_config=source.model_config,
-                layout=layout,
+                layout=mesh.layout,
                 end_token_id=train.end_token_id,
             ),
         )
@@ -162,11 +225,27 @@ class Run:
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )
-        identity |= {
-            "total_steps": total_steps(config, len(train)),
-            "end_token_id": train.end_token_id,
-        }
-        return cls(config, output_dir, mesh, source, data, model, nemo, identity, clock)
+        run = cls(config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock)
+        from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
+        return run, plan
+
+    def _refuse_foreign(self, plan: DataPlan) -> None:
+        """Refuse a reference cache that is there and of something else.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        if self.config.reference == "cache":
+            for name, data in plan.here.items():
+                key = self.reference_key(data)
+                refuse_foreign(self.reference_directory(name, key), key)
+
+    def _write(self, plan: DataPlan) -> None:
+        """Write the record of the run and its data. Collective."""
+        _write_record(self.config, self.identity, self.output_dir)
+        _begin_logs(self)
+        if not self.data:
+            self.data = plan.write(self.output_dir)
 
     def say(self, text: str) -> None:
         """Print a line for the user, from the main rank."""
@@ -209,6 +288,13 @@ class Run:
             template=str(data.settings.get("chat_template")),
         )
 
+    def reference_directory(self, name: str, key: ReferenceKey) -> Path:
+        """Place of the cache of a split; in a directory that runs share each key has its own."""
+        shared = self.config.reference_cache_dir
+        if shared is None:
+            return self.output_dir / "reference" / name
+        return Path(shared).absolute() / f"{name}-{key.digest()[:16]}"
+
     def reference_store(self, name: str, stop: StopRequest) -> ReferenceStore:
         """The cached reference of a split, computed now if it is not there. Collective.
 
@@ -217,17 +303,12 @@ class Run:
         """
         data = self.data[name]
         key = self.reference_key(data)
-        shared = self.config.reference_cache_dir
-        # Of a directory that runs share each has its own, under its key.
-        directory = (
-            self.output_dir / "reference" / name
-            if shared is None
-            else Path(shared).absolute() / f"{name}-{key.digest()[:16]}"
-        )
-        store, reused = cached_reference(
-            self.model, self.mesh, self.batches(data), directory, key,
-            cut=Cut.of(self.config), stop=stop, label=f"reference {name}",
-        )  # fmt: skip
+        directory = self.reference_directory(name, key)
+        with computing(f"the reference of {name}"):
+            store, reused = cached_reference(
+                self.model, self.mesh, self.batches(data), directory, key,
+                cut=Cut.of(self.config), stop=stop, label=f"reference {name}",
+            )  # fmt: skip
         self.say(f"reference {name}: {'reused' if reused else 'computed'} {directory}")
         return store
 
@@ -254,15 +335,25 @@ class Run:
         Raises:
             Stopped: a signal came, or the time is up; what was computed is kept.
         """
-        try:
-            with self.stop_request() as stop:
-                self._reference_stores(stop)
-        except Stopped as error:
-            if error.agreed:
-                leave_world()
-            raise
-        self.clock.note(ended=Outcome.DONE.value)
+        with self.holding_output():
+            try:
+                with self.stop_request() as stop:
+                    self._reference_stores(stop)
+            except Stopped as error:
+                if error.agreed:
+                    leave_world()
+                raise
+            self.clock.note(ended=Outcome.DONE.value)
         leave_world()
+
+    @contextlib.contextmanager
+    def holding_output(self) -> Iterator[None]:
+        """Inside the block output_dir is this run's; afterwards another job may have it."""
+        try:
+            yield
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     # -- training --------------------------------------------------------------------------------
 
@@ -307,7 +398,7 @@ class Run:
 
     def fit(self, trainer: PreferenceTrainer) -> Outcome:
         """Resume from the newest valid checkpoint, if there is one, and train. Collective."""
-        for line in resume(self.output_dir / "checkpoints", trainer):
+        for line in resume(self.output_dir / "checkpoints", trainer, self.newest):
             self.say(line)
         log = on_every_rank(
             "opening the loggers",
@@ -319,7 +410,7 @@ class Run:
                 settings=plain_data(self.config),
             ),
         )
-        with log:
+        with log, acting("training"):
             return trainer.fit(log)
 
     def train(self) -> Outcome:
@@ -342,15 +433,16 @@ class Run:
             f"(TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{self.mesh.data_size}), "
             f"{self.config.precision}, {len(self.data['train'])} pairs"
         )
-        try:
-            with self.stop_request() as stop:
-                outcome = self._train(stop)
-        except Stopped as error:
-            if not error.agreed:
-                raise
-            self._say_stopped(str(error))
-            outcome = Outcome.STOPPED
-        self._summarise(outcome)
+        with self.holding_output():
+            try:
+                with self.stop_request() as stop:
+                    outcome = self._train(stop)
+            except Stopped as error:
+                if not error.agreed:
+                    raise
+                self._say_stopped(str(error))
+                outcome = Outcome.STOPPED
+            self._summarise(outcome)
         leave_world()
         return outcome
 
@@ -420,8 +512,28 @@ class Run:
             self.say(f"exported {exported}")
 
 
-def _write_config(config: RunConfig, output_dir: Path) -> None:
-    """Write `config.yaml`, the record of the run. Collective; rank 0 writes.
+def lock_output(output_dir: Path) -> OutputLock | None:
+    """Hold output_dir; the lock is the main rank's. Collective.
+
+    Raises:
+        UserError: on every rank, when another job works there.
+        RunError: on every rank, when it cannot be written.
+    """
+    held: list[OutputLock] = []
+    from_main_rank(
+        "locking output_dir", lambda: held.append(hold(output_dir, on_lost=end_because_taken))
+    )
+    return held[0] if held else None
+
+
+def end_because_taken(holder: Holder) -> None:
+    """End this run: what it would write from now on is another job's."""
+    say(f"error: output_dir was taken over by {holder}; this job ends")
+    end_process(EXIT_FAILED)
+
+
+def _write_record(config: RunConfig, identity: dict[str, Any], output_dir: Path) -> None:
+    """Write `config.yaml` and `identity.json`, the record of the run. Collective; rank 0 writes.
 
     Raises:
         RunError: it cannot be written.
@@ -429,7 +541,9 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
 
     def write() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(config_yaml(config), encoding="utf-8")
+        write_file(output_dir / "config.yaml", config_yaml(config))
+        # As a checkpoint has it: an objective may hold infinity.
+        write_file(output_dir / IDENTITY, json.dumps(identity, indent=1) + "\n")
 
     def wrap(told: str) -> RunError:
         return RunError(
@@ -440,33 +554,35 @@ def _write_config(config: RunConfig, output_dir: Path) -> None:
     from_main_rank("writing config.yaml", write, wrap=wrap)
 
 
-def _begin_logs(
-    config: RunConfig, output_dir: Path, mesh: Mesh, platform: Platform, clock: RunClock
-) -> None:
+def _begin_logs(run: Run) -> None:
     """Keep this start in the rank's log and, on the main rank, in the record of starts."""
-    logs, layout = output_dir / "logs", mesh.layout
+    logs, mesh, layout = run.output_dir / "logs", run.mesh, run.mesh.layout
     rank_log.open_log(
         logs,
         rank=mesh.rank,
         world_size=mesh.world_size,
-        device=platform.device_name(),
-        objective=config.objective.name,
-        precision=config.precision,
+        device=run.model.platform.device_name(),
+        objective=run.config.objective.name,
+        precision=run.config.precision,
         layout=f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{mesh.data_size}",
     )
     if mesh.is_main:
-        clock.keep_in(logs, world_size=mesh.world_size)
+        run.clock.keep_in(logs, world_size=mesh.world_size)
 
 
-def _refuse_too_few(config: RunConfig, train: PreferenceDataset) -> None:
-    """Now, not after an hour of reference computation: is there one global batch of pairs?"""
-    PreferenceSampler(len(train), config.data.seed, train.fingerprint).global_batch(
+def _refuse_length(config: RunConfig, train: Planned) -> None:
+    """Now, not after an hour of reference computation: is there enough data, and enough to do?
+
+    Raises:
+        UserError: there is not one global batch of pairs, or nothing comes after the warm-up.
+    """
+    PreferenceSampler(train.pairs, config.data.seed, train.fingerprint).global_batch(
         0, config.model.global_batch_size
     )
-
-
-def _load_data(
-    config: RunConfig, source: ModelSource, output_dir: Path
-) -> dict[str, PreferenceDataset]:
-    found = {name: load_split(config, name, source, output_dir) for name in ("train", "validation")}
-    return {name: data for name, data in found.items() if data is not None}
+    steps, warmup = total_steps(config, train.pairs), config.optim.sched.warmup_steps
+    if warmup >= steps:
+        raise UserError(
+            f"optim.sched.warmup_steps: {warmup} updates are not fewer than the {steps} of this "
+            f"run ({train.pairs} pairs in batches of {config.model.global_batch_size}); make it "
+            "smaller, or the run longer"
+        )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from nemo_gdpo.control.watch import waiting
 from nemo_gdpo.control.world import control_group
 from nemo_gdpo.errors import Stopped
 from nemo_gdpo.launch.signals import StopRequest, name_of, obeyed
@@ -24,7 +25,8 @@ def highest(*values: int) -> list[int]:
     the control group.
     """
     found = torch.tensor(values, dtype=torch.int32, device="cpu")
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=control_group())
+    with waiting("between steps"):
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=control_group())
     return [int(value) for value in found.tolist()]
 
 

@@ -7,12 +7,15 @@ import math
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.control import from_main_rank
+from nemo_gdpo.control.watch import computing
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
@@ -31,9 +34,11 @@ from nemo_gdpo.training.metrics import (
     CHECKPOINT_SECONDS,
     PEAK_MEMORY,
     PEAK_MEMORY_OF_ALL,
+    SKIPPED_STEPS,
     VALIDATION_SECONDS,
     NotFiniteError,
     gather_per_pair,
+    note_skipped,
     reduce_metrics,
     refuse_not_finite,
 )
@@ -68,6 +73,8 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
+    skipped: int = 0
+    """Updates among the steps that were left out: something was not finite."""
     queries: QueryCount = field(default_factory=lambda: QueryCount(0))
 
 
@@ -81,7 +88,7 @@ def metric_names(objective: Objective) -> list[str]:
 
 
 def total_steps(config: RunConfig, num_pairs: int) -> int:
-    """Updates of the run, from max_steps and max_epochs, whichever ends first."""
+    """Updates of the run, made or left out, from max_steps and max_epochs, whichever ends first."""
     limits = []
     if config.trainer.max_steps is not None:
         limits.append(config.trainer.max_steps)
@@ -153,6 +160,7 @@ class PreferenceTrainer:
         return unlogged | {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
+            "skipped_steps": self.progress.skipped,
             "queries": self.progress.queries.state(),
             "scheduler_steps": self.scheduler.num_steps,
             "sampler": self.sampler.state_dict(),
@@ -165,6 +173,7 @@ class PreferenceTrainer:
         self.sampler.load_state_dict(state["sampler"])
         self.progress.step = state["step"]
         self.progress.tokens = state["tokens"]
+        self.progress.skipped = state.get("skipped_steps", 0)  # a checkpoint from before there were
         self.progress.queries.restore(state["queries"])
         self.scheduler.num_steps = state["scheduler_steps"]
         self._entry = state.get("unlogged")
@@ -237,27 +246,40 @@ class PreferenceTrainer:
         # Not left to `step`: the norm has to be checked before anything changes.
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
-        if not math.isfinite(grad_norm):
+        # Agreed by all: who alone left an update out would have other weights.
+        worst = torch.tensor([not math.isfinite(grad_norm)], dtype=torch.float32)
+        worst = worst.to(self.mesh.device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        if bool(worst.item()):
             raise NotFiniteError(
                 f"step {step}: the gradient norm is {grad_norm}; the weights were not changed; "
                 f"pairs of this batch: {', '.join(pair_ids[:8])}"
-                f"{' and more' if len(pair_ids) > 8 else ''}"
+                f"{' and more' if len(pair_ids) > 8 else ''}",
+                may_skip=True,
             )
         self.optimizer.step()
         return grad_norm, float(self.optimizer.param_groups[0]["lr"])
 
     def train_step(self) -> dict[str, Any]:
-        """One update. Returns the line for the log."""
+        """One update, made or left out. Returns the line for the log.
+
+        Raises:
+            NotFiniteError: something is not finite, and no further update may be left out.
+        """
         step, begun = self.progress.step, time.perf_counter()
         indices = self.sampler.next_global_batch(self.batch_size)
         pair_ids = [self.train.data[i].id for i in indices]
         self.model.prepare_for_training_step()
         self.optimizer.zero_grad()
         per_pair = self._per_pair(self.train, indices, forward_only=False)
-        refuse_not_finite(per_pair, pair_ids, step)
-        if step == 0 and self.config.trainer.check_initial_loss:
-            self._check_step0(indices, per_pair)
-        grad_norm, learning_rate = self._update(step, pair_ids)
+        try:
+            refuse_not_finite(per_pair, pair_ids, step)
+            # Policy and reference are one model until the first update that was made.
+            if step == self.progress.skipped and self.config.trainer.check_initial_loss:
+                self._check_step0(indices, per_pair)
+            grad_norm, learning_rate = self._update(step, pair_ids)
+        except NotFiniteError as error:
+            return self._leave_out(step, pair_ids, error)
         pairs = [self.train.data[i] for i in indices]
         tokens = self._count_tokens(indices, pairs)
         self.progress.step += 1
@@ -271,6 +293,7 @@ class PreferenceTrainer:
             "consumed_pairs": self.sampler.consumed_pairs,
             "epoch": self.sampler.consumed_pairs / len(self.train.data),
             "num_tokens": self.progress.tokens,
+            SKIPPED_STEPS: self.progress.skipped,
             **self.speed.columns(pairs, tokens, seconds, self._data_seconds),
             **self._memory(),
             "train/padding_fraction": 1.0 - tokens / self._slots_spent,
@@ -280,6 +303,39 @@ class PreferenceTrainer:
             self.progress.queries.record(indices, per_pair[queries])
             entry[f"{self.config.objective.name}/queries_total"] = self.progress.queries.total
         return entry
+
+    def _leave_out(self, step: int, pair_ids: list[str], error: NotFiniteError) -> dict[str, Any]:
+        """Go on without an update: weights and optimizer stay, data and schedule move on.
+
+        It is noted first, also if it ends the run.
+
+        Returns:
+            The line for the log, without what was not computed.
+
+        Raises:
+            NotFiniteError: the reference is not finite, or too many were left out already.
+        """
+        limit = self.config.trainer.max_skipped_steps
+        from_main_rank(
+            "noting a skipped step",
+            lambda: note_skipped(Path(self.config.output_dir), step, pair_ids, error),
+        )
+        if not error.may_skip or self.progress.skipped >= limit:
+            if error.may_skip and limit:
+                raise error.after(limit) from error
+            raise error
+        self.progress.skipped += 1
+        if self.mesh.is_main:
+            print(f"left out ({self.progress.skipped} of at most {limit}): {error}", flush=True)
+        self.scheduler.step(increment=step + 1 - self.scheduler.num_steps)
+        self.progress.step += 1
+        return {
+            "step": step,
+            "consumed_pairs": self.sampler.consumed_pairs,
+            "epoch": self.sampler.consumed_pairs / len(self.train.data),
+            "num_tokens": self.progress.tokens,
+            SKIPPED_STEPS: self.progress.skipped,
+        }
 
     def _memory(self) -> dict[str, float]:
         """High-water marks: of the worst rank, and of all ranks together, GiB."""
@@ -316,7 +372,8 @@ class PreferenceTrainer:
                 if self.stopping.due():
                     return None
                 real = sum(index != SENTINEL for index in indices)
-                per_pair = self._per_pair(self.validation, indices, forward_only=True)
+                with computing(f"validation at step {self.progress.step}"):
+                    per_pair = self._per_pair(self.validation, indices, forward_only=True)
                 ids = [data[i].id for i in indices[:real]]
                 per_pair = {name: values[:real] for name, values in per_pair.items()}
                 refuse_not_finite(per_pair, ids, self.progress.step)
@@ -349,7 +406,11 @@ class PreferenceTrainer:
                     if self.progress.step:  # before the first update there is nothing to keep
                         self.save()
                     return Outcome.STOPPED
-                entry = self._entry or self.train_step() | saved
+                if self._entry is None:
+                    with computing(f"step {self.progress.step}"):
+                        entry = self.train_step() | saved
+                else:
+                    entry = self._entry
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)

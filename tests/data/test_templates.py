@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
 
 from nemo_gdpo.data import PairEncoder, RawPair
 from nemo_gdpo.errors import UserError
-from tests.support.tokenizers import NO_END, build_tokenizer
+from tests.support.tokenizers import LLAMA3, NO_END, build_tokenizer
 
 USER = {"role": "user", "content": "Is it good?"}
 
@@ -217,3 +218,52 @@ def test_named_templates(llama3: Any) -> None:
             PairEncoder(llama3)
     finally:
         llama3.chat_template = default
+
+
+CLOCK = "{{ strftime_now('%d %b %Y') }} " + LLAMA3
+
+
+class TestClock:
+    """Llama 3.2's template writes the date; a run that goes on tomorrow must not."""
+
+    def _prompt(self, llama3: Any, **given: Any) -> str:
+        encoder = PairEncoder(llama3, chat_template=CLOCK, **given)
+        ids = encoder.encode_prompt([{"role": "user", "content": "hello"}])
+        return str(llama3.decode(ids))
+
+    def test_it_stands_still_where_it_was_set(self, llama3: Any) -> None:
+        assert "26 Jul 2024" in self._prompt(llama3, date="2024-07-26")
+        assert "01 Jan 2031" in self._prompt(llama3, date="2031-01-01")
+
+    def test_today_is_one_day_for_all_of_an_encoder(self, llama3: Any) -> None:
+        encoder = PairEncoder(llama3, chat_template=CLOCK)
+        assert encoder.date is not None
+        today = datetime.date.fromisoformat(encoder.date)
+        assert abs((datetime.date.today() - today).days) <= 1
+        encoder.date = "2024-07-26"
+        ids = encoder.encode_prompt([{"role": "user", "content": "hello"}])
+        assert "26 Jul 2024" in llama3.decode(ids)
+
+    @pytest.mark.parametrize("before", ["", "\n", "  {% if true %}y{% endif %}\n", " \n x"])
+    def test_nothing_else_of_the_template_changes(self, llama3: Any, before: str) -> None:
+        """A template is Llama 3.2's, in short, with white space at its beginning."""
+        template = before + (
+            "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+            '{%- set date_string = strftime_now( "%d %b %Y" ) %}{%- endif %}{%- endif %}'
+        )
+        rest = "\n{{ date_string }}|" + LLAMA3
+        turn = [{"role": "user", "content": "hello"}]
+        encoder = PairEncoder(llama3, chat_template=template + rest, date="2024-07-26")
+        written = before + "{%- set date_string = '26 Jul 2024' %}" + rest
+        assert encoder.encode_prompt(turn) == PairEncoder(
+            llama3, chat_template=written
+        ).encode_prompt(turn)
+
+    def test_a_format_that_is_worked_out_is_refused(self, llama3: Any) -> None:
+        template = "{% set f = '%d' %}{{ strftime_now(f) }}" + LLAMA3
+        encoder = PairEncoder(llama3, chat_template=template)
+        with pytest.raises(UserError, match="a format that is not written out"):
+            encoder.encode_prompt([{"role": "user", "content": "hello"}])
+
+    def test_a_template_without_one_has_no_date(self, llama3: Any) -> None:
+        assert PairEncoder(llama3, date="2024-07-26").date is None

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.model import ModelConfig
-from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.training import LoggerConfig, TrainerConfig
 from nemo_gdpo.objectives import ADPO, DPO, GDPO, ODPO
-from nemo_gdpo.training.loggers import MetricsLog
+from nemo_gdpo.training.loggers import METRICS, SUPERSEDED, MetricsLog
 from nemo_gdpo.training.metrics import NotFiniteError, reduce_metrics, refuse_not_finite
 from nemo_gdpo.training.queries import QueryCount
 from nemo_gdpo.training.trainer import metric_names, total_steps
@@ -120,6 +121,28 @@ class TestMetricsLog:
             log.write({"step": 0})
             assert self.lines(tmp_path) == ['{"step": 0}']
 
+    def test_nothing_is_lost(self, tmp_path: Path) -> None:
+        lines = ['{"step": 0}\n', '{"step": 1, "loss": 2}\n', '{"step": 2}\n', '{"st']
+        (tmp_path / METRICS).write_text("".join(lines))
+        with MetricsLog(OFF, tmp_path, enabled=True, resume_step=1) as log:
+            log.write({"step": 1, "loss": 3})
+        assert self.lines(tmp_path) == ['{"step": 0}', '{"step": 1, "loss": 3}']
+        superseded = (tmp_path / SUPERSEDED).read_text()
+        assert superseded == "".join(lines[1:]) + "\n"
+        # Once more: what is superseded later comes after it.
+        with MetricsLog(OFF, tmp_path, enabled=True, resume_step=1):
+            pass
+        assert (tmp_path / SUPERSEDED).read_text() == superseded + '{"step": 1, "loss": 3}\n'
+
+    def test_a_clean_end_supersedes_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / METRICS
+        path.write_text('{"step": 0}\n')
+        before = path.stat().st_ino
+        with MetricsLog(OFF, tmp_path, enabled=True, resume_step=1):
+            pass
+        assert path.stat().st_ino == before
+        assert not (tmp_path / SUPERSEDED).exists()
+
     def test_other_ranks_write_nothing(self, tmp_path: Path) -> None:
         with MetricsLog(OFF, tmp_path, enabled=False, resume_step=0) as log:
             log.write({"step": 0})
@@ -137,3 +160,25 @@ def test_total_steps(steps: int | None, epochs: float | None, expected: int) -> 
         model=ModelConfig(global_batch_size=4),
     )
     assert total_steps(config, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["trainer.max_steps=40"], 40),  # 16 passes over 10 pairs, and no default cuts it
+        (["trainer.max_steps=2"], 2),
+        (["trainer.max_epochs=2"], 5),
+        (["trainer.max_steps=40", "trainer.max_epochs=2"], 5),
+        (["trainer.max_steps=4", "trainer.max_epochs=2"], 4),
+        ([], 3),
+    ],
+)
+def test_the_length_that_was_asked_for(given: list[str], expected: int) -> None:
+    plain = compose([*given, "model.global_batch_size=4"], TRAIN).plain
+    assert total_steps(TRAIN.parse(plain), 10) == expected
+
+
+def test_the_length_in_python_is_that_of_the_command_line() -> None:
+    assert TrainerConfig(max_steps=40).max_epochs is None
+    assert TrainerConfig().max_epochs == 1.0
+    assert TrainerConfig(max_steps=40, max_epochs=0.5).max_epochs == 0.5

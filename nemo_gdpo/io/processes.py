@@ -1,0 +1,53 @@
+"""Processes by name, across machines: is the one that a file names still there?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of some machine."""
+
+    host: str
+    pid: int
+    started: str
+    """When, in the kernel's ticks: numbers of processes are used again."""
+    machine: str
+    """The boot of its machine and its name space of processes; empty where that is unknown."""
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether its number means something here."""
+        return self.machine != "" and self.machine == _machine()
+
+    def is_alive(self) -> bool:
+        """Whether it runs. Only for processes of this machine."""
+        return _started(self.pid) == self.started != ""
+
+
+def this_process() -> Process:
+    """The one that asks."""
+    pid = os.getpid()
+    return Process(os.uname().nodename, pid, _started(pid), _machine())
+
+
+def _machine() -> str:
+    try:
+        return f"{_BOOT.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Empty when there is no such process, or it has ended and is only waited for."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
