@@ -225,7 +225,9 @@ class Run:
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )
-        run = cls(config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock)
+        run = cls(
+            config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock
+        )
         from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
         return run, plan
 
