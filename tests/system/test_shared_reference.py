@@ -1,4 +1,4 @@
-"""A reference cache that runs share, that is killed, damaged, or another model's: right or refused."""
+"""A reference cache that is shared, killed, damaged, or of another model: right, or refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from nemo_gdpo.cli import main
 from nemo_gdpo.training import reference
 from tests.support.signals_at import signal_at
 reference.FLUSH_SECONDS = 0.0
-with signal_at("SIGKILL", "models.preference_model:PreferenceModel.get_reference_logprobs", 4):
+with signal_at("SIGKILL", "models.preference_model:PreferenceModel.get_reference_logprobs", 3):
     sys.exit(main(sys.argv[1:]))
 """
 
@@ -105,7 +105,7 @@ def test_killed_it_loses_what_was_not_written(tmp_path: Path, model: Path, data:
     assert killed.returncode == -signal.SIGKILL
     partial = output / "reference" / ".train.partial"
     shards = sorted(partial.glob("shard-*"))
-    # Of three batches the third was not written yet.
+    # Of four batches two are written, and the third is being computed.
     assert [path.name[:23] for path in shards] == [
         "shard-00000000-00000000", "shard-00000001-00000001",
     ]  # fmt: skip
@@ -127,7 +127,7 @@ def test_killed_it_loses_what_was_not_written(tmp_path: Path, model: Path, data:
         },
     )
     assert [result.status for result in done.values()] == [0, 0, 0], done
-    assert "reference train: continuing, 8 of 16 pairs" in done["again"].out
+    assert "reference train: continuing, 4 of 16 pairs" in done["again"].out
     assert rows(output / "reference" / "train") == rows(tmp_path / "whole" / "reference" / "train")
     assert [path.name for path in (output / "reference").iterdir()] == ["train"]
     assert "differs in columns, eos_temperature is dropped" in done["other"].out
