@@ -16,7 +16,7 @@ from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
 from nemo_gdpo.control.failure import Wrap
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
-from nemo_gdpo.errors import RunError
+from nemo_gdpo.errors import RunError, Stopped
 from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.io.locks import BusyError
 from nemo_gdpo.io.staged import StagedDirectory
