@@ -189,6 +189,19 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _requests[-1]._act(number)
 
 
+_masks: list[set[signal.Signals]] = []
+"""Of the thread that forks, from before."""
+
+
+def _before_fork() -> None:
+    """A signal that comes while the child is not itself yet waits until it is."""
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS))  # type: ignore[arg-type]
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
 def _forget_in_child() -> None:
     """A forked child is not asked to stop: it would write into its parent's pipe."""
     if _requests:
@@ -198,9 +211,12 @@ def _forget_in_child() -> None:
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _requests.clear()
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_forget_in_child
+)
 
 
 class _Watch:
@@ -257,4 +273,5 @@ class _Watch:
             self._unraisable(unraisable)
         elif _requests:
             _requests[-1]._obeyed = False
-            _thread.interrupt_main(signal.SIGTERM)
+            # Not from here, where nothing can be raised either.
+            threading.Timer(0.01, _thread.interrupt_main, (signal.SIGTERM,)).start()

@@ -16,7 +16,7 @@ from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
 from nemo_gdpo.control.failure import Wrap
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
-from nemo_gdpo.errors import RunError
+from nemo_gdpo.errors import RunError, Stopped
 from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.io.locks import BusyError
 from nemo_gdpo.io.staged import StagedDirectory
@@ -108,8 +108,9 @@ class _Computation:
 
         Raises:
             OSError: it cannot be made.
+            Stopped: this run's time is up while it waits.
         """
-        has_said = False
+        has_said, limit = False, self.stop.limit
         while True:
             try:
                 self.staged = start_cache(self.directory, self.key, self.cut, say=self.say)
@@ -117,6 +118,11 @@ class _Computation:
                 if not has_said:
                     self.say(f"waiting for another run, which computes {self.directory}")
                     has_said = True
+                if limit is not None and time.time() > limit.end - limit.margin:
+                    raise Stopped(
+                        f"stopped by the end of its time ({limit.key}) while another run computes "
+                        f"{self.directory}; the same command goes on"
+                    ) from None
                 time.sleep(_POLL_SECONDS)
                 continue
             if not self.directory.exists():

@@ -1,13 +1,14 @@
 """How far two computations of one model lie apart by rounding alone: measured, at step 0.
 
-Policy and reference are one model then, but not one computation: rows stand in other micro-batches,
-other ranks may have computed them, with other kernels. In fp32 that is 1e-5 of a log-prob. In 16 or
-8 bit it depends on the model and its depth, so it is measured: the first batch is computed once more
-with every embedding moved by one unit of the precision, up or down. From there on every rounding
-falls out anew, as it does in another order of sums. What comes out differs from the first result by
-the rounding errors of both, which are independent, and by the small push; a reference that differs
-by rounding differs by the errors alone. (In bf16 on a model of two layers: 0.0047 nats a token by
-the push, 0.0050 between bf16 and fp32, and 0.045 when rope's base is another.)
+Policy and reference are one model then, but not one computation: rows stand in other
+micro-batches, other ranks may have computed them, with other kernels. In fp32 that is 1e-5 of a
+log-prob. In 16 or 8 bit it depends on the model and its depth, so it is measured: the first batch
+is computed once more with every embedding moved by one unit of the precision, up or down. From
+there on every rounding falls out anew, as it does in another order of sums. What comes out differs
+from the first result by the rounding errors of both, which are independent, and by the small push;
+a reference that differs by rounding differs by the errors alone. (In bf16 on a model of two layers:
+0.0047 nats a token by the push, 0.0050 between bf16 and fp32, and 0.045 when rope's base is
+another.)
 
 Errors of the tokens of a response are independent to first order, so that a response of T tokens is
 off by sqrt(T) times the error of one.

@@ -8,8 +8,8 @@ Tolerances. In float32 fixed ones, a hundred times what another order of sums gi
 precisions the noise of rounding is measured on this model and batch (`training/rounding.py`), as a
 root mean square S for one response and token:
 
-- over the batch, the root mean square of the gaps may be `OF_ALL` times S. The squares of n gaps are
-  at worst independent; with the smallest batch, one pair, a sound run exceeds this once in 10^7.
+- over the batch, the root mean square of the gaps may be `OF_ALL` times S: with the smallest batch,
+  one pair of normal errors, a sound run exceeds this once in 10^7.
 - one response may be off by `OF_ONE` times S: a single wrong row drowns in the mean.
 - the loss likewise, with the noise of the loss itself, whose tails are longer where it is a square.
 

@@ -129,13 +129,13 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(
 
 
 def test_a_signal_while_the_reference_is_computed(root: Path, model: Path) -> None:
-    """Nothing that is half done is kept, and the run can be queued again."""
+    """What is finished is kept, and the run can be queued again."""
     many = write_jsonl(root / "many.jsonl", pairs(6000))
     output = root / "early"
     with started("train", *common(model, many, output, *steps(1))) as process:
         limit = time.monotonic() + DEADLINE
         while (
-            not list((output / "reference").glob(".train.*.tmp"))
+            not (output / "reference" / ".train.partial").exists()
             and time.monotonic() < limit
             and process.poll() is None
         ):
@@ -144,5 +144,6 @@ def test_a_signal_while_the_reference_is_computed(root: Path, model: Path) -> No
         result = finish(process)
     assert result.status == 75, f"{result.status} {result.err}"
     assert "Traceback" not in result.err
-    assert list((output / "reference").iterdir()) == []
+    assert "of 6000 pairs are kept in " in result.complaints[0]
+    assert [path.name for path in (output / "reference").iterdir()] == [".train.partial"]
     assert not (output / "checkpoints").exists()

@@ -290,6 +290,12 @@ CHANGES: dict[str, Change] = {
         ("model.logprob_chunk_tokens=8",), lambda w: len(w.rows()) == STEPS
     ),
     "data.name": Change(("data.name=other",), _same_weights),
+    "logger.every_n_steps": Change(
+        ("logger.every_n_steps=1",), lambda w: f"step {STEPS - 1} of {STEPS}" in w.result.out
+    ),
+    "logger.peak_tflops": Change(
+        ("logger.peak_tflops=0.01",), lambda w: w.rows()[-1]["perf/mfu"] > 0
+    ),
     "data.packing": Change(
         ("data.packing=true",), lambda w: w.rows()[-1]["train/padding_fraction"]
         < metrics(w.control)[-1]["train/padding_fraction"],
@@ -339,9 +345,14 @@ ELSEWHERE = {
     "trainer.devices": "ranks on this machine: tests/system/test_resume.py",
     "trainer.num_nodes": "nodes of a job: tests/system/test_slurm_generate.py",
     "model.attention_backend": "there is one on a CPU",
-    "logger.wandb": "a service: tests/training/test_loggers.py",
-    "logger.wandb_project": "a service: tests/training/test_loggers.py",
-    "logger.wandb_name": "a service: tests/training/test_loggers.py",
+    "trainer.max_minutes": "ends a start early: tests/system/test_stops.py",
+    **{
+        f"logger.{name}": "a service: tests/training/test_trackers.py"
+        for name in (
+            "wandb", "wandb_project", "wandb_name",
+            "mlflow", "mlflow_tracking_uri", "mlflow_experiment",
+        )
+    },
 }  # fmt: skip
 """Keys that may change, and that a run of one rank on a CPU cannot change."""
 CONTENTS = {
