@@ -13,7 +13,6 @@ all the rest, or the steps are taken one by one:
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,16 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_gdpo.config.base import plain_data
-from nemo_gdpo.config.composition import config_yaml
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
-from nemo_gdpo.control.alone import end_process
 from nemo_gdpo.control.watch import acting, computing
 from nemo_gdpo.data.dataset import PreferenceDataset
-from nemo_gdpo.data.sampler import PreferenceSampler
-from nemo_gdpo.errors import EXIT_FAILED, RunError, Stopped, UserError
-from nemo_gdpo.io.files import write_file
-from nemo_gdpo.io.output_lock import Holder, OutputLock, hold
+from nemo_gdpo.errors import Stopped, UserError
+from nemo_gdpo.io.output_lock import OutputLock
 from nemo_gdpo.launch import rank_log
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, begun_at
@@ -43,17 +38,17 @@ from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
-from nemo_gdpo.training.datasets import DataPlan, Planned, given_data, plan_data
+from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
 from nemo_gdpo.training.export import export_run, model_card_of, write_assets
 from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
+from nemo_gdpo.training.record import begin_logs, lock_output, refuse_length, write_record
 from nemo_gdpo.training.reference import cached_reference
 from nemo_gdpo.training.reference_key import Cut, ReferenceKey, model_identity, reference_key
 from nemo_gdpo.training.reference_store import ReferenceStore, refuse_foreign
 from nemo_gdpo.training.resume import (
-    IDENTITY,
     Newest,
     agree_on_config,
     find_newest,
@@ -197,7 +192,7 @@ class Run:
             plan = given_data(data)
         clock.enter(MODEL)
         train = plan.splits["train"]
-        on_every_rank("counting the pairs", lambda: _refuse_length(config, train))
+        on_every_rank("counting the pairs", lambda: refuse_length(config, train))
         identity["settings"] |= {"data.date": plan.date}
         identity |= {
             "data": plan.fingerprints,
@@ -244,8 +239,8 @@ class Run:
 
     def _write(self, plan: DataPlan) -> None:
         """Write the record of the run and its data. Collective."""
-        _write_record(self.config, self.identity, self.output_dir)
-        _begin_logs(self)
+        write_record(self.config, self.identity, self.output_dir)
+        begin_logs(self.config, self.output_dir, self.mesh, self.model.platform, self.clock)
         if not self.data:
             self.data = plan.write(self.output_dir)
 
@@ -512,79 +507,3 @@ class Run:
                 "exporting to Hugging Face", lambda: export_run(self, checkpoint)
             )
             self.say(f"exported {exported}")
-
-
-def lock_output(output_dir: Path) -> OutputLock | None:
-    """Hold output_dir; the lock is the main rank's. Collective.
-
-    Raises:
-        UserError: on every rank, when another job works there.
-        RunError: on every rank, when it cannot be written.
-    """
-    held: list[OutputLock] = []
-    from_main_rank(
-        "locking output_dir", lambda: held.append(hold(output_dir, on_lost=end_because_taken))
-    )
-    return held[0] if held else None
-
-
-def end_because_taken(holder: Holder) -> None:
-    """End this run: what it would write from now on is another job's."""
-    say(f"error: output_dir was taken over by {holder}; this job ends")
-    end_process(EXIT_FAILED)
-
-
-def _write_record(config: RunConfig, identity: dict[str, Any], output_dir: Path) -> None:
-    """Write `config.yaml` and `identity.json`, the record of the run. Collective; rank 0 writes.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-
-    def write() -> None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_file(output_dir / "config.yaml", config_yaml(config))
-        # As a checkpoint has it: an objective may hold infinity.
-        write_file(output_dir / IDENTITY, json.dumps(identity, indent=1) + "\n")
-
-    def wrap(told: str) -> RunError:
-        return RunError(
-            f"{output_dir}/config.yaml could not be written ({told}); free space, fix the "
-            "permissions or choose another output_dir, then start again"
-        )
-
-    from_main_rank("writing config.yaml", write, wrap=wrap)
-
-
-def _begin_logs(run: Run) -> None:
-    """Keep this start in the rank's log and, on the main rank, in the record of starts."""
-    logs, mesh, layout = run.output_dir / "logs", run.mesh, run.mesh.layout
-    rank_log.open_log(
-        logs,
-        rank=mesh.rank,
-        world_size=mesh.world_size,
-        device=run.model.platform.device_name(),
-        objective=run.config.objective.name,
-        precision=run.config.precision,
-        layout=f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{mesh.data_size}",
-    )
-    if mesh.is_main:
-        run.clock.keep_in(logs, world_size=mesh.world_size)
-
-
-def _refuse_length(config: RunConfig, train: Planned) -> None:
-    """Now, not after an hour of reference computation: is there enough data, and enough to do?
-
-    Raises:
-        UserError: there is not one global batch of pairs, or nothing comes after the warm-up.
-    """
-    PreferenceSampler(train.pairs, config.data.seed, train.fingerprint).global_batch(
-        0, config.model.global_batch_size
-    )
-    steps, warmup = total_steps(config, train.pairs), config.optim.sched.warmup_steps
-    if warmup >= steps:
-        raise UserError(
-            f"optim.sched.warmup_steps: {warmup} updates are not fewer than the {steps} of this "
-            f"run ({train.pairs} pairs in batches of {config.model.global_batch_size}); make it "
-            "smaller, or the run longer"
-        )

@@ -50,7 +50,7 @@ ARCHIVE = "model.nemo could not be written"
 FAILURES: tuple[Failing, ...] = (
     Failing("comparing configurations", "training.resume:plain_data"),
     Failing("building the mesh", "platform.cpu:CpuPlatform.manual_seed"),
-    Failing("locking output_dir", "training.run:hold", main_only=True),
+    Failing("locking output_dir", "training.record:hold", main_only=True),
     Failing("finding the model", "training.model_source:open_loadable", main_only=True),
     Failing("finding the model", "training.model_source:fingerprint_of", "disk", main_only=True),
     Failing("opening the model", "training.model_source:HuggingFaceSource"),
@@ -65,7 +65,7 @@ FAILURES: tuple[Failing, ...] = (
     Failing("looking for another run's reference", "training.run:refuse_foreign", main_only=True),
     Failing(
         "writing config.yaml",
-        "training.run:config_yaml",
+        "training.record:config_yaml",
         "disk",
         main_only=True,
         said="config.yaml could not be written",
@@ -79,7 +79,7 @@ FAILURES: tuple[Failing, ...] = (
     Failing("reading the tokens of train", "training.datasets:load_prepared"),
     Failing("reading the tokens of train", "training.datasets:wait_for_files", "disk"),
     Failing("reading the tokens of validation", "training.datasets:load_prepared", call=2),
-    Failing("counting the pairs", "training.run:PreferenceSampler.global_batch"),
+    Failing("counting the pairs", "training.record:PreferenceSampler.global_batch"),
     Failing("building the model", "training.run:PreferenceModel", "bug"),
     Failing("reading the weights", "training.model_source:load_hf_into_model"),
     Failing("reading the weights", "models.weights:check_dist_checkpoint", settings=CONVERTED),
