@@ -15,7 +15,8 @@ from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.late import sizes_of, wait_for_files
-from nemo_gdpo.training.checkpoint import Found, find_newest_valid, newest_trainer_state
+from nemo_gdpo.training.checkpoint import Found, find_newest_whole, newest_trainer_state
+from nemo_gdpo.training.checkpoint_save import told
 from nemo_gdpo.training.trainer import PreferenceTrainer
 
 FIXED = ("weights", "objective", "global_batch_size", "precision")
@@ -120,13 +121,26 @@ class _Newest:
     """Files of the newest valid checkpoint."""
 
 
-def _find(root: Path, identity: dict[str, Any]) -> _Newest:
-    found = find_newest_valid(root)
+def _find(found: Found, identity: dict[str, Any]) -> _Newest:
     if found.path is None:
         return _Newest(found, {})
     saved = json.loads((found.path / "trainer_state.json").read_text())
     _check_identity(saved["identity"], identity, found.path)
     return _Newest(found, sizes_of(found.path))
+
+
+def refuse_longer(checkpoint: Path, last: int) -> None:
+    """Refuse a checkpoint with more steps than the run: what it would export is another model.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    step = int(checkpoint.name.removeprefix("step_"))
+    if step > last:
+        raise UserError(
+            f"resume: {checkpoint} has {step} steps, more than the {last} of this run; raise "
+            "trainer.max_steps (or trainer.max_epochs), or set another output_dir"
+        )
 
 
 def resume(root: Path, trainer: PreferenceTrainer) -> list[str]:
@@ -136,11 +150,14 @@ def resume(root: Path, trainer: PreferenceTrainer) -> list[str]:
         What to tell the user: checkpoints passed over and why, and where the run resumes.
 
     Raises:
-        UserError: the checkpoint belongs to another run, or a rank does not see it.
+        UserError: the checkpoint belongs to another run or has more steps than this one, or a rank
+            does not see it.
     """
-    newest = from_main_rank("looking for checkpoints", lambda: _find(root, trainer.identity))
+    found = find_newest_whole(root, full=trainer.config.trainer.verify_checkpoint == "full")
+    newest = from_main_rank("looking for checkpoints", lambda: _find(found, trainer.identity))
     lines, path = list(newest.found.skipped), newest.found.path
     if path is not None:
+        on_every_rank("comparing the steps", lambda: refuse_longer(path, trainer.total_steps))
         remedy = "set output_dir to a directory that all nodes share"
         on_every_rank(
             "looking for the checkpoint", lambda: wait_for_files(path, newest.sizes, remedy)
@@ -149,4 +166,7 @@ def resume(root: Path, trainer: PreferenceTrainer) -> list[str]:
         on_every_rank("resuming", lambda: trainer.restore(state))
         step, last = trainer.progress.step, trainer.total_steps
         lines.append(f"resumed {path.name}: {step} of {last} steps")
+        seconds = {"look and hash": found.seconds, **trainer.checkpointer.timings}
+        whole = sum(seconds.values())
+        lines.append(f"checkpoint {path.name} read: {whole:.1f} s ({told(seconds)})")
     return lines

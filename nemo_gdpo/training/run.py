@@ -254,6 +254,8 @@ class Run:
         checkpointer = Checkpointer(
             self.output_dir / "checkpoints", self.model, optimizer, self.mesh,
             write_assets=partial(write_assets, self), keep=config.trainer.keep_checkpoints,
+            in_background=config.trainer.async_save,
+            full_check=config.trainer.verify_checkpoint == "full",
         )  # fmt: skip
         splits = {
             name: Split(data, self.batches(data), references[name])
@@ -282,7 +284,7 @@ class Run:
                 resume_step=trainer.progress.step,
             ),
         )
-        with log:
+        with log, trainer.checkpointer:
             return trainer.fit(log)
 
     def train(self) -> Outcome:

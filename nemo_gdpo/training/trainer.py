@@ -310,6 +310,7 @@ class PreferenceTrainer:
             enabled=self.mesh.is_main,
         ) as bar:
             while self.progress.step < self.total_steps:
+                self.checkpointer.poll()
                 # Agreed by all: a rank that stopped alone would leave the others waiting for it.
                 if any_rank_stopped(self.stop):
                     self.save()
