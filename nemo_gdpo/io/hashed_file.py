@@ -68,23 +68,24 @@ class HashedFile(io.RawIOBase):
         """Nothing before `close`."""
 
     def close(self) -> None:
-        """Force it to disk and close it.
+        """Force it to disk and close it; after a failed write, only close it.
 
         Raises:
             OSError: it cannot be written.
         """
         if self.closed:
             return
+        super().close()
+        self._hasher.shutdown()
         try:
             with self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                if self.failure is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
         except OSError as error:
-            self.failure = self.failure or error
-            raise
-        finally:
-            self._hasher.shutdown()
-            super().close()
+            if self.failure is None:
+                self.failure = error
+                raise
 
     @property
     def entry(self) -> dict[str, object]:

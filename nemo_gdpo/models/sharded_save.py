@@ -110,7 +110,7 @@ class ShardedSave:
         """
         if self._request.async_fn is None:
             return
-        (transforms, *_) = self._request.async_fn.args
+        [transforms] = self._request.async_fn.args[0]
         results: dict[int, list[Any]] = {}
         for number, (path, name, (data, tensors)) in enumerate(self._buckets):
             file = HashedFile(Path(path))
@@ -118,7 +118,7 @@ class ShardedSave:
                 with file:
                     results[number] = [
                         _write_item(
-                            *transforms, file, content, item, name,
+                            transforms, file, content, item, name,
                             serialization_format=SerializationFormat.TORCH_SAVE,
                         )
                         for item, content in (*data, *tensors)

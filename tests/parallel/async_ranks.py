@@ -2,8 +2,8 @@
 
 `python -m tests.parallel.async_ranks FOLDER CASE`, under RANK and WORLD_SIZE:
 
-    plain, zero   (TP2; the distributed optimizer) four updates, with checkpoints of the second written at once (`sync`) and beside
-                  the last two (`async`); prints what it sees
+    plain, zero   TP2, or the distributed optimizer: four updates, with checkpoints of the second
+                  written at once (`sync`) and beside the last two (`async`); prints what it sees
     fails         the last rank cannot write the checkpoint of the second update
     error         training fails on all ranks while a checkpoint is on its way
     killed        every rank is killed while it writes
@@ -168,7 +168,7 @@ def error(folder: Path) -> dict[str, Any]:
 
 def killed(folder: Path) -> dict[str, Any]:
     """The first checkpoint is whole; in the middle of the second the process is gone."""
-    trainer = trainer_of(folder, "killed", *ASYNC)
+    trainer = trainer_of(folder, "killed", *TP2, *ASYNC)
     steps(trainer, 1)
     save(trainer)
     trainer.checkpointer.finish()
