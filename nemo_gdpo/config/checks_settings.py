@@ -179,6 +179,16 @@ def check_logger_packages(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def check_checkpoints(config: RunConfig) -> Iterator[Problem]:
+    """A checkpoint that nothing goes on beside."""
+    if config.trainer.async_save and config.trainer.save_interval is None:
+        yield Problem(
+            "trainer.async_save",
+            "the only checkpoint is the last one, which the end of the run waits for",
+            "set trainer.save_interval, or trainer.async_save=false",
+        )
+
+
 def wandb_can_log_in() -> bool:
     """Whether a key for Weights & Biases exists, or nothing has to be logged in to."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in {"offline", "disabled"}:

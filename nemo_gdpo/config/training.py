@@ -81,7 +81,14 @@ class TrainerConfig(Section):
     save_interval: Interval | None = None
     """Checkpoint every so many updates; null only at the end."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """Older checkpoints are removed."""
+    """Whole checkpoints that are kept: the one written last and the newest before it. Damaged ones
+    do not count."""
+    async_save: bool = False
+    """Train on while a checkpoint is written. Its tensors are copied to the host's memory first.
+    One is written at a time, and the end of the run waits for it."""
+    verify_checkpoint: Literal["full", "sizes"] = "full"
+    """Check of the checkpoint that a run resumes from: `full` compares the hashes of all files,
+    which the ranks share; `sizes` their names and sizes alone."""
     check_initial_loss: bool = True
     """Stop at step 0 when the loss shows that policy and reference are not one model."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 3

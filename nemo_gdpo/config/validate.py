@@ -19,6 +19,7 @@ from nemo_gdpo.config.checks_mesh import (
     check_world,
 )
 from nemo_gdpo.config.checks_settings import (
+    check_checkpoints,
     check_data,
     check_lengths,
     check_logger_packages,
@@ -72,6 +73,7 @@ def problems(
     found += check_lengths(config)
     found += check_data(config, files=files)
     found += check_training(config)
+    found += check_checkpoints(config)
     if files:
         found += check_wandb_login(config)
         found += check_logger_packages(config)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 
 from nemo_gdpo.control import on_every_rank
-from nemo_gdpo.control.failure import Wrap, describe
+from nemo_gdpo.control.failure import Wrap
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
+from nemo_gdpo.models.sharded_save import save_sharded
 
 
 class HasChunks(Protocol):
@@ -98,53 +95,6 @@ def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap | None = None) -
         checkpoint: to write to.
         wrap: see `on_every_rank`.
     """
-    save_sharded(lambda: {"model": sharded_weights(model)}, checkpoint / DIST, wrap)
-
-
-def save_sharded(
-    state: Callable[[], dict[str, Any]],
-    directory: Path,
-    wrap: Wrap | None,
-    reason: Callable[[BaseException], str] = describe,
-) -> None:
-    """`dist_checkpointing.save` in stages. Collective.
-
-    Megatron's own makes all ranks wait at a barrier of the computation until the slowest disk has
-    written; here they wait in the control group.
-
-    Args:
-        state: makes the sharded state of this rank; may be collective.
-        directory: to write to; exists.
-        wrap: see `on_every_rank`.
-        reason: see `on_every_rank`.
-    """
-    together = partial(on_every_rank, wrap=wrap, reason=reason)
-    # Megatron's own queue is a process, which Slurm's TERM to a whole step ends as well: no later
-    # checkpoint could be written. Here this process alone puts and gets.
-    filesystem_async._results_queue = queue.Queue()
-    sharded = together("gathering the state", state)
-    request = together(
-        "planning the checkpoint",
-        lambda: dist_checkpointing.save(
-            sharded,
-            str(directory),
-            content_metadata=dict(SHARDING_METADATA),
-            async_sharded_save=True,
-            async_strategy="mcore",
-        ),
+    save_sharded(
+        lambda: {"model": sharded_weights(model)}, checkpoint / DIST, SHARDING_METADATA, wrap
     )
-    together("writing the tensors", lambda: _write_own_part(request))
-    for finish in request.finalize_fns:
-        together("finishing the checkpoint", finish)
-
-
-def _write_own_part(request: Any) -> None:
-    """What this rank writes; as `AsyncRequest.execute_sync` does it, without its barrier.
-
-    What fails is kept for `finalize_fns`, in which the ranks tell each other.
-    """
-    arguments = list(request.async_fn_args)
-    if request.preload_fn is not None:
-        arguments[1] = request.preload_fn()  # the tensors, copied to the host
-    if request.async_fn is not None:
-        request.async_fn(*arguments, **request.async_fn_kwargs)

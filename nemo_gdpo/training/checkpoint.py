@@ -14,47 +14,56 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
-from nemo_gdpo.control.failure import describe
+from nemo_gdpo.control import from_main_rank, on_every_rank
+from nemo_gdpo.control.world import rank_and_size
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
-from nemo_gdpo.errors import RunError
-from nemo_gdpo.io.files import write_file
-from nemo_gdpo.io.late import wait_for_files
-from nemo_gdpo.io.manifest import describe as describe_files
-from nemo_gdpo.io.manifest import list_files, why_invalid, write_manifest
-from nemo_gdpo.io.staged import StagedDirectory, stage
+from nemo_gdpo.errors import RunError, UserError
+from nemo_gdpo.io.manifest import Listed, read_manifest, why_incomplete, why_invalid
 from nemo_gdpo.models.preference_model import PreferenceModel
-from nemo_gdpo.models.weights import (
-    DIST,
-    OPTIMIZER_METADATA,
-    fill_weights,
-    save_sharded,
-    sharded_weights,
+from nemo_gdpo.models.weights import DIST, OPTIMIZER_METADATA, fill_weights, sharded_weights
+from nemo_gdpo.training.checkpoint_check import why_damaged_together
+from nemo_gdpo.training.checkpoint_save import (
+    LATEST,
+    STATE,
+    WRITE,
+    CheckpointError,
+    Saving,
+    rng_file,
+    timed,
+    told,
 )
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.optimizer import with_own_settings
 
-T = TypeVar("T")
-LATEST = "latest"
-RNG = "rng"
+__all__ = [
+    "LATEST",
+    "CheckpointError",
+    "Checkpointer",
+    "Found",
+    "find_newest_valid",
+    "find_newest_whole",
+    "newest_trainer_state",
+    "step_directory",
+]
 READING = "reading the checkpoint"
 """Stage, as errors name it."""
-SHARE = "set output_dir to a directory that all nodes share"
-
-
-class CheckpointError(RunError):
-    """A checkpoint could not be written; the previous one is untouched."""
+REQUIRED = (STATE,)
+"""What a manifest has to list."""
+_GATHERED = "optimizer.state."
+"""Tensors of the distributed optimizer's state, which megatron gathers anew for each checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,8 @@ class Found:
     path: Path | None
     skipped: tuple[str, ...]
     """One line for every newer checkpoint that is incomplete: which, and why."""
+    seconds: float = 0.0
+    """Time that looking took, and reading all of it."""
 
 
 def step_directory(root: Path, step: int) -> Path:
@@ -87,14 +98,45 @@ def checkpoint_names(root: Path) -> tuple[str, ...]:
 
 
 def find_newest_valid(root: Path) -> Found:
-    """The newest complete checkpoint below `root`."""
+    """The newest complete checkpoint below `root`, which this process reads alone."""
+    return _newest(root, lambda path: why_invalid(path, REQUIRED))
+
+
+def _newest(root: Path, why_not: Callable[[Path], str | None]) -> Found:
     skipped: list[str] = []
     for path in _candidates(root):
-        reason = why_invalid(path)
+        reason = why_not(path)
         if reason is None:
             return Found(path, tuple(skipped))
         skipped.append(f"checkpoint {path.name} skipped: {reason}")
     return Found(None, tuple(skipped))
+
+
+def find_newest_whole(root: Path, *, full: bool = True) -> Found:
+    """The newest complete checkpoint below `root`; the ranks share its reading. Collective.
+
+    Args:
+        root: `output_dir/checkpoints`.
+        full: compare the hashes of all files; otherwise their names and sizes alone.
+
+    Raises:
+        UserError: a rank does not see it.
+        RunError: it cannot be read.
+    """
+    begun, damaged = time.perf_counter(), dict[str, str]()
+
+    def look() -> tuple[Found, dict[str, Listed]]:
+        found = _newest(root, lambda path: damaged.get(path.name) or why_incomplete(path, REQUIRED))
+        return found, {} if found.path is None else read_manifest(found.path)
+
+    while True:
+        found, files = from_main_rank("looking for checkpoints", look)
+        reason = None
+        if found.path is not None and full:
+            reason = why_damaged_together(found.path, files)
+        if found.path is None or reason is None:
+            return Found(found.path, found.skipped, time.perf_counter() - begun)
+        damaged[found.path.name] = reason
 
 
 def newest_trainer_state(root: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -111,6 +153,21 @@ def newest_trainer_state(root: Path) -> tuple[Path | None, dict[str, Any]]:
         if isinstance(state, dict) and "identity" in state:
             return path, state
     return None, {}
+
+
+def _looks_whole(path: Path) -> bool:
+    try:
+        return why_incomplete(path, REQUIRED) is None
+    except OSError:
+        return False
+
+
+def _can_be_read(path: Path, files: Mapping[str, Listed]) -> bool:
+    """Whether the files are as they were written. Collective."""
+    try:
+        return why_damaged_together(path, files) is None
+    except (UserError, RunError):  # on all ranks alike: the run does not need it
+        return False
 
 
 def _prepare_torch_adam(optimizer: Any) -> None:
@@ -154,14 +211,6 @@ def _split_step_tensors(optimizer: Any) -> None:
                 state["step"] = step.detach().clone()
 
 
-def _what_failed(error: BaseException, root: Path) -> str:
-    """One line. Writers in separate processes report only that an OSError came."""
-    if isinstance(error, OSError):
-        return f"{type(error).__name__}: {error}"
-    free = shutil.disk_usage(root if root.exists() else root.parent).free
-    return f"{describe(error)}; {free / 2**20:.1f} MiB are free"
-
-
 class Checkpointer:
     """Saves and restores one run."""
 
@@ -174,6 +223,8 @@ class Checkpointer:
         *,
         write_assets: Callable[[Path], None],
         keep: int,
+        in_background: bool = False,
+        full_check: bool = True,
     ) -> None:
         """Bind the run's parts.
 
@@ -184,6 +235,8 @@ class Checkpointer:
             mesh: this rank's place.
             write_assets: writes model_config.json and hf_assets/ into a checkpoint directory.
             keep: how many checkpoints to keep; older ones go once a newer one is complete.
+            in_background: training goes on while one is written.
+            full_check: hash checkpoints of earlier runs before older ones go for them.
         """
         self.root = root
         self._model = model
@@ -191,67 +244,140 @@ class Checkpointer:
         self._mesh = mesh
         self._write_assets = write_assets
         self._keep = keep
-        self._staged: StagedDirectory | None = None
-        """Directory that the main rank is writing."""
+        self._in_background = in_background
+        self._full_check = full_check
+        self._saving: Saving | None = None
+        """The one that is being written in the background."""
+        self._is_whole: dict[str, bool] = {}
+        """By the names of checkpoints: what is known of them. The same on all ranks."""
+        self.timings: dict[str, float] = {}
+        """Stage -> seconds on this rank, of the checkpoint that was written last."""
+        self.stood_still = 0.0
+        """Seconds of them in which training stood still."""
+
+    # -- saving --------------------------------------------------------------------------------
 
     def save(self, step: int, trainer_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`. Collective.
+
+        In the background, it is there after a later `poll` or `finish`; one that is still on its
+        way is finished first.
 
         Raises:
             CheckpointError: on every rank when any rank could not write; `latest` still names the
                 previous checkpoint, which is complete.
         """
-        final = step_directory(self.root, step)
-        try:
-            temporary = self._on_main("start", lambda: self._prepare(final, trainer_state))
-            self._on_every("start", lambda: self._wait_for(temporary))
-            save_sharded(
+        self.finish()
+        saving = Saving(step_directory(self.root, step))
+        with saving.whole_or_nothing():
+            saving.prepare(self._write_assets, trainer_state, self._model.platform.rng_state())
+            saving.stage(
                 lambda: self._sharded_state(is_loading=False),
-                temporary / DIST,
-                partial(self._error, "write"),
-                self._reason,
+                copy=self._in_background,
+                fresh=_GATHERED if self._is_gathered() else None,
             )
-            self._on_every("write", lambda: self._write_rng(temporary))
-            described = self._describe(temporary)
-            self._on_main("finish", lambda: self._publish(final, described))
-        except BaseException:
-            if self._staged is not None:  # a full disk should not stay full of half a checkpoint
-                self._staged.discard()
-            raise
-        finally:
-            if self._staged is not None:
-                self._staged.leave()
-            self._staged = None
-        return final
+            saving.start()
+        self._saving = saving
+        if not self._in_background:
+            self.finish()
+        return saving.final
 
-    def _error(self, what: str, told: str) -> CheckpointError:
-        return CheckpointError(
-            f"could not {what} a checkpoint in {self.root} ({told}); the previous checkpoint is "
-            "untouched; free space or fix the permissions, then start again"
-        )
+    def poll(self) -> None:
+        """Between two steps: put in its place what every rank has written by now. Collective.
 
-    def _reason(self, error: BaseException) -> str:
-        return _what_failed(error, self.root)
+        Raises:
+            CheckpointError: see `save`.
+        """
+        if self._saving is not None and self._saving.is_written():
+            self.finish()
 
-    def _on_every(self, what: str, action: Callable[[], T]) -> T:
-        return on_every_rank(
-            f"{what} a checkpoint", action, wrap=partial(self._error, what), reason=self._reason
-        )
+    def finish(self) -> None:
+        """Wait for what is being written, and put it in its place. Collective.
 
-    def _on_main(self, what: str, action: Callable[[], T]) -> T:
-        return from_main_rank(
-            f"{what} a checkpoint", action, wrap=partial(self._error, what), reason=self._reason
-        )
+        Raises:
+            CheckpointError: see `save`.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        with saving.whole_or_nothing():
+            saving.publish()
+        self._is_whole[saving.final.name] = True
+        self._remove_older_than(saving.final)
+        self._report(saving)
 
-    def _prepare(self, final: Path, trainer_state: dict[str, Any]) -> Path:
-        """The directory that all ranks write into."""
-        self._staged = stage(final, also="step_*")
-        temporary = self._staged.path
-        for name in (DIST, RNG):
-            (temporary / name).mkdir()
-        self._write_assets(temporary)
-        (temporary / "trainer_state.json").write_text(json.dumps(trainer_state, indent=1) + "\n")
-        return temporary
+    def __enter__(self) -> Checkpointer:
+        """In the block checkpoints may be on their way; at its end none is."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish what is on its way, after an error as well if all ranks come here with it."""
+        if self._saving is None:
+            return
+        if error is None:
+            self.finish()
+        elif _on_all_ranks(error):
+            try:
+                self.finish()
+            except RunError as second:
+                if self._mesh.is_main:
+                    print(f"error: {second}", file=sys.stderr, flush=True)
+        else:
+            self._saving.leave()
+
+    def _report(self, saving: Saving) -> None:
+        self.timings, self.stood_still = dict(saving.seconds), sum(saving.seconds.values())
+        line = f"checkpoint {saving.final.name}: {self.stood_still:.1f} s ({told(self.timings)})"
+        if self._in_background:
+            # The part of the writing that training did not wait for.
+            behind = max(0.0, saving.background_seconds - self.timings[WRITE])
+            self.timings[WRITE] += behind
+            line += f", {behind:.1f} s of writing beside training"
+        if self._mesh.is_main:
+            print(line, flush=True)
+
+    def _is_gathered(self) -> bool:
+        return all(isinstance(o, DistributedOptimizer) for o in self._optimizer.chained_optimizers)
+
+    # -- those before --------------------------------------------------------------------------
+
+    def _remove_older_than(self, written: Path) -> None:
+        """Keep `written` and the newest whole ones; what is older than those goes. Collective.
+
+        One that is damaged is never a reason for another to go. Of those that this run has neither
+        written nor read nothing is known: they are looked at, before an older one goes for them.
+        """
+        while True:
+            unknown, files = from_main_rank(
+                "removing older checkpoints", lambda: self._remove_or_ask(written)
+            )
+            if unknown is None:
+                return
+            self._is_whole[unknown.name] = not self._full_check or _can_be_read(unknown, files)
+
+    def _remove_or_ask(self, written: Path) -> tuple[Path | None, Mapping[str, Listed]]:
+        """Remove what is too old; or a checkpoint that has to be looked at, and its files."""
+        kept, others = [written], [p for p in _candidates(self.root) if p != written]
+        for path in others:
+            if len(kept) == self._keep or len(others) < self._keep:
+                break
+            if not _looks_whole(path):
+                continue
+            if path.name not in self._is_whole:
+                return path, read_manifest(path)
+            if self._is_whole[path.name]:
+                kept.append(path)
+        if len(kept) == self._keep:
+            oldest = min(step_of(path) for path in kept)
+            for path in others:
+                if step_of(path) < oldest:
+                    shutil.rmtree(path, ignore_errors=True)
+        return None, {}
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
         model_state = sharded_weights(self._model)
@@ -263,46 +389,7 @@ class Checkpointer:
             del optimizer_state["param_state"]
         return {"model": model_state, "optimizer": optimizer_state}
 
-    @staticmethod
-    def _wait_for(temporary: Path) -> None:
-        for name in (DIST, RNG):
-            wait_for_files(temporary / name, {}, SHARE)
-
-    def _write_rng(self, temporary: Path) -> None:
-        state = {k: v.clone() for k, v in self._model.platform.rng_state().items()}
-        save_file(state, temporary / RNG / f"rank_{self._mesh.rank:05d}.safetensors")
-
-    def _describe(self, temporary: Path) -> dict[str, dict[str, object]]:
-        """Hash all files, shared out over the ranks.
-
-        A network file system may show a rank late what others wrote, but not what it wrote itself:
-        the list is what all of them see together, and each waits for the files of its share.
-        """
-        rank, size = self._mesh.rank, self._mesh.world_size
-        seen = self._on_every(
-            "finish", lambda: {n: (temporary / n).stat().st_size for n in list_files(temporary)}
-        )
-        sizes: dict[str, int] = {}
-        for part in gathered(seen):
-            for name, found in part.items():
-                sizes[name] = max(found, sizes.get(name, 0))  # the writer's own is the greatest
-        mine = {name: sizes[name] for name in sorted(sizes)[rank::size]}
-
-        def hash_mine() -> dict[str, dict[str, object]]:
-            wait_for_files(temporary, mine if rank else sizes, SHARE)
-            return describe_files(temporary, mine)
-
-        parts = gathered(self._on_every("finish", hash_mine))
-        return {name: entry for part in parts for name, entry in part.items()}
-
-    def _publish(self, final: Path, described: dict[str, dict[str, object]]) -> None:
-        assert self._staged is not None
-        write_manifest(self._staged.path, described)
-        self._staged.publish(replace=True)
-        write_file(self.root / LATEST, final.name + "\n")
-        # Last, so that a failed write never costs an older checkpoint.
-        for old in _candidates(self.root)[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+    # -- loading -------------------------------------------------------------------------------
 
     def newest(self, step: int) -> Path:
         """Path of the checkpoint of `step`."""
@@ -314,9 +401,15 @@ class Checkpointer:
         Generator states are restored when the world has the same size and the seed is the same;
         otherwise they begin at the seed (training itself draws nothing: there is no dropout).
         """
-        on_every_rank(READING, lambda: check_dist_checkpoint(checkpoint / DIST))
-        on_every_rank(READING, lambda: self._load_sharded(checkpoint))
-        return on_every_rank("reading the state", lambda: self._load_own(checkpoint))
+        self.timings = {}
+        with timed(self.timings, "check"):
+            on_every_rank(READING, lambda: check_dist_checkpoint(checkpoint / DIST))
+        with timed(self.timings, "tensors"):
+            on_every_rank(READING, lambda: self._load_sharded(checkpoint))
+        with timed(self.timings, "state"):
+            state = on_every_rank("reading the state", lambda: self._load_own(checkpoint))
+        self._is_whole[checkpoint.name] = True
+        return state
 
     def _load_sharded(self, checkpoint: Path) -> None:
         _prepare_torch_adam(self._optimizer)
@@ -330,12 +423,19 @@ class Checkpointer:
 
     def _load_own(self, checkpoint: Path) -> dict[str, Any]:
         """The trainer state; this rank's generators are restored."""
-        state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
         seed = self._model.config.seed
         if (
             state["world_size"] == self._mesh.world_size
             and state.get("identity", {}).get("seed", seed) == seed
         ):
-            path = checkpoint / RNG / f"rank_{self._mesh.rank:05d}.safetensors"
+            path = checkpoint / rng_file(self._mesh.rank)
             self._model.platform.set_rng_state(load_file(path))
         return state
+
+
+def _on_all_ranks(error: BaseException) -> bool:
+    """Whether every rank has this error, and comes where this one is."""
+    if rank_and_size()[1] == 1:
+        return isinstance(error, Exception)
+    return isinstance(error, UserError | RunError) and error.agreed

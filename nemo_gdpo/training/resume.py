@@ -23,10 +23,11 @@ from nemo_gdpo.training.checkpoint import (
     LATEST,
     Found,
     checkpoint_names,
-    find_newest_valid,
+    find_newest_whole,
     newest_trainer_state,
     step_of,
 )
+from nemo_gdpo.training.checkpoint_save import told
 from nemo_gdpo.training.datasets import Planned
 from nemo_gdpo.training.loggers import METRICS
 from nemo_gdpo.training.trainer import PreferenceTrainer
@@ -271,11 +272,7 @@ class Newest:
             )
 
 
-def _find(root: Path, identity: dict[str, Any], known: Newest | None) -> Newest:
-    names = checkpoint_names(root)
-    if known is not None and known.names == names:
-        return known  # hashing took its time
-    found = find_newest_valid(root)
+def _find(root: Path, found: Found, names: tuple[str, ...], identity: dict[str, Any]) -> Newest:
     if found.path is None:
         _refuse_unusable(root, found)
         return Newest(found, {}, names)
@@ -305,18 +302,25 @@ def _refuse_unusable(root: Path, found: Found) -> None:
         raise UserError(f"resume: {root / LATEST} names {named}, which is missing; {remedy}")
 
 
-def find_newest(root: Path, identity: dict[str, Any], known: Newest | None = None) -> Newest:
+def find_newest(
+    root: Path, identity: dict[str, Any], known: Newest | None = None, *, full: bool = True
+) -> Newest:
     """The newest valid checkpoint below `root`, if there is one. Collective.
 
     Args:
         root: `output_dir/checkpoints`.
         identity: of this run.
         known: what was found before; it holds while the same checkpoints are there.
+        full: compare the hashes of all files; otherwise their names and sizes alone.
 
     Raises:
         UserError: the checkpoint belongs to another run; or there are some, and none is valid.
     """
-    return from_main_rank("looking for checkpoints", lambda: _find(root, identity, known))
+    names = from_main_rank("looking for checkpoints", lambda: checkpoint_names(root))
+    if known is not None and known.names == names:
+        return known  # hashing took its time
+    found = find_newest_whole(root, full=full)
+    return from_main_rank("looking for checkpoints", lambda: _find(root, found, names, identity))
 
 
 def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) -> list[str]:
@@ -331,9 +335,11 @@ def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) 
         What to tell the user: checkpoints passed over and why, and where the run resumes.
 
     Raises:
-        UserError: the checkpoint belongs to another run, or a rank does not see it.
+        UserError: the checkpoint belongs to another run or has more steps than this one, or a rank
+            does not see it.
     """
-    newest = find_newest(root, trainer.identity, known)
+    full = trainer.config.trainer.verify_checkpoint == "full"
+    newest = find_newest(root, trainer.identity, known, full=full)
     lines, path = list(newest.found.skipped), newest.found.path
     if path is not None:
         remedy = "set output_dir to a directory that all nodes share"
@@ -344,4 +350,7 @@ def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) 
         on_every_rank("resuming", lambda: trainer.restore(state))
         step, last = trainer.progress.step, trainer.total_steps
         lines.append(f"resumed {path.name}: {step} of {last} steps")
+        seconds = {"look and hash": newest.found.seconds, **trainer.checkpointer.timings}
+        whole = sum(seconds.values())
+        lines.append(f"checkpoint {path.name} read: {whole:.1f} s ({told(seconds)})")
     return lines

@@ -184,7 +184,9 @@ class Run:
         identity |= model_identity(source.fingerprint, source.model_config)
         earlier = refuse_another_run(output_dir, identity)
         from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
-        newest = find_newest(output_dir / "checkpoints", identity)
+        newest = find_newest(
+            output_dir / "checkpoints", identity, full=config.trainer.verify_checkpoint == "full"
+        )
         clock.enter(TOKENISING)
         if data is None:
             plan = plan_data(config, source, output_dir, earlier.date)
@@ -376,6 +378,8 @@ class Run:
         checkpointer = Checkpointer(
             self.output_dir / "checkpoints", self.model, optimizer, self.mesh,
             write_assets=partial(write_assets, self), keep=config.trainer.keep_checkpoints,
+            in_background=config.trainer.async_save,
+            full_check=config.trainer.verify_checkpoint == "full",
         )  # fmt: skip
         splits = {
             name: Split(data, self.batches(data), references[name])
@@ -407,7 +411,7 @@ class Run:
                 settings=plain_data(self.config),
             ),
         )
-        with log, acting("training"):
+        with log, trainer.checkpointer, acting("training"):
             return trainer.fit(log)
 
     def train(self) -> Outcome:

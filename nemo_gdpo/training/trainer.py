@@ -401,6 +401,7 @@ class PreferenceTrainer:
             ) as report,
         ):
             while self.logged_steps < self.total_steps:
+                self.checkpointer.poll()
                 # Agreed by all: a rank that stopped alone would leave the others waiting for it.
                 if self.stopping.due():
                     if self.progress.step:  # before the first update there is nothing to keep
