@@ -290,6 +290,10 @@ CHANGES: dict[str, Change] = {
         ("model.logprob_chunk_tokens=8",), lambda w: len(w.rows()) == STEPS
     ),
     "data.name": Change(("data.name=other",), _same_weights),
+    "trainer.async_save": Change(
+        ("trainer.async_save=true", "trainer.save_interval=1"), _same_weights
+    ),
+    "trainer.verify_checkpoint": Change(("trainer.verify_checkpoint=sizes",), _same_weights),
     "logger.every_n_steps": Change(
         ("logger.every_n_steps=1",), lambda w: f"step {STEPS - 1} of {STEPS}" in w.result.out
     ),
