@@ -393,6 +393,18 @@ def test_a_full_disk(small_disk: Path, submit: Callable[..., Job], whole: Path) 
     assert_undisturbed(job, whole, restarts=1)
 
 
+def test_a_second_job_in_the_same_directory(submit: Callable[..., Job], whole: Path) -> None:
+    """It is refused at once and not queued again, and the first one is not disturbed."""
+    first = submit()
+    first.wait_for_step(1)
+    with first.halted():
+        second = submit()
+        ended = second.slurm.finish(second.number, SECONDS)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert f"another run is writing into {first.output}" in second.log
+    assert_undisturbed(first, whole, restarts=0)
+
+
 def test_the_whole_job(submit: Callable[..., Job], slurm: SlurmCluster) -> None:
     """Four ranks on two nodes; then export, sampling with vLLM, evaluation and the report."""
     job = submit(
