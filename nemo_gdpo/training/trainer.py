@@ -332,14 +332,14 @@ class PreferenceTrainer:
                     if self.progress.step:  # before the first update there is nothing to keep
                         self.save()
                     return Outcome.STOPPED
-                entry = self._entry or self.train_step()
+                entry, self._entry = self._entry or self.train_step(), None
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
                 ):
                     means = self.validate()
-                    self._entry = entry if means is None else None
                     if means is None:  # stopped: the next turn saves, and the line with it
+                        self._entry = entry
                         continue
                     entry |= means
                 log.write(entry)
