@@ -389,6 +389,14 @@ class PreferenceTrainer:
     def _due(self, interval: int | None) -> bool:
         return bool(interval) and self.progress.step % int(interval or 1) == 0
 
+    def _next_line(self, saved: dict[str, float]) -> dict[str, Any]:
+        """The line of an update that is made now, or of one that still waits for its validation."""
+        entry, self._entry = self._entry, None
+        if entry is None:
+            with computing(f"step {self.progress.step}"):
+                entry = self.train_step() | saved
+        return entry
+
     def fit(self, log: MetricsLog) -> Outcome:
         """Train to the end, or to the step boundary after a signal or before the time is up."""
         self.clock.enter(TRAINING)
@@ -407,19 +415,15 @@ class PreferenceTrainer:
                     if self.progress.step:  # before the first update there is nothing to keep
                         self.save()
                     return Outcome.STOPPED
-                if self._entry is None:
-                    with computing(f"step {self.progress.step}"):
-                        entry = self.train_step() | saved
-                else:
-                    entry = self._entry
+                entry = self._next_line(saved)
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
                 ):
                     with self.clock.within(VALIDATION):
                         means = self.validate()
-                    self._entry = entry if means is None else None
                     if means is None:  # stopped: the next turn saves, and the line with it
+                        self._entry = entry
                         continue
                     entry |= means
                     entry[VALIDATION_SECONDS] = self.clock.latest[VALIDATION]

@@ -255,6 +255,28 @@ def test_a_conversion_is_not_taken_for_another_one(others: Runs) -> None:
     assert others[0]["convert: again"].err == ""
 
 
+def test_an_evaluation_stops_with_one_line_and_goes_on(tmp_path: Path) -> None:
+    from nemo_gdpo.evaluation.results import read_results
+    from tests.evaluation.written_runs import NO_ENCODER, ordinary
+
+    run = ordinary(tmp_path / "samples")
+    given = ["evaluate", f"evaluation.runs={{a: {run}}}", NO_ENCODER]
+    stop = "@SIGINT evaluation.evaluate:Evaluator 1"
+    outputs = {name: tmp_path / name for name in ("stopped", "whole")}
+    argv = {name: [*given, f"output_dir={output}"] for name, output in outputs.items()}
+    done = several(
+        tmp_path / "logs",
+        {
+            "stopped": [stop, *argv["stopped"]],
+            "again": argv["stopped"],
+            "whole": argv["whole"],
+        },
+    )
+    assert_stopped(done["stopped"], "what was computed is kept")
+    assert [done[name].status for name in ("again", "whole")] == [0, 0]
+    assert read_results(outputs["stopped"]) == read_results(outputs["whole"])
+
+
 # -- several ranks -------------------------------------------------------------------------------
 
 
