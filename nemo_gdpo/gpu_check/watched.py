@@ -80,6 +80,7 @@ def probe_config(model: Path, pairs: Path, output_dir: Path, *overrides: str) ->
         "optim.lr=1e-3",
         "trainer.max_steps=4",
         "trainer.max_epochs=null",
+        "trainer.max_skipped_steps=0",
         "logger.tensorboard=false",
         "export_hf=false",
         *overrides,

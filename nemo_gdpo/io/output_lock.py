@@ -129,7 +129,7 @@ class OutputLock:
             OSError: nothing can be written there.
         """
         self._note_what_is_there()
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             has_locks = hold_open_file(self._descriptor)
         except BusyError:
@@ -165,7 +165,7 @@ class OutputLock:
         if found is None or not found.is_earlier_start_of(self._own):
             raise _in_use(self.directory, found)
         fresh = own_name(self.path)
-        self._descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         hold_open_file(self._descriptor)
         fresh.replace(self.path)
 

@@ -27,6 +27,7 @@ class Ended:
     """Of this program itself, on stderr, without the launcher's."""
     err: str
     seconds: float
+    """From the last step that was made to the end; 0 where none was."""
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,15 @@ def _run(folder: Path, case: str, victim: int) -> Ended:
     config = TRAIN.parse(compose(given, TRAIN).plain)
     (own / "config.yaml").write_text(config_yaml(config))
     command = ["-m", "tests.parallel.stuck_main", case, str(victim), str(own / "config.yaml")]
-    begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=clean_environment(), capture_output=True,
         text=True, timeout=2 * DEADLINE, check=False,
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if line.startswith("nemo-gdpo: ")]
     own_lines = [line for line in lines if "all ranks are stopped" not in line]
-    return Ended(done.returncode, own_lines, done.stderr, time.monotonic() - begun)
+    now, metrics = time.time(), own / "out" / "metrics.jsonl"
+    seconds = now - metrics.stat().st_mtime if metrics.is_file() else 0.0
+    return Ended(done.returncode, own_lines, done.stderr, seconds)
 
 
 WAITED = f"the other ranks have waited {LIMIT_MINUTES:g} minutes (trainer.collective_timeout_min"
@@ -83,7 +85,7 @@ def test_all_end_and_one_says_who_is_missing(
     assert missing in line
     assert "Traceback" not in ended.err
     assert "terminate" not in ended.err
-    assert ended.seconds < 100
+    assert ended.seconds < 60
 
 
 def test_rank_0_may_take_as_long_as_it_works(folder: Path) -> None:

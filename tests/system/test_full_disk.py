@@ -16,7 +16,7 @@ from tests.support.models import save_model
 pytestmark = pytest.mark.parallel
 
 STEPS = 60
-LIMITS = {"lock": 500, "data": 50_000, "reference": 50_000, "metrics": 50_000,
+LIMITS = {"lock": 500, "data": 50_000, "reference": 50_000, "metrics": 40_000,
           "checkpoint": 100_000, "export": 100_000}  # fmt: skip
 """What cannot be written -> greatest size of a file, in bytes. The tokenizer is copied first: it is
 smaller than all but the first."""
