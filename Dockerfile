@@ -30,7 +30,8 @@ RUN set -- libnuma1 tini \
 
 # --- what the environments are made from, and nothing that changes more often -------------------
 FROM base AS locks
-# /run/secrets/pip is an optional build secret: a pip.conf with an index of your own.
+# Optional build secrets, which no layer keeps: /run/secrets/pip, a pip.conf with an index of your own,
+# and /run/secrets/ca, certificates that it may name.
 ENV NEMO_GDPO_CACHE=/opt/environments PIP_CONFIG_FILE=/run/secrets/pip PIP_NO_CACHE_DIR=1
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /opt/nemo_gdpo
@@ -40,7 +41,7 @@ COPY tools/environments/ tools/environments/
 
 FROM locks AS generation
 ARG GENERATION
-RUN --mount=type=secret,id=pip \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
   mkdir -p .venv /opt/environments \
   && if [ "$GENERATION" != none ]; then python3 tools/environment.py "$GENERATION" >/dev/null; fi \
   && rm -f /opt/environments/environments/*.lock
@@ -51,7 +52,7 @@ COPY pyproject.toml ./
 COPY tools/image/base_packages.py tools/image/
 # The base's own packages (torch, Transformer Engine, Apex) are written down before and compared after,
 # as the base's Python and as the environment on top of it sees them.
-RUN --mount=type=secret,id=pip \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
   python3 tools/image/base_packages.py record base-packages.json \
   && python3 tools/environment.py "$TRAINING" >/dev/null \
   && python3 tools/image/base_packages.py compare base-packages.json \
@@ -60,11 +61,7 @@ RUN --mount=type=secret,id=pip \
 
 # --- the image ----------------------------------------------------------------------------------
 FROM base
-ARG BASE_IMAGE
 ARG TRAINING
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-ARG SOURCE=unknown
 # Not a uid that a base has (Ubuntu's own is 1000). Any other uid works as well: the home and
 # /workspace are everybody's, like /tmp.
 RUN useradd --uid 10001 --user-group --no-log-init --create-home nemo_gdpo \
@@ -91,6 +88,11 @@ ENV PATH=/opt/nemo_gdpo/.venv/${TRAINING}/bin:${PATH} \
   HOME=/home/nemo_gdpo \
   USER=nemo_gdpo \
   LOGNAME=nemo_gdpo
+# Late, because a new value makes anew what comes after it.
+ARG BASE_IMAGE
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="nemo_gdpo" \
   org.opencontainers.image.description="GFlowNet-DPO, DPO with an offset and active-query DPO on Megatron" \
   org.opencontainers.image.source="${SOURCE}" \
