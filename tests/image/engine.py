@@ -28,12 +28,13 @@ Done = subprocess.CompletedProcess[str]
 
 
 def _limits() -> list[str]:
-    """Limits that this process may set: Podman's own may be higher than those of its parent."""
+    """Limits that a process without CAP_SYS_RESOURCE may set; Podman would raise its own."""
+    wanted = {"nofile": (resource.RLIMIT_NOFILE, 8192), "nproc": (resource.RLIMIT_NPROC, 4096)}
     flags = []
-    for name, which in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+    for name, (which, most) in wanted.items():
         hard = resource.getrlimit(which)[1]
-        if hard != resource.RLIM_INFINITY:
-            flags += ["--ulimit", f"{name}={hard // 2}:{hard // 2}"]
+        limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
+        flags += ["--ulimit", f"{name}={limit}:{limit}"]
     return flags
 
 

@@ -108,8 +108,8 @@ def test_without_arguments_it_is_the_help_and_a_program_is_itself(
     engine: Engine, image: str, user: list[str]
 ) -> None:
     assert "usage: nemo-gdpo VERB" in engine.run(image, flags=user).stdout
-    done = engine.run(image, "bash", "-c", "id -u; command -v python; echo $$", flags=user)
-    assert done.stdout.split() == [UID, "/opt/nemo_gdpo/.venv/training/bin/python", "2"]
+    done = engine.run(image, "bash", "-c", "id -u; command -v python; echo $PPID", flags=user)
+    assert done.stdout.split() == [UID, "/opt/nemo_gdpo/.venv/training/bin/python", "1"]
     assert engine.run(image, "bash", "-c", "exit 75", flags=user, check=False).returncode == 75
     slip = engine.run(image, "trian", flags=user, check=False)
     assert (slip.returncode, "see nemo-gdpo --help" in slip.stderr) == (2, True)
