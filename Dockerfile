@@ -26,6 +26,7 @@ RUN set -- libnuma1 tini \
   && { python3 -c 'import ensurepip, venv' 2>/dev/null || set -- "$@" python3-venv; } \
   && apt-get update \
   && apt-get install --yes --no-install-recommends "$@" \
+  && apt-get clean \
   && rm -rf /var/lib/apt/lists/*
 
 # --- what the environments are made from, and nothing that changes more often -------------------

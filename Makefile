@@ -79,7 +79,7 @@ lint-files:
 lint-image:
 	@"$$($(PYTHON) tools/environment.py hadolint)" tools/check_dockerfile.py
 
-image-test: ## build the image's CPU variant without a Docker engine and run it (as root; MINUTES minutes on 2 cores)
+image-test: ## build the image for CPUs and run it, without a Docker engine (as root; needs podman, runc, debootstrap)
 	@NEMO_GDPO_IMAGE_TEST=1 "$(TRAINING)" -m pytest tests/image
 
 docs: ## build the documentation into site/; a broken link is an error
