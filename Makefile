@@ -16,7 +16,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
 .PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check demo experiment test test-fast lint lint-ruff \
-  lint-format lint-types lint-imports lint-files lint-shell docs docs-serve docs-tables format check clean
+  lint-format lint-types lint-imports lint-files lint-shell lint-image image-test docs docs-serve docs-tables format check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -58,7 +58,7 @@ test: ## all tests
 	$(GENERATION)
 	@"$(TRAINING)" -m pytest -n 2
 
-lint: lint-ruff lint-format lint-types lint-imports lint-files lint-shell ## what pre-commit and CI check besides the tests
+lint: lint-ruff lint-format lint-types lint-imports lint-files lint-shell lint-image ## what pre-commit and CI check besides the tests
 
 lint-ruff:
 	@"$(TRAINING)" -m ruff check .
@@ -78,6 +78,12 @@ lint-files:
 
 lint-shell:
 	@"$(TRAINING)" tools/check_scripts.py
+
+lint-image:
+	@"$$($(PYTHON) tools/environment.py hadolint)" tools/check_dockerfile.py
+
+image-test: ## build the image for CPUs and run it, without a Docker engine (as root; needs podman, runc, debootstrap)
+	@NEMO_GDPO_IMAGE_TEST=1 "$(TRAINING)" -m pytest tests/image
 
 docs: ## build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict

@@ -6,6 +6,7 @@
     python3 tools/environment.py generation        # vLLM and Ray on a machine without a GPU
     python3 tools/environment.py generation-gpu    # the same on NVIDIA GPUs
     python3 tools/environment.py docs              # what builds the documentation
+    python3 tools/environment.py hadolint          # what checks the Dockerfile
 
 The packages live in a cache outside the clone, named after a hash of the lock, so that a second
 clone is quick. The clone itself gets a small `.venv` that adds this checkout and the `nemo-gdpo`

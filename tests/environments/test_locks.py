@@ -92,6 +92,7 @@ def test_a_lock_satisfies_pyproject(names: tuple[str, ...], extras: tuple[str, .
     [
         ("2.13.0", True),
         ("2.10.0a0+b4e4ee81d3.nv25.12", True),
+        ("2.13.0a0+8145d630e8.nv26.06", True),
         ("2.9.1", False),
         ("2.10.0.dev20251101", False),
         ("2.14.0", False),

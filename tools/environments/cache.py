@@ -22,6 +22,9 @@ from .recipes import (
     say,
 )
 
+OVERLAY_VERSION = "2"
+"""Rises when what `overlay` writes changes."""
+
 
 @contextmanager
 def held(name: str) -> Iterator[Path]:
@@ -73,20 +76,34 @@ def _own_cuda(site: Path, base: Path) -> Iterator[str]:
     yield f"import os; os.environ.setdefault('NVTE_CUDA_INCLUDE_DIR', {headers!r})\n"
 
 
+def _own_torch(site: Path, base: Path) -> Iterator[str]:
+    """Keep the environment's torch from loading the libraries of another one; see `own_torch.py`.
+
+    Yields:
+        Lines for a .pth file.
+    """
+    if (base / "torch").is_dir():
+        shutil.copy(Path(__file__).with_name("own_torch.py"), site / "nemo_gdpo_own_torch.py")
+        yield "import nemo_gdpo_own_torch; nemo_gdpo_own_torch.start_again()\n"
+
+
 def overlay(name: str, cached: Path) -> Path:
     """The clone's own `.venv`: the cached packages, this checkout, and the `nemo-gdpo` command."""
     directory = ROOT / ".venv" / name
     python = directory / "bin" / "python"
     marker = directory / "made-for"
-    identity = f"{RECIPE_VERSION} {cached} {ROOT}"
+    identity = f"{RECIPE_VERSION}.{OVERLAY_VERSION} {cached} {ROOT}"
     if marker.is_file() and marker.read_text() == identity and python.exists():
         return python
     shutil.rmtree(directory, ignore_errors=True)
     venv.create(directory, with_pip=False, symlinks=True)
     site, base = site_packages(python), site_packages(cached)
-    (site / "nemo_gdpo_environment.pth").write_text(
-        f"import site; site.addsitedir({str(base)!r})\n{ROOT}\n" + "".join(_own_cuda(site, base))
-    )
+    lines = [
+        *_own_torch(site, base),
+        f"import site; site.addsitedir({str(base)!r})\n{ROOT}\n",
+        *_own_cuda(site, base),
+    ]
+    (site / "nemo_gdpo_environment.pth").write_text("".join(lines))
     command = directory / "bin" / "nemo-gdpo"
     command.write_text(
         # Guarded, because checkpoint writers are spawned and import the main module again.

@@ -63,6 +63,7 @@ ENVIRONMENTS = {
     ),
     "generation-gpu": Recipe(("generation-gpu.lock",), cuda="13.0"),
     "docs": Recipe(("docs.lock",)),
+    "hadolint": Recipe(("hadolint.lock",)),
 }
 
 
