@@ -15,7 +15,7 @@ from nemo_gdpo.conversion.model_config import read_json_object
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import digest_of
 from nemo_gdpo.io.locks import BusyError
-from nemo_gdpo.io.manifest import LOCK
+from nemo_gdpo.io.manifest import LOCK, Entry, Listed, describe
 from nemo_gdpo.io.progress_file import PROGRESS, ProgressFile
 from nemo_gdpo.io.staged import StagedDirectory, stage_resumable
 
@@ -42,6 +42,24 @@ def _files(directory: Path) -> dict[str, int]:
     }
 
 
+def _marked(directory: Path) -> dict[str, Listed]:
+    """What the marker lists; a file without a hash is an earlier version's.
+
+    Raises:
+        UserError, KeyError, TypeError, ValueError: it is damaged.
+    """
+    content = read_json_object(directory / MARKER)
+    files = dict(content["files"])
+    if content.get("sha256", digest_of(files)) != digest_of(files):
+        raise ValueError("it is not what was written")
+    return {
+        str(name): Listed(entry, "")
+        if isinstance(entry, int)
+        else Listed(int(entry["bytes"]), str(entry["sha256"]))
+        for name, entry in files.items()
+    }
+
+
 def why_incomplete(directory: Path) -> str | None:
     """Why a directory is not as a conversion left it, by its files and their sizes; None if it is.
 
@@ -50,14 +68,25 @@ def why_incomplete(directory: Path) -> str | None:
     if not (directory / MARKER).is_file():
         return f"it has no {MARKER}"
     try:
-        wanted = dict(read_json_object(directory / MARKER)["files"])
+        wanted = _marked(directory)
     except (UserError, KeyError, TypeError, ValueError):
         return f"its {MARKER} is damaged"
     found = _files(directory)
-    for name, size in wanted.items():
-        if found.get(name) != size:
-            return f"{name} has {found.get(name, 'no')} bytes instead of {size}"
-    return None
+    for name, entry in wanted.items():
+        if found.get(name) != entry.bytes:
+            return f"{name} has {found.get(name, 'no')} bytes instead of {entry.bytes}"
+    unlisted = sorted(found.keys() - wanted.keys())
+    return f"its {MARKER} does not list {unlisted[0]}" if unlisted else None
+
+
+def listed_files(directory: Path) -> dict[str, Listed] | None:
+    """Sizes and hashes of what a conversion wrote; None of an earlier version, without hashes.
+
+    Raises:
+        UserError, KeyError, TypeError, ValueError: the marker is damaged.
+    """
+    files = _marked(directory)
+    return files if all(entry.sha256 for entry in files.values()) else None
 
 
 def check_replaceable(destination: Path) -> None:
@@ -132,9 +161,16 @@ def _open_progress(staging: Path, key: str, destination: Path) -> ProgressFile:
     return progress
 
 
-def _write_marker(staging: Path, kind: str) -> None:
-    text = json.dumps({"kind": kind, "files": _files(staging)}, indent=1) + "\n"
-    (staging / MARKER).write_text(text)
+def _write_marker(staging: Staging, kind: str) -> None:
+    """Of all files: those that are known to be finished have been hashed already."""
+    files: dict[str, Entry] = {}
+    for name in _files(staging.path):
+        known = staging.progress_file.get(name)
+        if known is not None:
+            files[name] = {"bytes": known.bytes, "sha256": known.sha256}
+    files |= describe(staging.path, [name for name in _files(staging.path) if name not in files])
+    content = {"kind": kind, "files": files, "sha256": digest_of(files)}
+    (staging.path / MARKER).write_text(json.dumps(content, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -167,7 +203,7 @@ def staged_directory(
         missing = expected_bytes - staging.progress_file.bytes_finished()
         check_space(destination.parent, missing, destination)
         yield staging
-        _write_marker(staged.path, kind)
+        _write_marker(staging, kind)
         staged.publish(replace=True)
     except Exception as error:
         if staged is not None:

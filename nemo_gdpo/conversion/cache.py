@@ -2,33 +2,37 @@
 
 ROOT/models/NAME-KEY/            a Megatron checkpoint
 ROOT/models/.NAME-KEY.lock       held while it is made
-ROOT/fingerprints/HASH.json      what hashing a source gave, with sizes and times of its files
+ROOT/fingerprints/HASH.UID.json  what hashing a source gave, with sizes and times of its files
+ROOT/verified/HASH.UID.json      a converted model that was read and is as it was written
+
+Several users can share ROOT: what is made in it has its rights (`chmod 2770 ROOT` lets a group
+share it), and each of them reads a model once before using it. Whoever may write to a shared
+cache is trusted not to forge it; damage is found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.conversion.atomic import MARKER, why_incomplete
+from nemo_gdpo.conversion.atomic import MARKER, listed_files, why_incomplete
 from nemo_gdpo.conversion.fingerprint import hash_files
 from nemo_gdpo.conversion.formats.assets import asset_files
 from nemo_gdpo.conversion.formats.megatron_io import FORMAT_VERSION
+from nemo_gdpo.conversion.notes import Files, keep, note_of, recall
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.files import digest_of, file_sha256, write_json
+from nemo_gdpo.io.files import digest_of, file_sha256
 from nemo_gdpo.io.locks import held
+from nemo_gdpo.io.manifest import why_damaged
 
 ENVIRONMENT = "NEMO_GDPO_CACHE"
-_SETTLED_NS = 2 * 10**9
-"""A file younger than this may change without another time of change: its hash is not kept."""
 
 
 @dataclass(frozen=True)
@@ -54,37 +58,60 @@ def _models_directory() -> Path:
     return cache_root() / "models"
 
 
-def _file_stats(files: list[Path]) -> list[list[Any]]:
-    found = [(path, path.stat()) for path in files]
-    return [[p.name, s.st_size, s.st_mtime_ns, s.st_ino] for p, s in found]
+@contextlib.contextmanager
+def _with_its_rights() -> Iterator[None]:
+    """What is made in the block gets the rights that the cache itself gives to group and others.
+
+    Otherwise one user's umask would keep the other users of a shared cache out.
+    """
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o077)
+    os.umask(before & ~(root.stat().st_mode & 0o077))
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def source_fingerprint(source: Path, files: list[Path], *, progress: bool = False) -> str:
     """SHA-256 (hex) of a source's weight files, from the last time if they are unchanged.
 
-    Unchanged means: same names, sizes, times of change and inodes.
+    Unchanged means: same names, sizes, times of change and inodes; see `conversion.notes`.
 
     Args:
         source: the model that is hashed.
         files: its weight files.
         progress: show a bar.
     """
-    name = digest_of({"source": str(source.absolute())})[:32]
-    note = cache_root() / "fingerprints" / f"{name}.json"
-    before = _file_stats(files)
-    try:
-        known = json.loads(note.read_text())
-        if known["files"] == before:
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none, or cut off: hash again
-    now = time.time_ns()
+    note, before = note_of(cache_root() / "fingerprints", source), Files.of(files)
+    known = recall(note, before)
+    if known is not None:
+        return known
     sha256 = hash_files(files, progress=progress)
-    settled = all(now - mtime > _SETTLED_NS for _, _, mtime, _ in before)
-    if settled and _file_stats(files) == before:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"files": before, "sha256": sha256})
+    if before.are_settled():
+        with _with_its_rights():
+            keep(note, before, sha256)
     return sha256
+
+
+def _why_not_whole(directory: Path) -> str | None:
+    """Why a converted model is not as it was written, or None. All of it is read the first time."""
+    reason = why_incomplete(directory)
+    if reason is not None:
+        return reason
+    files = listed_files(directory)
+    if files is None:
+        return f"its {MARKER} has no hashes (it is of an earlier version)"
+    note = note_of(cache_root() / "verified", directory)
+    marker, before = file_sha256(directory / MARKER), Files.of(directory / name for name in files)
+    if recall(note, before) == marker:
+        return None
+    reason = why_damaged(directory, files)
+    if reason is None and before.are_settled():
+        with contextlib.suppress(OSError), _with_its_rights():  # it is only read again, then
+            keep(note, before, marker)
+    return reason
 
 
 def assets_digest(source: Path) -> str:
@@ -115,21 +142,34 @@ def get_or_convert(
     directory = _models_directory() / f"{stem}-{digest}"
     lock = directory.with_name(f".{directory.name}.lock")
     try:
-        with held(lock, waiting=f"waiting for another process to convert {source}"):
+        with (
+            _with_its_rights(),
+            held(lock, waiting=f"waiting for another process to convert {source}"),
+        ):
             if directory.exists():
-                reason = why_incomplete(directory)
+                reason = _why_not_whole(directory)
                 if reason is None:
-                    os.utime(directory / MARKER)  # the last use
+                    with contextlib.suppress(PermissionError):
+                        os.utime(directory / MARKER)  # the last use
                     return directory, True
                 print(f"{directory}: converting again, {reason}", flush=True)
                 shutil.rmtree(directory)
             convert(directory)
             return directory, False
     except OSError as error:
+        if isinstance(error, PermissionError) and _is_whole(directory):
+            return directory, True  # of a cache that this user may only read
         raise UserError(
             f"{directory}: the cache of converted models cannot be used "
             f"({error.strerror or error}); set {ENVIRONMENT} to a directory that all ranks share"
         ) from None
+
+
+def _is_whole(directory: Path) -> bool:
+    try:
+        return _why_not_whole(directory) is None
+    except OSError:
+        return False
 
 
 def entries() -> list[CachedModel]:
@@ -161,7 +201,8 @@ def remove(name: str) -> list[str]:
     for entry in chosen:
         shutil.rmtree(entry.path)
     if name == "all":
-        shutil.rmtree(cache_root() / "fingerprints", ignore_errors=True)
+        for notes in ("fingerprints", "verified"):
+            shutil.rmtree(cache_root() / notes, ignore_errors=True)
         for left in _models_directory().glob(".*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     return [entry.name for entry in chosen]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_gdpo.conversion import cache
+from nemo_gdpo.conversion.atomic import MARKER
 from nemo_gdpo.conversion.cli import main
 from nemo_gdpo.conversion.compare.verify import verify
 from nemo_gdpo.conversion.resolve import fingerprint_of, resolve_checkpoint
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import digest_of
+from nemo_gdpo.io.manifest import why_damaged
 from tests.conversion.conftest import ModelMaker
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +112,121 @@ def test_a_damaged_entry_is_converted_again(
     found = resolve_checkpoint(source)
     assert "converting again, dist/__0_0.distcp has" in capsys.readouterr().out
     assert verify(source, found).same
+
+
+@pytest.mark.parametrize("what", ["a byte", "the list", "a file too many", "the list's hash"])
+def test_an_entry_of_the_right_sizes_that_is_not_what_was_written(
+    make_model: ModelMaker, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the right sizes, whatever lay there was trained from."""
+    source = make_model()
+    found = resolve_checkpoint(source)
+    file, marker = found / "dist" / "__0_0.distcp", found / MARKER
+    if what == "a byte":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        said = "dist/__0_0.distcp is damaged (its SHA-256 differs)"
+    elif what == "a file too many":
+        (found / "dist" / "__9_0.distcp").write_bytes(b"")
+        said = f"its {MARKER} does not list dist/__9_0.distcp"
+    else:
+        content = json.loads(marker.read_text())
+        del content["files"]["dist/__0_0.distcp"]
+        if what == "the list":  # as it would be written without the file
+            content["sha256"] = digest_of(content["files"])
+        marker.write_text(json.dumps(content))
+        said = f"its {MARKER} " + (
+            "does not list dist/__0_0.distcp" if what == "the list" else "is damaged"
+        )
+    found = resolve_checkpoint(source)
+    assert f"{found}: converting again, {said}" in capsys.readouterr().out
+    assert verify(source, found).same
+
+
+def test_an_entry_of_an_earlier_version_has_no_hashes(
+    make_model: ModelMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_model()
+    marker = resolve_checkpoint(source) / MARKER
+    content = json.loads(marker.read_text())
+    sizes = {name: entry["bytes"] for name, entry in content["files"].items()}
+    marker.write_text(json.dumps({"kind": content["kind"], "files": sizes}))
+    resolve_checkpoint(source)
+    assert "converting again, its nemo_gdpo_conversion.json has no" in capsys.readouterr().out
+
+
+def test_an_entry_is_read_once(
+    make_model: ModelMaker, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_model()
+    found = resolve_checkpoint(source)
+    reads: list[Path] = []
+
+    def read(directory: Path, files: Any) -> str | None:
+        reads.append(directory)
+        return why_damaged(directory, files)
+
+    monkeypatch.setattr(cache, "why_damaged", read)
+    resolve_checkpoint(source)
+    assert len(reads) == 1 and not (empty_cache / "verified").exists()  # too young to be noted
+    for path in found.rglob("*"):
+        os.utime(path, ns=(0, time.time_ns() - 10 * 10**9))
+    for _ in range(3):
+        assert resolve_checkpoint(source) == found
+    assert len(reads) == 2
+    times = (found / "dist" / "__0_0.distcp").stat()
+    (found / "dist" / "__0_0.distcp").chmod(0o640)  # any change; its other times are set back
+    os.utime(found / "dist" / "__0_0.distcp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    resolve_checkpoint(source)
+    assert len(reads) == 3
+    resolve_checkpoint(source)
+    assert len(reads) == 3
+    (note,) = (empty_cache / "verified").iterdir()
+    note.chmod(0o660)  # others could have written it
+    resolve_checkpoint(source)
+    assert len(reads) == 4
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # what others have read is their own matter
+    resolve_checkpoint(source)
+    assert len(reads) == 5
+
+
+def test_a_shared_cache_is_its_groups(
+    make_model: ModelMaker, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a umask of 077 everything in it was its maker's alone."""
+    empty_cache.mkdir()
+    empty_cache.chmod(0o2770)
+    source = settled(make_model())
+    before = os.umask(0o077)
+    try:
+        found = resolve_checkpoint(source)
+        made = [path for path in empty_cache.rglob("*") if path.parent.name != "fingerprints"]
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert any(path.suffix == ".lock" for path in made) and found / MARKER in made
+    for path in made:
+        wanted = 0o2770 if path.is_dir() else 0o660
+        assert path.stat().st_mode & 0o7777 == wanted, path
+
+
+def test_a_cache_that_may_only_be_read(
+    make_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = settled(make_model())
+    found = resolve_checkpoint(source)
+
+    @contextlib.contextmanager
+    def refused(*_: Any, **__: Any) -> Iterator[None]:
+        raise PermissionError(13, "Permission denied")
+        yield
+
+    monkeypatch.setattr(cache, "held", refused)
+    assert resolve_checkpoint(source) == found
+    (found / "dist" / "__0_0.distcp").unlink()
+    with pytest.raises(UserError, match="the cache of converted models cannot be used"):
+        resolve_checkpoint(source)
 
 
 @pytest.mark.slow
