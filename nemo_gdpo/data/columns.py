@@ -73,7 +73,9 @@ def refuse_unread_columns(pair: RawPair, where: str) -> None:
 
 def _remedy(name: str) -> str:
     if name in MEDIA:
-        return "holds what the model would have to see or hear, and nothing reads it; give text only"
+        return (
+            "holds what the model would have to see or hear, and nothing reads it; give text only"
+        )
     if name in TOOLS:
         return (
             "would change the prompt, and nothing reads it; write what it says into the prompt's "

@@ -60,9 +60,7 @@ def split_prompt(
     return _checked_prompt(turns, row), chosen, rejected
 
 
-def _split_text(
-    row: Row, chosen: str, rejected: str, read: Sequence[str]
-) -> tuple[str, str, str]:
+def _split_text(row: Row, chosen: str, rejected: str, read: Sequence[str]) -> tuple[str, str, str]:
     """The prompt that two texts begin with."""
     if "prompt" in row.nulls:
         raise BadPairError(row.where, "no value for 'prompt'", "the column is there and holds null")

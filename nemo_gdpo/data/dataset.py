@@ -19,7 +19,12 @@ import numpy.typing as npt
 
 from nemo_gdpo.data.readers import read_pairs
 from nemo_gdpo.data.templates import PairEncoder
-from nemo_gdpo.data.tokenize import Limits, TokenizeStats, tokenize_pairs
+from nemo_gdpo.data.tokenize import (
+    Limits,
+    TokenizeStats,
+    no_pair_is_left,
+    tokenize_pairs,
+)
 from nemo_gdpo.data.types import ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
 
@@ -223,11 +228,7 @@ def build_dataset(
     tokenized = tokenize_pairs(raw, encoder, limits, on_bad_pair=on_bad_pair, stats=stats)
     arrays = collect_arrays(tokenized)
     if not arrays.ids:
-        raise UserError(
-            f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "
-            f"data.max_length, {sum(stats.bad_dropped.values())} were bad); raise the limit or "
-            "fix the file"
-        )
+        raise UserError(no_pair_is_left(path, stats))
     stats.add_reading(reading)
     assert stats.end_token_id is not None
     return PreferenceDataset(

@@ -17,7 +17,6 @@ class BadPairError(UserError):
 
     Attributes:
         reason: its name in the counts.
-        remedy: what to do about it in the file.
     """
 
     def __init__(
@@ -36,11 +35,11 @@ class BadPairError(UserError):
             reason: name in the counts.
             detail: behind the reason, in brackets.
             said: what the message says instead of reason and detail.
-            remedy: what to do about it in the file.
+            remedy: what to do about it in the file; empty where `said` tells.
         """
-        super().__init__(f"{where}: {said or reason}{f' ({detail})' if detail else ''}")
+        told = f"{said or reason}{f' ({detail})' if detail else ''}"
+        super().__init__(f"{where}: {told}{f'; {remedy}' if remedy else ''}")
         self.reason = reason
-        self.remedy = remedy
 
 
 @dataclass
@@ -64,10 +63,7 @@ class Faults:
             if self.drop:
                 self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
                 return
-            error = UserError(
-                f"{error}; {error.remedy}, or set data.on_bad_pair=drop to drop and count such "
-                "pairs"
-            )
+            error = UserError(f"{error}, or set data.on_bad_pair=drop to drop and count such pairs")
         if self.collected is None:
             raise error from None
         self.collected.append(str(error))

@@ -24,9 +24,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.jsonl import Take, refuse
 
 
-def read_odpo_json(
-    path: str | Path, stats: ReadStats, take: Take = refuse
-) -> Iterator[RawPair]:
+def read_odpo_json(path: str | Path, stats: ReadStats, take: Take = refuse) -> Iterator[RawPair]:
     """Yield the pairs of one file; ties have no winner and are dropped and counted in `stats`.
 
     Args:
@@ -96,9 +94,7 @@ def _sample(row: Row) -> tuple[str, str, float]:
     return prompt, text, reward
 
 
-def _posts(
-    posts: dict[str, Any], file: Path, stats: ReadStats, take: Take
-) -> Iterator[RawPair]:
+def _posts(posts: dict[str, Any], file: Path, stats: ReadStats, take: Take) -> Iterator[RawPair]:
     for number, (post, value) in enumerate(posts.items(), start=1):
         where = f"{file}, post {number}"
         try:

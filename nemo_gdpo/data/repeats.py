@@ -1,4 +1,4 @@
-"""Pairs that occur twice: in one split, with the opposite preference, or in training and validation."""
+"""Pairs that occur twice: in one split, with the opposite preference, or in both splits."""
 
 from __future__ import annotations
 

@@ -202,7 +202,8 @@ class PairEncoder:
             if turn["role"] in ("user", "system") and turn["content"].strip() not in text:
                 raise _RefusedError(
                     f"chat template: it leaves out prompt[{index}], of the {turn['role']}; change "
-                    "the template, or the conversation (a system text can open the first user turn)",
+                    "the template, or the conversation (a system text can open the first user "
+                    "turn)",
                     "the template leaves a message out",
                 )
 
@@ -226,7 +227,7 @@ class PairEncoder:
         except BadPairError:
             raise
         except _RefusedError as error:
-            raise BadPairError(where, error.reason, said=str(error)) from None
+            raise BadPairError(where, error.reason, said=str(error), remedy="") from None
         except UserError as error:
             raise TemplateFaultError(f"{where}: {error}") from None
         if not prompt_ids:
@@ -243,10 +244,12 @@ class PairEncoder:
         try:
             return self.encode_prompt(pair.prompt)
         except _RefusedError as error:
-            raise BadPairError(where, error.reason, said=str(error)) from None
+            raise BadPairError(where, error.reason, said=str(error), remedy="") from None
         except UserError as error:
             if isinstance(pair.prompt, str):
-                raise BadPairError(where, "BOS tokens in the prompt", said=str(error)) from None
+                raise BadPairError(
+                    where, "BOS tokens in the prompt", said=str(error), remedy=""
+                ) from None
             raise TemplateFaultError(f"{where}: {error}") from None
 
     def _response(

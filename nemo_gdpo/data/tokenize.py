@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.data.faults import Faults
@@ -127,6 +128,15 @@ def tokenize_pairs(
         stats.prompt_tokens += len(found.prompt_ids)
         stats.response_tokens += len(found.chosen.ids) + len(found.rejected.ids)
         yield found
+
+
+def no_pair_is_left(path: str | Path, stats: TokenizeStats) -> str:
+    """Why there is nothing to train on, after the template and the limits."""
+    return (
+        f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "
+        f"data.max_length, {sum(stats.bad_dropped.values())} were bad); raise the limit or "
+        "fix the file"
+    )
 
 
 def _tokenize(

@@ -1,7 +1,7 @@
 """Text that is none: half of a surrogate pair, which JSON can spell and UTF-8 cannot hold.
 
-`"\\ud83d"` in a JSON file, or in a server's answer, is such a half. Python keeps it in a string, and
-whoever encodes the string later fails: a tokenizer, a file, a page.
+`"\\ud83d"` in a JSON file, or in a server's answer, is such a half. Python keeps it in a string,
+and whoever encodes the string later fails: a tokenizer, a file, a page.
 """
 
 from __future__ import annotations

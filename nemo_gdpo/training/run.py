@@ -33,6 +33,7 @@ from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.datasets import load_split
 from nemo_gdpo.training.export import export_run, model_card_of, write_assets
+from nemo_gdpo.training.first_look import refuse_bad_pairs
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
@@ -113,6 +114,8 @@ class Run:
             "building the mesh", lambda: build_mesh(layout, platform, seed=config.seed)
         )
         output_dir = Path(config.output_dir).absolute()
+        if data is None:
+            from_main_rank("looking at the pairs", lambda: refuse_bad_pairs(config))
         source = open_source(
             str(config.model.restore_from_path),
             mesh,

@@ -50,6 +50,7 @@ ARCHIVE = "model.nemo could not be written"
 FAILURES: tuple[Failing, ...] = (
     Failing("comparing configurations", "training.resume:plain_data"),
     Failing("building the mesh", "platform.cpu:CpuPlatform.manual_seed"),
+    Failing("looking at the pairs", "training.run:refuse_bad_pairs", main_only=True),
     Failing("finding the model", "training.model_source:open_loadable", main_only=True),
     Failing("finding the model", "training.model_source:fingerprint_of", "disk", main_only=True),
     Failing("opening the model", "training.model_source:HuggingFaceSource"),
