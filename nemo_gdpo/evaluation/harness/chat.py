@@ -127,8 +127,8 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
         UserError: it is not such a file.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        plain = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"instructions: {path} cannot be read ({error})") from None
     if not isinstance(plain, list) or not all(
         isinstance(entry, dict)
@@ -138,6 +138,10 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
     ):
         raise UserError(
             f"instructions: {path} is not a JSON list of objects with instruction, dataset"
+        )
+    for half in half_characters(plain):
+        raise UserError(
+            f"instructions: {path}: {half} holds half of a surrogate pair; write the whole one"
         )
     return [{"instruction": e["instruction"], "dataset": e["dataset"]} for e in plain]
 
