@@ -304,10 +304,10 @@ def compose(
 
     try:
         config = composed_with(list(overrides))
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # Hydra raises plain ones, too
         reason = f"the configuration cannot be composed: {' '.join(str(error).split())}"
         foreign: str | None = None
-        with contextlib.suppress(HydraException):  # it is another override that fails
+        with contextlib.suppress(HydraException, ValueError):  # it is another override that fails
             foreign = _foreign_setting(root, parsed, composed_with)
         raise UserError(foreign or reason) from None
     return Composed(resolve(config), config)

@@ -23,9 +23,9 @@ ROOTS: dict[str, Root] = {  # type: ignore[type-arg]
 }  # fmt: skip
 VALUES = (
     "", "null", "~", "[]", "[1,2]", "{a:1}", "{}", "-1", "0", "1e400", "nan", "-inf", "true",
-    "x" * 300, "a/" * 3000, "\udcff", "\ud83d", "\x00", "\n", "a\nb", "${", "${oc.env:X}", "${nope}",
-    "${model}", "${objective.name}", "???", "'", '"', "\\", "=", "a=b", "[", "]", "{", "}", "1,2",
-    "\u2028", "/", "/dev/null/x", "10" * 200, "0x10", "1_000", "2024-01-01", "!!python/object:os.x",
+    "x" * 300, "a/" * 3000, "\udcff", "\ud83d", "\x00", "\n", "a\nb", "${", "${oc.env:X}",
+    "${nope}", "${model}", "${objective.name}", "???", "'", '"', "\\", "=", "a=b", "[", "]", "{",
+    "}", "1,2", "\u2028", "/", "/dev/null/x", "10" * 200, "0x10", "1_000", "2024-01-01", "!!python/object:os.x",
     "*a", "&a", "@", "range(1,3)", "choice(a,b)", "glob(*)", "int(3)", "sort(2,1)", "$", "${${x}}",
     "%", "\U0001f600",
 )  # fmt: skip
@@ -91,6 +91,7 @@ def test_malformed_overrides(
     [
         ("model=-1", "model=-1: takes the name of a choice: "),
         ("objective=null", "objective=None: takes the name of a choice: "),
+        ("+model=1e400", "cannot be composed"),
         ("+export_nemo=0 objective.subtb_lambda=-1", "cannot be composed"),
         (f"data.chat_template={'x' * 5000}", "holds a name of more than 255 bytes"),
         (f"output_dir={'x/' * 3000}", "has more than 4000 bytes"),

@@ -77,7 +77,11 @@ def test_a_message_prompt_under_another_name_is_named(write_jsonl: Write) -> Non
     [
         {"prompt": "It is", "chosen": "It is good", "rejected": "It is bad"},
         {"prompt": "It is\n", "chosen": " It is\ngood", "rejected": "It is\nbad"},
-        chat(said("What is two plus two?", "user"), "What is two plus two? 4", "What is two plus two? 5"),
+        chat(
+            said("What is two plus two?", "user"),
+            "What is two plus two? 4",
+            "What is two plus two? 5",
+        ),
         {
             "prompt": said("What is two plus two?", "user"),
             "chosen": "User: What is two plus two?\nBot: 4",
@@ -331,6 +335,12 @@ def test_other_kinds_of_files_are_named(
     path = tmp_path / name
     path.write_bytes(content)
     assert message in refusal(path)
+
+
+def test_a_file_of_posts_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    path = tmp_path / "posts.json"
+    path.write_bytes(b'{"a":' * 100_000)
+    assert "line 1: JSON is nested too deeply" in refusal(path, format="odpo_json")
 
 
 def test_lines_end_in_line_feeds_only(tmp_path: Path) -> None:

@@ -261,6 +261,8 @@ def _line(draw: random.Random) -> bytes:
         row[draw.choice(COLUMNS)] = draw.choice(SCRAPS)
     if draw.random() < 0.2:
         row.pop(draw.choice(list(row)))
+    if draw.random() < 0.1:
+        row |= {key: f"{value} \ud83d" for key, value in row.items() if isinstance(value, str)}
     text = json.dumps(row).encode()
     kind = draw.random()
     if kind < 0.7:
