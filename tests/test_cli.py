@@ -253,7 +253,7 @@ def valid(tmp_path: Path) -> list[str]:
     model.mkdir()
     (model / "config.json").write_text('{"num_attention_heads": 4, "num_hidden_layers": 4}')
     (model / "model.safetensors").write_bytes(b"x")
-    (tmp_path / "train.jsonl").write_text("{}\n")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "p", "chosen": " a", "rejected": " b"}\n')
     return [
         f"model.restore_from_path={model}",
         f"data.train_path={tmp_path}/train.jsonl",

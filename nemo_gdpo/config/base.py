@@ -17,8 +17,35 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-Text = Annotated[str, Field(min_length=1)]
+from nemo_gdpo.io.text import is_text
+
+_LONGEST_PATH, _LONGEST_NAME = 4000, 255
+"""Bytes that a path, and each name in it, may have on the file systems of Linux."""
+
+
+def _words(text: str) -> str:
+    """Refuse what no file can hold: half of a surrogate pair, which a shell gives for a byte that
+    is no UTF-8."""
+    if not is_text(text):
+        raise ValueError("it is no text in UTF-8")
+    return text
+
+
+def _name(text: str) -> str:
+    """Refuse what no file can be called, before anything asks the file system for it."""
+    if "\0" in _words(text):
+        raise ValueError("it holds a zero byte")
+    if max(len(part.encode()) for part in text.split("/")) > _LONGEST_NAME:
+        raise ValueError(f"it holds a name of more than {_LONGEST_NAME} bytes")
+    if len(text.encode()) > _LONGEST_PATH:
+        raise ValueError(f"it has more than {_LONGEST_PATH} bytes")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_name)]
 """A path or a name: null stands for none, never empty text."""
+Words = Annotated[str, Field(min_length=1), AfterValidator(_words)]
+"""Text of any length that is not empty."""
 
 
 def _day(text: str) -> str:

@@ -7,6 +7,7 @@ given with --config, the chosen presets of each group, and the overrides of the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from nemo_gdpo.config.secrets import refuse_secrets
 from nemo_gdpo.config.suggest import alias, closest, hint
 from nemo_gdpo.config.yaml_files import read_yaml_mapping, yaml_text
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.text import is_text
 
 # `${unless:A,B}`: null where A is set, otherwise B.
 OmegaConf.register_new_resolver(
@@ -89,6 +91,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
+        if not is_text(text):
+            raise UserError(f"{text!r} is no text in UTF-8; write it in the terminal's encoding")
         try:
             parsed.extend(parser.parse_overrides([text]))
         except HydraException as error:
@@ -125,8 +129,10 @@ def _override_problem(
                 f"{key}={chosen}: unknown choice{hint(chosen, groups[key])}; the choices "
                 f"are {', '.join(groups[key])}"
             )
-        if chosen is not None or value is None:
+        if chosen is not None or (value is None and key != root.choice):
             return None
+        if not isinstance(value, dict):
+            return f"{key}={value}: takes the name of a choice: {', '.join(groups[key])}"
     keys = root.keys()
     inside = sorted(known for known in keys if known.startswith(f"{key}."))
     if inside and isinstance(override.value(), str):
@@ -303,9 +309,12 @@ def compose(
 
     try:
         config = composed_with(list(overrides))
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # Hydra raises plain ones, too
         reason = f"the configuration cannot be composed: {' '.join(str(error).split())}"
-        raise UserError(_foreign_setting(root, parsed, composed_with) or reason) from None
+        foreign: str | None = None
+        with contextlib.suppress(HydraException, ValueError):  # it is another override that fails
+            foreign = _foreign_setting(root, parsed, composed_with)
+        raise UserError(foreign or reason) from None
     return Composed(resolve(config), config)
 
 

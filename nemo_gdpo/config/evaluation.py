@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import Section, Text, Words
 from nemo_gdpo.config.root import Root
 
 Count = Annotated[int, Field(ge=1)]
@@ -125,7 +125,7 @@ class JudgeConfig(Section):
     against: Text = "reference"
     """`reference` (see `references_path`), or a run's name: others are compared with it, at the
     same sampling."""
-    criterion: Text = "is more helpful, correct and harmless"
+    criterion: Words = "is more helpful, correct and harmless"
     """Completes "the response that ..."."""
     responses: Count = 1
     """Responses to each prompt that are compared; the first ones."""

@@ -14,6 +14,8 @@ from nemo_gdpo.config.problem import ConflictError, Problem, raise_problems
 from nemo_gdpo.config.suggest import alias, closest, hint
 
 S = TypeVar("S", bound=Section)
+_WIDEST = 200
+"""Characters of a value that a message repeats."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Root(Generic[S]):
                 f"choose {self.choice}={'|'.join(self.sections)}",
             )
         given = error["input"]
-        shown = "null" if given is None else repr(given)
+        shown = "null" if given is None else _shown(given)
         refusal = self.refusal(key, str(given))
         if refusal is not None:
             return refusal
@@ -124,6 +126,8 @@ class Root(Generic[S]):
                 f"{shown} is not one of {', '.join(names)}",
                 f"did you mean {meant}?" if meant else "choose one of them",
             )
+        if error_of_ours is not None:
+            return Problem(key, f"{shown} is not allowed: {error_of_ours}", "correct the value")
         message = error["msg"][0].lower() + error["msg"][1:]
         return Problem(key, f"{shown} is not allowed: {message}", "correct the value")
 
@@ -138,6 +142,12 @@ class Root(Generic[S]):
         section = None if self.choice is None else config.get(self.choice)
         name = section.get("name") if isinstance(section, Mapping) else None
         return name if isinstance(name, str) and name in self.sections else None
+
+
+def _shown(value: Any) -> str:
+    """A value for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}... ({len(text)} characters)"
 
 
 def _leaves(section: type[Any], prefix: str) -> Iterator[str]:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from nemo_gdpo.data.checks import BadPairError, messages
+from nemo_gdpo.data.checks import check_prompt, messages
+from nemo_gdpo.data.columns import no_prompt, prompt_columns
+from nemo_gdpo.data.faults import BadPairError
 from nemo_gdpo.data.types import Message, Messages, Row
 from nemo_gdpo.errors import UserError
 
+_COMPLETE = re.compile(r"[.?!:。？！：]['\"”’)\]]*\s|\n")
+"""Where a sentence or a line ends."""
+
 
 def split_prompt(
-    row: Row, prompt: Any, chosen: Any, rejected: Any
+    row: Row, prompt: Any, chosen: Any, rejected: Any, *, read: Sequence[str] = ()
 ) -> tuple[str | Messages, str | Messages, str | Messages]:
     """Bring the mixtures of text and messages into one of RawPair's two shapes.
 
     A missing prompt is the longest shared beginning: of messages, all but the last one; of text,
     up to the last white space that both share, so that no word is cut in two.
+
+    Args:
+        row: of the file.
+        prompt: None where the file has none.
+        chosen, rejected: text, or messages.
+        read: the columns that the format reads. Another one may hold the prompt.
+
+    Raises:
+        BadPairError: a prompt or a response that cannot be learned from.
+        UserError: there is no prompt, or it is none of the shapes.
     """
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(
@@ -23,13 +40,7 @@ def split_prompt(
         )
     if isinstance(chosen, str):
         if prompt is None:
-            shared = _shared_text(chosen, rejected)
-            if not shared.strip():
-                raise UserError(
-                    f"{row.where}: no prompt column, and chosen and rejected share no beginning; "
-                    "add a prompt"
-                )
-            return shared, chosen[len(shared) :], rejected[len(shared) :]
+            return _split_text(row, chosen, rejected, read)
         if isinstance(prompt, str):
             return prompt, chosen, rejected
         return (
@@ -39,29 +50,7 @@ def split_prompt(
         )
     chosen = messages(chosen, row.where, "chosen")
     rejected = messages(rejected, row.where, "rejected")
-    if prompt is not None and not isinstance(prompt, str):
-        turns = messages(prompt, row.where, "prompt")
-        count = len(turns)
-        if len(chosen) > count and chosen[:count] == rejected[:count] == turns:
-            chosen, rejected = chosen[count:], rejected[count:]
-    else:
-        count = 0
-        while count < min(len(chosen), len(rejected)) - 1 and chosen[count] == rejected[count]:
-            count += 1
-        turns, chosen, rejected = chosen[:count], chosen[count:], rejected[count:]
-        if isinstance(prompt, str):
-            if not turns:
-                turns = [{"role": "user", "content": prompt}]
-            elif prompt not in [turn["content"] for turn in turns]:
-                raise UserError(
-                    f"{row.where}: prompt is not among the messages that chosen and rejected "
-                    "share; leave the prompt column out, or give it as messages"
-                )
-        elif not turns:
-            raise UserError(
-                f"{row.where}: no prompt column, and chosen and rejected share no first message; "
-                "add a prompt"
-            )
+    turns, chosen, rejected = _split_messages(row, prompt, chosen, rejected, read)
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         if len(response) != 1 or response[0]["role"] != "assistant":
             roles = ", ".join(turn["role"] for turn in response)
@@ -69,6 +58,60 @@ def split_prompt(
                 row.where, "response is not one assistant message", f"{name} has {roles}"
             )
     return _checked_prompt(turns, row), chosen, rejected
+
+
+def _split_text(row: Row, chosen: str, rejected: str, read: Sequence[str]) -> tuple[str, str, str]:
+    """The prompt that two texts begin with."""
+    if "prompt" in row.nulls:
+        raise BadPairError(row.where, "no value for 'prompt'", "the column is there and holds null")
+    others = {key: value for key, value in row.data.items() if key not in read and key != "id"}
+    shared = _shared_text(chosen, rejected)
+    if prompt_columns(others):
+        raise UserError(f"{row.where}: no prompt column; {no_prompt(others)}")
+    if not shared.strip():
+        raise UserError(
+            f"{row.where}: no prompt column, and chosen and rejected share no beginning; add a "
+            "prompt"
+        )
+    if not _COMPLETE.search(shared):
+        raise BadPairError(
+            row.where,
+            "no prompt column",
+            f"what chosen and rejected share, {shared[:40]!r}, ends in the middle of a sentence",
+            remedy="add a prompt",
+        )
+    return shared, chosen[len(shared) :], rejected[len(shared) :]
+
+
+def _split_messages(
+    row: Row, prompt: Any, chosen: Messages, rejected: Messages, read: Sequence[str]
+) -> tuple[Messages, Messages, Messages]:
+    """The prompt's messages, and what is left of the responses without them."""
+    if prompt is not None and not isinstance(prompt, str):
+        turns = messages(prompt, row.where, "prompt")
+        count = len(turns)
+        if len(chosen) > count and chosen[:count] == rejected[:count] == turns:
+            chosen, rejected = chosen[count:], rejected[count:]
+        return turns, chosen, rejected
+    count = 0
+    while count < min(len(chosen), len(rejected)) - 1 and chosen[count] == rejected[count]:
+        count += 1
+    turns, chosen, rejected = chosen[:count], chosen[count:], rejected[count:]
+    if isinstance(prompt, str):
+        if not turns:
+            turns = [{"role": "user", "content": prompt}]
+        elif prompt not in [turn["content"] for turn in turns]:
+            raise UserError(
+                f"{row.where}: prompt is not among the messages that chosen and rejected "
+                "share; leave the prompt column out, or give it as messages"
+            )
+    elif not turns:
+        others = {key: value for key, value in row.data.items() if key not in read and key != "id"}
+        raise UserError(
+            f"{row.where}: no prompt column, and chosen and rejected share no first message; "
+            f"{no_prompt(others)}"
+        )
+    return turns, chosen, rejected
 
 
 def _shared_text(chosen: str, rejected: str) -> str:
@@ -86,8 +129,5 @@ def _as_messages(text: str) -> list[Message]:
 
 
 def _checked_prompt(turns: Messages, row: Row) -> Messages:
-    if turns[-1]["role"] == "assistant":
-        raise UserError(
-            f"{row.where}: the prompt ends with an assistant message; end it with the user's turn"
-        )
+    check_prompt(turns, row.where)
     return turns

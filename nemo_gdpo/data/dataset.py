@@ -19,7 +19,12 @@ import numpy.typing as npt
 
 from nemo_gdpo.data.readers import read_pairs
 from nemo_gdpo.data.templates import PairEncoder
-from nemo_gdpo.data.tokenize import Limits, TokenizeStats, tokenize_pairs
+from nemo_gdpo.data.tokenize import (
+    Limits,
+    TokenizeStats,
+    no_pair_is_left,
+    tokenize_pairs,
+)
 from nemo_gdpo.data.types import ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.progress import progress_bar
@@ -237,11 +242,7 @@ def build_dataset(
         progress_bar(tokenized, total=None, unit="pair", label=label, enabled=progress)
     )
     if not arrays.ids:
-        raise UserError(
-            f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "
-            f"data.max_length, {sum(stats.bad_dropped.values())} were bad); raise the limit or "
-            "fix the file"
-        )
+        raise UserError(no_pair_is_left(path, stats))
     stats.add_reading(reading)
     assert stats.end_token_id is not None
     return PreferenceDataset(

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nemo_gdpo.data import presets
-from nemo_gdpo.data.checks import BadPairError, explicit_id, field, rest, score
+from nemo_gdpo.data.checks import INVERTED, explicit_id, field, rest, score
 from nemo_gdpo.data.conversation import split_prompt
+from nemo_gdpo.data.faults import BadPairError
 from nemo_gdpo.data.types import RawPair, Row
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.text import shown
 
 
 def from_trl(row: Row) -> RawPair:
@@ -26,17 +28,21 @@ def from_trl(row: Row) -> RawPair:
 
     A `margin` is a difference of scores and becomes chosen_score = margin, rejected_score = 0.
     """
+    used = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "margin")
     prompt, chosen, rejected = split_prompt(
-        row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected")
+        row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected"), read=used
     )
     chosen_score, rejected_score = score(row, "chosen_score"), score(row, "rejected_score")
     margin = score(row, "margin")
     if margin is not None:
         if chosen_score is None and rejected_score is None:
             if margin < 0:
-                raise UserError(
-                    f"{row.where}: margin is {margin:g}, the chosen response scores less than the "
-                    "rejected one; swap the responses or correct the margin"
+                raise BadPairError(
+                    row.where,
+                    INVERTED,
+                    said=f"margin is {margin:g}, the chosen response scores less than the rejected "
+                    "one",
+                    remedy="swap the responses or correct the margin",
                 )
             chosen_score, rejected_score = margin, 0.0
         elif not _is_margin(margin, chosen_score, rejected_score):
@@ -44,7 +50,6 @@ def from_trl(row: Row) -> RawPair:
                 f"{row.where}: margin {margin:g} contradicts chosen_score and rejected_score; "
                 "give either the margin or both scores"
             )
-    used = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "margin")
     scores = chosen_score, rejected_score
     return RawPair(explicit_id(row), prompt, chosen, rejected, *scores, rest(row, used), row.where)
 
@@ -91,7 +96,7 @@ def from_nemo_rl(row: Row) -> RawPair:
         inner = Row({"rank": item["rank"]}, f"{row.where}, completions[{index}]", row.number)
         rank = score(inner, "rank")
         if rank is None:
-            raise UserError(f"{inner.where}: rank is null; give every completion a rank")
+            raise BadPairError(inner.where, "rank is null", remedy="give every completion a rank")
         ranked.append((rank, item["completion"]))
     if ranked[0][0] == ranked[1][0]:
         raise BadPairError(row.where, "tied ranks")
@@ -120,7 +125,7 @@ def detect_format(row: Row) -> str:
 
     `tldr_comparisons` has TRL's columns and must be asked for by name.
     """
-    columns = set(row.data)
+    columns = {*row.data, *row.nulls}
     if {"context", "completions"} <= columns:
         return "nemo_rl"
     if {"chosen_response", "rejected_response"} <= columns:
@@ -134,6 +139,6 @@ def detect_format(row: Row) -> str:
     if {"prompt", "text", "reward"} <= columns or presets.looks_like_tldr_json(row):
         return "odpo_json"
     raise UserError(
-        f"{row.where}: no known format has the columns {', '.join(sorted(columns)) or '(none)'}; "
+        f"{row.where}: no known format has the columns {shown(columns)}; "
         "name them prompt, chosen and rejected, or set data.format"
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.data.templates import read_template
 
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
@@ -47,19 +47,8 @@ def build_split(
         truncation_mode=data.truncation_mode,
         require_scores=require_scores,
         stop_token_ids=stop_token_ids(assets),
-        chat_template=_chat_template(data),
+        chat_template=read_template(data.chat_template),
         on_bad_pair=data.on_bad_pair,
         date=data.date or date,
         progress=True,
     )
-
-
-def _chat_template(data: DataConfig) -> str | None:
-    if data.chat_template is None:
-        return None
-    path = Path(data.chat_template)
-    if not path.is_file():
-        raise UserError(
-            f"data.chat_template={path} does not exist; correct the path, or set it to null"
-        )
-    return path.read_text()

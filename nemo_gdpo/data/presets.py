@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from nemo_gdpo.data.checks import BadPairError, explicit_id, field, rest, score, text_field
+from nemo_gdpo.data.checks import explicit_id, field, rest, score, text_field
 from nemo_gdpo.data.conversation import split_prompt
+from nemo_gdpo.data.faults import BadPairError
 from nemo_gdpo.data.types import Messages, RawPair, Row
 from nemo_gdpo.errors import UserError
 
@@ -16,10 +17,11 @@ _TLDR = "TL;DR:"
 
 
 def looks_like_hh(row: Row) -> bool:
-    chosen = row.data.get("chosen")
-    if isinstance(chosen, dict):
-        return set(chosen) == {"role", "text"}
-    return isinstance(chosen, str) and "prompt" not in row.data and chosen.startswith("\n\nHuman:")
+    # The first row may lack one of them.
+    given = row.data.get("chosen", row.data.get("rejected"))
+    if isinstance(given, dict):
+        return set(given) == {"role", "text"}
+    return isinstance(given, str) and "prompt" not in row.data and given.startswith("\n\nHuman:")
 
 
 def from_anthropic_hh(row: Row) -> RawPair:
@@ -77,11 +79,11 @@ def parse_transcript(text: str, row: Row, name: str) -> Messages:
 
 def from_ultrafeedback_binarized(row: Row) -> RawPair:
     """UltraFeedback binarized: prompt, complete conversations, `score_chosen`, `score_rejected`."""
+    used = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "messages")
     prompt, chosen, rejected = split_prompt(
-        row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected")
+        row, row.data.get("prompt"), field(row, "chosen"), field(row, "rejected"), read=used
     )
     scores = score(row, "score_chosen"), score(row, "score_rejected")
-    used = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "messages")
     return RawPair(explicit_id(row), prompt, chosen, rejected, *scores, rest(row, used), row.where)
 
 

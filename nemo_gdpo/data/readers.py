@@ -3,24 +3,28 @@
 Every mistake in the input is a `UserError` that names the file and the 1-based line or row.
 Two kinds of mistakes are told apart. A file that cannot be read (not JSON, missing columns, wrong
 types) always stops the run. A pair that reads well but cannot be learned from (an empty response,
-identical responses) stops the run too, unless `on_bad_pair="drop"`, which drops and counts it: the
-large public data sets contain a few of those.
+identical responses, half of a character) stops the run too, unless `on_bad_pair="drop"`, which
+drops and counts it: the large public data sets contain a few of those. `Faults` does either, or
+lists all of them.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.config.hub import may_be_hub_name
-from nemo_gdpo.data.checks import BadPairError, check_pair
+from nemo_gdpo.data.checks import check_pair, refuse_half_characters
+from nemo_gdpo.data.faults import Faults
 from nemo_gdpo.data.formats import FORMATS, detect_format
 from nemo_gdpo.data.odpo_json import read_odpo_json
 from nemo_gdpo.data.types import RawPair, ReadStats, Row
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.jsonl import Take, read_objects, refuse, refuse_other_kinds
+from nemo_gdpo.io.text import shown
 
 FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json"]))
 
@@ -33,6 +37,8 @@ def read_pairs(
     require_scores: bool = False,
     on_bad_pair: str = "error",
     stats: ReadStats | None = None,
+    problems: list[str] | None = None,
+    limit: int | None = None,
 ) -> Iterator[RawPair]:
     """Yield the pairs of a file, a directory or a hub data set, checked.
 
@@ -44,6 +50,9 @@ def read_pairs(
         require_scores: every pair must have both scores; ties (equal in float32, the precision of
             the objective) are dropped and counted in `stats`.
         on_bad_pair: "error" or "drop".
+        stats: fills up while pairs are consumed.
+        problems: what is wrong with rows is appended here instead of being raised.
+        limit: read no more rows.
 
     Raises:
         UserError: anything wrong with the input, with file and line. No pair left is one, too.
@@ -53,60 +62,79 @@ def read_pairs(
     if on_bad_pair not in ("error", "drop"):
         raise UserError(f"data.on_bad_pair={on_bad_pair!r} is unknown; use error or drop")
     stats = ReadStats() if stats is None else stats
+    faults = Faults(on_bad_pair == "drop", stats.bad_dropped, problems)
     seen: dict[str, str] = {}
-    for item in _raw_pairs(path, format, split, on_bad_pair, stats):
-        if item.id in seen:
-            raise UserError(
-                f"{item.where}: id {item.id!r} was already used at {seen[item.id]}; "
-                "give every pair its own id, or leave the id column out"
-            )
-        seen[item.id] = item.where
+    for item in _raw_pairs(path, format, split, faults, stats, limit):
         try:
+            if item.id in seen:
+                raise UserError(
+                    f"{item.where}: id {item.id!r} was already used at {seen[item.id]}; "
+                    "give every pair its own id, or leave the id column out"
+                )
+            seen[item.id] = item.where
             tie = check_pair(item, require_scores=require_scores)
-        except BadPairError as error:
-            _drop_or_raise(error, on_bad_pair, stats)
+        except UserError as error:
+            faults.take(error)
             continue
         if tie and require_scores:
             stats.ties_dropped += 1
             continue
         stats.pairs += 1
         yield item
-    if stats.pairs == 0:
+    if stats.pairs == 0 and not problems:
         dropped = stats.ties_dropped + sum(stats.bad_dropped.values())
         why = f"all {dropped} pairs were dropped" if dropped else "it holds no pair"
+        reasons = shown(f"{count} {reason}" for reason, count in stats.bad_dropped.items())
+        why += f" ({reasons})" if stats.bad_dropped else ""
         raise UserError(f"{path}: {why}; give a file with at least one usable preference pair")
 
 
 def _raw_pairs(
-    path: str | Path, format: str, split: str, on_bad_pair: str, stats: ReadStats
+    path: str | Path,
+    format: str,
+    split: str,
+    faults: Faults,
+    stats: ReadStats,
+    limit: int | None,
 ) -> Iterator[RawPair]:
     if format == "odpo_json":
-        yield from read_odpo_json(path, stats)
+        yield from read_odpo_json(path, stats, faults.take)
         return
     convert = None if format == "auto" else FORMATS[format]
-    for row in read_rows(path, split=split):
+    for row in islice(read_rows(path, split=split, take=faults.take), limit):
         if convert is None:
             name = detect_format(row)
             if name == "odpo_json":
-                yield from read_odpo_json(path, stats)
+                yield from read_odpo_json(path, stats, faults.take)
                 return
             convert = FORMATS[name]
         try:
             yield convert(row)
-        except BadPairError as error:
-            _drop_or_raise(error, on_bad_pair, stats)
+        except UserError as error:
+            faults.take(error)
 
 
-def _drop_or_raise(error: BadPairError, on_bad_pair: str, stats: ReadStats) -> None:
-    if on_bad_pair == "error":
-        raise UserError(
-            f"{error}; fix or remove it, or set data.on_bad_pair=drop to drop and count such pairs"
-        ) from None
-    stats.bad_dropped[error.reason] = stats.bad_dropped.get(error.reason, 0) + 1
+def read_rows(path: str | Path, *, split: str = "train", take: Take = refuse) -> Iterator[Row]:
+    """Yield the records of `path`, each with its place; columns that hold null are apart.
+
+    Args:
+        path: see `read_pairs`.
+        split: of a Hugging Face data set.
+        take: is told what is wrong with a row, which is left out.
+
+    Raises:
+        UserError: the file cannot be read, or what `take` raises.
+    """
+    for row in _rows(path, split, take):
+        try:
+            refuse_half_characters(row.data, row.where)
+        except UserError as error:
+            take(error)
+        else:
+            yield row
 
 
-def read_rows(path: str | Path, *, split: str = "train") -> Iterator[Row]:
-    """Yield the records of `path`, each with its place; columns that hold null are left out."""
+def _rows(path: str | Path, split: str, take: Take) -> Iterator[Row]:
     file = Path(path)
     if file.is_dir():
         yield from _dataset_rows(file, split)
@@ -114,10 +142,12 @@ def read_rows(path: str | Path, *, split: str = "train") -> Iterator[Row]:
         if file.stat().st_size == 0:
             raise UserError(f"{file}: the file is empty; give a file with preference pairs")
         if file.suffix in (".jsonl", ".json", ".ndjson"):
-            yield from _jsonl_rows(file)
+            for where, number, found in read_objects(file, take):
+                yield _row(found, where, number)
         elif file.suffix == ".parquet":
             yield from _parquet_rows(file)
         else:
+            refuse_other_kinds(file)
             raise UserError(
                 f"{file}: unknown kind of file {file.suffix!r}; use .jsonl, .parquet or a data set "
                 "directory"
@@ -130,41 +160,9 @@ def read_rows(path: str | Path, *, split: str = "train") -> Iterator[Row]:
         )
 
 
-def _jsonl_rows(file: Path) -> Iterator[Row]:
-    blank: int | None = None
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{file}, line {number}"
-            if not line.strip():
-                blank = number if blank is None else blank
-                continue
-            if blank is not None:
-                # Blank lines at the end are how editors end a file; in the middle, a row got lost.
-                raise UserError(f"{file}, line {blank}: the line is blank; remove it")
-            yield Row(_json_object(line, where), where, number)
-
-
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-            "each line must be one complete JSON object"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{where}: JSON is nested too deeply; flatten this line") from None
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: a JSON {type(value).__name__}, not an object; write one pair per line"
-        )
-    return _without_nulls(value)
-
-
-def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
+def _row(found: Mapping[str, Any], where: str, number: int) -> Row:
+    given = {key: value for key, value in found.items() if value is not None}
+    return Row(given, where, number, frozenset(found.keys() - given.keys()))
 
 
 def _optional(name: str, what: str | Path) -> Any:
@@ -188,9 +186,9 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             for batch in table.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Row(_without_nulls(row), f"{file}, row {number}", number)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        reason = str(error).splitlines()[0]
+                    yield _row(row, f"{file}, row {number}", number)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file}: not a readable Parquet file ({reason}); write it again") from None
 
 
@@ -233,5 +231,16 @@ def _rows_of(found: Any, name: str, split: str) -> Iterator[Row]:
                 f"{name}: no split {split!r}, it has {', '.join(sorted(found))}; set data.split"
             )
         found = found[split]
+    media = [key for key, feature in found.features.items() if _is_media(feature)]
+    if media:
+        raise UserError(
+            f"{name}: the columns {shown(media)} hold images, sound or video, and nothing reads "
+            "them; give a data set of text, or remove the columns"
+        )
     for number, row in enumerate(found, start=1):
-        yield Row(_without_nulls(dict(row)), f"{name}, row {number}", number)
+        yield _row(row, f"{name}, row {number}", number)
+
+
+def _is_media(feature: Any) -> bool:
+    """Whether a column's values would be decoded to something that is no text."""
+    return any(word in repr(feature) for word in ("Image(", "Audio(", "Video("))

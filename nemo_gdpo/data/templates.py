@@ -5,10 +5,14 @@ must hold for training to reach the model that generates is checked instead:
 
 * the prompt with the assistant's header is an exact token prefix of the complete conversation;
 * there is exactly one BOS at the start, if the template writes one or the tokenizer adds one to
-  plain text, and none in duplicate;
+  plain text, and none in duplicate or behind a blank line or a byte order mark;
+* the text of every message of the user and of the system is in the prompt;
 * the last token of a response is the one that generation stops on; what a template writes after it
   (a new line after <|im_end|>) is cut off, so that no label follows the end (a released GDPO put
   its preference bonus on such a new line).
+
+Text pairs: the tokens of prompt and response are those of the joined text. A tokenizer that puts a
+space before whatever it is given (SentencePiece's) would otherwise teach `Answer:\\n fine`.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import json
 import re
 from collections.abc import Collection
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.data.checks import BadPairError, response_text
+from nemo_gdpo.data.checks import response_text
+from nemo_gdpo.data.faults import BadPairError
 from nemo_gdpo.data.types import Messages, RawPair
 from nemo_gdpo.errors import UserError
 
@@ -29,6 +35,21 @@ _CLOCK = "strftime_now"
 _CALL = re.compile(rf"{_CLOCK}\s*\(")
 _CALL_WITH_FORMAT = re.compile(rf"{_CLOCK}\s*\(\s*(['\"])((?:(?!\1)[^\\])*)\1\s*\)")
 _PROBE: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+_UNSEEN = " \t\r\n\f\v\ufeff\u200b"
+"""What an editor leaves at the beginning of a file without showing it."""
+
+
+class TemplateFaultError(UserError):
+    """Template or tokenizer cannot be used with any pair."""
+
+
+class _RefusedError(UserError):
+    """The template refuses one conversation; `reason` is the name in the counts."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class PairEncoder:
@@ -56,6 +77,7 @@ class PairEncoder:
         )
         self.date = None if not self.has_clock else date or datetime.date.today().isoformat()
         """Day that the template writes; None for one without a clock."""
+        self._is_replaced = chat_template is not None
         self.stop_token_ids = None if stop_token_ids is None else frozenset(stop_token_ids)
         if self.stop_token_ids is not None and not self.stop_token_ids:
             raise UserError(
@@ -84,7 +106,10 @@ class PairEncoder:
         Raises:
             UserError: no template, no such token, or a token that generation does not stop on.
         """
-        prompt_ids, whole_ids = self.encode_prompt(_PROBE[:-1]), self._conversation_ids(_PROBE)
+        try:
+            prompt_ids, whole_ids = self.encode_prompt(_PROBE[:-1]), self._conversation_ids(_PROBE)
+        except _RefusedError as error:  # no pair's fault
+            raise UserError(str(error)) from None
         if whole_ids[: len(prompt_ids)] != prompt_ids:
             raise UserError(
                 "chat template: with this tokenizer the prompt and the assistant's header are not "
@@ -145,13 +170,19 @@ class PairEncoder:
         ids = self.tokenizer("a")["input_ids"]
         return int(bos) if bos is not None and ids[:1] == [bos] else None
 
-    def _with_one_bos(self, ids: list[int], what: str) -> tuple[int, ...]:
-        bos = self.tokenizer.bos_token_id
+    def _with_one_bos(self, text: str, ids: list[int], what: str) -> tuple[int, ...]:
+        bos, name = self.tokenizer.bos_token_id, self.tokenizer.bos_token
+        shown = text.lstrip(_UNSEEN)
+        if bos is not None and ids[:1] != [bos] and shown.startswith(name):
+            raise UserError(
+                f"{what}: {text[: len(text) - len(shown)]!r} stands before the BOS token {name!r}; "
+                "remove it (a blank first line or a byte order mark)"
+            )
         if self.added_bos_id is not None and ids[:1] != [self.added_bos_id]:
             ids = [self.added_bos_id, *ids]
         if bos is not None and ids[:2] == [bos, bos]:
             raise UserError(
-                f"{what}: it begins with two BOS tokens {self.tokenizer.bos_token!r}; "
+                f"{what}: it begins with two BOS tokens {name!r}; "
                 "remove the one in the template or in the text"
             )
         return tuple(ids)
@@ -159,11 +190,38 @@ class PairEncoder:
     # --- encoding ---------------------------------------------------------------------------
 
     def encode_prompt(self, prompt: str | Messages) -> tuple[int, ...]:
-        """Prompt ids with BOS; messages get the assistant's header. Generation takes these."""
+        """Prompt ids with BOS; messages get the assistant's header. Generation takes these.
+
+        Raises:
+            UserError: the template refuses the conversation, leaves some of it out, or does not do
+                what the module's docstring demands.
+        """
         if isinstance(prompt, str):
-            return self._with_one_bos(self._ids(prompt), "prompt")
+            return self._with_one_bos(prompt, self._ids(prompt), "prompt")
         text = self._render(prompt, add_generation_prompt=True)
-        return self._with_one_bos(self._ids(text), "chat template")
+        self._check_rendered(prompt, text)
+        return self._with_one_bos(text, self._ids(text), "chat template")
+
+    def _check_rendered(self, prompt: Messages, text: str) -> None:
+        """Refuse what a template writes before the prompt, and what it leaves out of it."""
+        shown = text.lstrip(_UNSEEN)
+        before = text[: len(text) - len(shown)]
+        if "\ufeff" in before or (
+            before and self._is_replaced and shown.startswith(tuple(self.special_tokens))
+        ):
+            raise UserError(
+                f"chat template: it writes {before!r} before the first token; remove the blank "
+                "first line or the byte order mark of its file"
+            )
+        for index, turn in enumerate(prompt):
+            # An assistant's earlier thoughts are left out on purpose, a tool's answer is escaped.
+            if turn["role"] in ("user", "system") and turn["content"].strip() not in text:
+                raise _RefusedError(
+                    f"chat template: it leaves out prompt[{index}], of the {turn['role']}; change "
+                    "the template, or the conversation (a system text can open the first user "
+                    "turn)",
+                    "the template leaves a message out",
+                )
 
     def encode_pair(
         self, pair: RawPair
@@ -174,18 +232,20 @@ class PairEncoder:
             BadPairError: the text holds a special token, or no text is left, or none that differs.
             UserError: the template does not do what the module's docstring demands.
         """
-        where = f"{pair.where}, pair {pair.id!r}" if pair.where else f"pair {pair.id!r}"
+        where = pair.place
         self._refuse_special_tokens(pair, where)
+        prompt_ids = self._pair_prompt(pair, where)
         try:
-            prompt_ids = self.encode_prompt(pair.prompt)
             responses = [
                 self._response(pair, prompt_ids, response, where)
                 for response in (pair.chosen, pair.rejected)
             ]
         except BadPairError:
             raise
+        except _RefusedError as error:
+            raise BadPairError(where, error.reason, said=str(error), remedy="") from None
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise TemplateFaultError(f"{where}: {error}") from None
         if not prompt_ids:
             raise BadPairError(where, "empty prompt", "no token, and the tokenizer adds no BOS")
         if any(len(ids) < 2 for ids in responses):
@@ -196,12 +256,25 @@ class PairEncoder:
             )
         return prompt_ids, responses[0], responses[1]
 
+    def _pair_prompt(self, pair: RawPair, where: str) -> tuple[int, ...]:
+        try:
+            return self.encode_prompt(pair.prompt)
+        except _RefusedError as error:
+            raise BadPairError(where, error.reason, said=str(error), remedy="") from None
+        except UserError as error:
+            if isinstance(pair.prompt, str):
+                raise BadPairError(
+                    where, "BOS tokens in the prompt", said=str(error), remedy=""
+                ) from None
+            raise TemplateFaultError(f"{where}: {error}") from None
+
     def _response(
         self, pair: RawPair, prompt_ids: tuple[int, ...], response: str | Messages, where: str
     ) -> tuple[int, ...]:
         if isinstance(response, str):
+            assert isinstance(pair.prompt, str)
             end = self.text_end_token_id
-            ids = self._ids(response)
+            ids = self._text_response(pair.prompt, prompt_ids, response, where)
             # Files in NeMo-Aligner's manner may write the end token out.
             return (*(ids[:-1] if ids[-1:] == [end] else ids), end)
         assert not isinstance(pair.prompt, str)
@@ -226,9 +299,32 @@ class PairEncoder:
             )
         return tuple(tail[: stop + 1])
 
+    @cached_property
+    def _adds_a_space(self) -> bool:
+        """Whether texts that are tokenised apart are others than when they are joined."""
+        probes = ("a\n", "b"), ("a", " b")
+        return any(self._ids(a) + self._ids(b) != self._ids(a + b) for a, b in probes)
+
+    def _text_response(
+        self, prompt: str, prompt_ids: tuple[int, ...], response: str, where: str
+    ) -> list[int]:
+        """The tokens of a response as they follow the prompt."""
+        if not self._adds_a_space:
+            return self._ids(response)
+        whole = prompt + response
+        ids = self._with_one_bos(whole, self._ids(whole), "prompt")
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise BadPairError(
+                where,
+                "prompt and response share a token",
+                "this tokenizer joins the end of the prompt with the beginning of a response",
+                remedy="move white space at the prompt's end to the beginning of the responses",
+            )
+        return list(ids[len(prompt_ids) :])
+
     def _conversation_ids(self, conversation: Messages) -> tuple[int, ...]:
         text = self._render(conversation, add_generation_prompt=False)
-        return self._with_one_bos(self._ids(text), "chat template")
+        return self._with_one_bos(text, self._ids(text), "chat template")
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -249,12 +345,22 @@ class PairEncoder:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in conversation)
+        except jinja2.TemplateSyntaxError as error:
             raise UserError(
-                f"chat template: it refuses the roles {roles} ({error}); "
-                "change the template, or the conversation (a system text can open the first user "
-                "turn)"
+                f"chat template: line {error.lineno} is not Jinja ({_one_line(error)}); correct it"
+            ) from None
+        except Exception as error:  # noqa: BLE001 - a template is a program, and can fail in any way
+            roles = ", ".join(turn["role"] for turn in conversation)
+            if type(error) is jinja2.TemplateError:  # what `raise_exception` of a template raises
+                raise _RefusedError(
+                    f"chat template: it refuses the roles {roles} ({_one_line(error)}); "
+                    "change the template, or the conversation (a system text can open the first "
+                    "user turn)",
+                    "the template refuses the conversation",
+                ) from None
+            raise UserError(
+                f"chat template: it fails with {type(error).__name__} ({_one_line(error)}) on a "
+                f"conversation of {roles}; correct the template, or use the model's own"
             ) from None
         return str(text)
 
@@ -301,6 +407,34 @@ class PairEncoder:
                     raise BadPairError(
                         where, "special token in the text", f"{name} holds {token!r}"
                     )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_template(path: str | None) -> str | None:
+    """The Jinja file that `data.chat_template` names; None without one.
+
+    Raises:
+        UserError: it is missing, empty, or no text.
+    """
+    if path is None:
+        return None
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(
+            f"data.chat_template={path} does not exist; correct the path, or set it to null"
+        )
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template={path} cannot be read ({_one_line(error)}); save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise UserError(f"data.chat_template={path} is empty; write a template, or set it to null")
+    return text
 
 
 def _default_template(tokenizer: Any) -> str | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from nemo_gdpo.data.checks import BadPairError
-from nemo_gdpo.data.templates import PairEncoder
+from nemo_gdpo.data.faults import Faults
+from nemo_gdpo.data.repeats import Repeats
+from nemo_gdpo.data.templates import PairEncoder, TemplateFaultError
 from nemo_gdpo.data.types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
 
@@ -29,6 +31,10 @@ class TokenizeStats:
     """Reason -> pairs dropped, with `on_bad_pair="drop"`."""
     identical_after_cut: int = 0
     """Dropped: the limit cut the responses before they differ."""
+    repeated: int = 0
+    """Pairs that stand there more than once."""
+    contradictory: int = 0
+    """Pairs whose rejected response another pair prefers over their chosen one."""
     prompts_cut: int = 0
     responses_cut: int = 0
     prompt_tokens: int = 0
@@ -82,61 +88,92 @@ def tokenize_pairs(
     *,
     on_bad_pair: str = "error",
     stats: TokenizeStats | None = None,
+    problems: list[str] | None = None,
+    repeats: Repeats | None = None,
 ) -> Iterator[TokenizedPair]:
-    """Yield tokenised pairs; `stats` fills up while they are consumed.
+    """Yield tokenised pairs; `stats` and `repeats` fill up while they are consumed.
+
+    Args:
+        pairs: see `read_pairs`.
+        encoder: tokenizer and template.
+        limits: lengths.
+        on_bad_pair: "error" or "drop".
+        stats: what became of the pairs.
+        problems: what is wrong with pairs is appended here instead of being raised.
+        repeats: the pairs that were seen.
 
     Raises:
         UserError: a pair that cannot be encoded, two different end tokens in one data set, or
             anything too long with `mode="error"`.
+        TemplateFaultError: no pair can be encoded.
     """
     stats = TokenizeStats() if stats is None else stats
+    repeats = Repeats() if repeats is None else repeats
+    faults = Faults(on_bad_pair == "drop", stats.bad_dropped, problems)
     for pair in pairs:
-        where = f"{pair.where}, pair {pair.id!r}" if pair.where else f"pair {pair.id!r}"
         try:
-            prompt, chosen_ids, rejected_ids = encoder.encode_pair(pair)
-        except BadPairError as error:
-            if on_bad_pair == "error":
-                raise UserError(
-                    f"{error}; fix or remove it, or set data.on_bad_pair=drop"
-                ) from None
-            stats.bad_dropped[error.reason] = stats.bad_dropped.get(error.reason, 0) + 1
+            found = _tokenize(pair, encoder, limits, stats)
+        except TemplateFaultError:
+            raise
+        except UserError as error:
+            faults.take(error)
             continue
-        if stats.end_token_id is None:
-            stats.end_token_id = encoder.end_token_id(pair)
-        elif stats.end_token_id != encoder.end_token_id(pair):
-            raise UserError(
-                f"{where}: text and messages end in different tokens with this tokenizer; "
-                "give all pairs as text or all as messages"
-            )
-        short_prompt = _cut_prompt(
-            prompt, limits, encoder, chat=not isinstance(pair.prompt, str), where=where
-        )
-        room = None if limits.max_length is None else limits.max_length - len(short_prompt)
-        if room is not None and room < 1:
-            raise UserError(
-                f"{where}: its prompt of {len(short_prompt)} tokens fills data.max_length="
-                f"{limits.max_length}; set data.max_prompt_length or raise max_length"
-            )
-        chosen, rejected = (
-            _cut_response(ids, room, limits, where) for ids in (chosen_ids, rejected_ids)
-        )
-        if chosen.ids == rejected.ids:
+        if found.chosen.ids == found.rejected.ids:
             stats.identical_after_cut += 1
             continue
+        repeats.add(found.prompt_ids, found.chosen.ids, found.rejected.ids, pair.place)
+        stats.repeated, stats.contradictory = repeats.repeated, repeats.contradictory
         stats.pairs += 1
-        stats.prompts_cut += short_prompt != prompt
-        stats.responses_cut += (not chosen.complete) + (not rejected.complete)
-        stats.prompt_tokens += len(short_prompt)
-        stats.response_tokens += len(chosen.ids) + len(rejected.ids)
-        yield TokenizedPair(
-            pair.id,
-            short_prompt,
-            chosen,
-            rejected,
-            pair.chosen_score,
-            pair.rejected_score,
-            dict(pair.meta),
+        stats.responses_cut += (not found.chosen.complete) + (not found.rejected.complete)
+        stats.prompt_tokens += len(found.prompt_ids)
+        stats.response_tokens += len(found.chosen.ids) + len(found.rejected.ids)
+        yield found
+
+
+def no_pair_is_left(path: str | Path, stats: TokenizeStats) -> str:
+    """Why there is nothing to train on, after the template and the limits."""
+    return (
+        f"{path}: no pair is left ({stats.identical_after_cut} became identical when cut to "
+        f"data.max_length, {sum(stats.bad_dropped.values())} were bad); raise the limit or "
+        "fix the file"
+    )
+
+
+def _tokenize(
+    pair: RawPair, encoder: PairEncoder, limits: Limits, stats: TokenizeStats
+) -> TokenizedPair:
+    """One pair through the template, cut to size."""
+    where = pair.place
+    prompt, chosen_ids, rejected_ids = encoder.encode_pair(pair)
+    if stats.end_token_id is None:
+        stats.end_token_id = encoder.end_token_id(pair)
+    elif stats.end_token_id != encoder.end_token_id(pair):
+        raise UserError(
+            f"{where}: text and messages end in different tokens with this tokenizer; "
+            "give all pairs as text or all as messages"
         )
+    short_prompt = _cut_prompt(
+        prompt, limits, encoder, chat=not isinstance(pair.prompt, str), where=where
+    )
+    room = None if limits.max_length is None else limits.max_length - len(short_prompt)
+    if room is not None and room < 1:
+        raise UserError(
+            f"{where}: its prompt of {len(short_prompt)} tokens fills data.max_length="
+            f"{limits.max_length}; set data.max_prompt_length or raise max_length"
+        )
+    chosen, rejected = (
+        _cut_response(ids, room, limits, where) for ids in (chosen_ids, rejected_ids)
+    )
+    stats.prompts_cut += short_prompt != prompt and chosen.ids != rejected.ids
+    return TokenizedPair(
+        pair.id,
+        short_prompt,
+        chosen,
+        rejected,
+        pair.chosen_score,
+        pair.rejected_score,
+        dict(pair.meta),
+    )
 
 
 def _cut_prompt(

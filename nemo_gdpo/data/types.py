@@ -31,6 +31,11 @@ class RawPair:
     where: str = ""
     """File and line, for error messages; not part of the data."""
 
+    @property
+    def place(self) -> str:
+        """File, line and id, for error messages."""
+        return f"{self.where}, pair {self.id!r}" if self.where else f"pair {self.id!r}"
+
 
 @dataclass(frozen=True)
 class TokenizedResponse:
@@ -62,6 +67,8 @@ class Row:
     where: str
     number: int
     """1-based line (or row) number."""
+    nulls: frozenset[str] = frozenset()
+    """Columns that are there and hold null; `data` is without them."""
 
 
 @dataclass

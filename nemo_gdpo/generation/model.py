@@ -17,6 +17,7 @@ from nemo_gdpo.config.model_files import (
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data import PairEncoder
+from nemo_gdpo.data.templates import read_template
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.manifest import sampled_date
 from nemo_gdpo.io.files import file_sha256
@@ -127,14 +128,7 @@ def chat_template(config: GenerateConfig) -> str | None:
     Raises:
         UserError: the file cannot be read.
     """
-    if config.data.chat_template is None:
-        return None
-    try:
-        return Path(config.data.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data.chat_template: {config.data.chat_template} cannot be read ({error})"
-        ) from None
+    return read_template(config.data.chat_template)
 
 
 def encoder(config: GenerateConfig) -> PairEncoder:

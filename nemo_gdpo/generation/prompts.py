@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_gdpo.data import PairEncoder
-from nemo_gdpo.data.checks import explicit_id, messages
+from nemo_gdpo.data.checks import check_prompt, explicit_id, messages
 from nemo_gdpo.data.readers import read_rows
 from nemo_gdpo.data.types import Messages, Row
 from nemo_gdpo.errors import UserError
@@ -74,14 +74,11 @@ def _prompt(row: Row) -> str | Messages:
     if value is None:
         raise UserError(f"{row.where}: no value for 'prompt'; write text or a list of messages")
     if isinstance(value, str):
-        if not value:
+        if not value.strip():
             raise UserError(f"{row.where}: the prompt is empty; write text, or remove the line")
         return value
     turns = messages(value, row.where, "prompt")
-    if turns[-1]["role"] == "assistant":
-        raise UserError(
-            f"{row.where}: the prompt ends with an assistant message; end it with the user's turn"
-        )
+    check_prompt(turns, row.where)
     return turns
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.types import SamplingPoint
+from nemo_gdpo.io.text import half_characters
 
 Turn = dict[str, str]
 StoredPrompt = str | list[Turn]
@@ -39,6 +40,8 @@ def parse_row(plain: Mapping[str, Any], where: str) -> tuple[Row, str]:
     Raises:
         UserError: a field is missing or not what it has to be; with file and line.
     """
+    for half in half_characters(plain):
+        raise UserError(f"{where}: {half} holds half of a surrogate pair; sample the row again")
     outputs = _list(plain, "outputs", where)
     if not outputs or not all(isinstance(text, str) for text in outputs):
         raise UserError(f"{where}: outputs is not a list of texts; sample the row again")

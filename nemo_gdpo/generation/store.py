@@ -55,7 +55,7 @@ def read_generations(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where}: damaged ({error}); remove the line, and it is sampled again"
         ) from None

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from nemo_gdpo.errors import RunError, UserError
+from nemo_gdpo.io.text import whole_characters
 
 CONNECT_SECONDS = 10.0
 FIRST_PAUSE = 0.5
@@ -151,8 +152,9 @@ class Client:
 
     def _object(self, response: httpx.Response, url: str) -> dict[str, Any]:
         try:
-            found = response.json()
-        except ValueError:
+            # A server that cuts an answer in the middle of a character may send half of it.
+            found = whole_characters(response.json())
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise UserError(

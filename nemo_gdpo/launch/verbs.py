@@ -62,14 +62,15 @@ VERBS: tuple[Verb, ...] = (
         "name every problem of a configuration at once; needs no GPU",
         """\
 usage: nemo-gdpo validate [group=preset] [key=value] ... [--config FILE] [--elsewhere]
-         [--cfg job [--resolve]]
+         [--all-rows] [--cfg job [--resolve]]
 
-Names every problem of a run at once; takes the same arguments as train. With --elsewhere
-the run is for another machine: files and hardware of this one are not looked at.
+Names every problem of a run at once; takes the same arguments as train. The first 1000 rows of the
+data are read and tokenised, with --all-rows all of them. With --elsewhere the run is for another
+machine: files and hardware of this one are not looked at.
 """,
         "nemo_gdpo.verbs.validate:run",
         _TRAIN_ROOT,
-        (*CONFIG_FLAGS, "--elsewhere"),
+        (*CONFIG_FLAGS, "--elsewhere", "--all-rows"),
     ),
     Verb(
         "prepare",

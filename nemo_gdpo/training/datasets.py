@@ -62,10 +62,12 @@ def _describe(data: PreferenceDataset) -> str:
         **stats.bad_dropped,
     }
     shown = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    odd = {"occur more than once": stats.repeated, "contradict another": stats.contradictory}
+    told = "".join(f"; {count} {what}" for what, count in odd.items() if count)
     return (
         f"{stats.pairs} pairs, {stats.prompt_tokens} prompt and {stats.response_tokens} response "
         f"tokens; cut: {stats.prompts_cut} prompts, {stats.responses_cut} responses; dropped: "
-        f"{shown or 'none'}"
+        f"{shown or 'none'}{told}"
     )
 
 

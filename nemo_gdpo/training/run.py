@@ -40,6 +40,7 @@ from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
 from nemo_gdpo.training.export import export_run, model_card_of, write_assets
+from nemo_gdpo.training.first_look import refuse_bad_pairs
 from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
@@ -174,6 +175,8 @@ class Run:
             UserError: on every rank; everything is as it was.
         """
         clock.enter(MODEL)
+        if data is None:
+            from_main_rank("looking at the pairs", lambda: refuse_bad_pairs(config))
         source = open_source(
             str(config.model.restore_from_path),
             mesh,

@@ -95,9 +95,23 @@ def check(plain: dict[str, Any]) -> tuple[RunConfig, bool]:
     joined = adopt_slurm_world(os.environ) or "RANK" in os.environ
     hardware = detect_hardware(plain, joined=joined)
     config, found = problems_of_mapping(plain, hardware)
-    raise_problems(found)
+    told: list[Problem | str] = [*found]
+    if not joined or os.environ.get("RANK") == "0":  # one reads for all
+        told += _problems_of_data(config, found)
+    raise_problems(told)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return config, joined
+
+
+def _problems_of_data(config: RunConfig, found: list[Problem]) -> list[str]:
+    """What is wrong with the first rows; what is odd about them is printed."""
+    from nemo_gdpo.data.inspect import inspect_data
+
+    inspection = inspect_data(config, faulty={problem.key for problem in found})
+    if not found and not inspection.problems:
+        for remark in inspection.remarks:
+            print(f"note: {remark}", flush=True)
+    return inspection.problems
 
 
 def check_together(compose: Callable[[], dict[str, Any]]) -> tuple[RunConfig, bool]:

@@ -61,6 +61,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "few tokens": ({"token_ids": [[1]]}, "token_ids are not a list of ids for each output"),
     "real tokens": ({"token_ids": [[1], [1.5]]}, "token_ids are not"),
     "prompt tokens": ({"prompt_token_ids": [-1]}, "prompt_token_ids is not a list of ids"),
+    "half a character": ({"outputs": ["x", "\ud83d"]}, r"outputs\[1\] holds half of a surrogate"),
     "no hash": ({"model_hash": ""}, "model_hash is missing"),
     "other hash": ({"model_hash": "b" * 64}, "model_hash is another"),
 }

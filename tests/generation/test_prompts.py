@@ -52,6 +52,18 @@ def test_text_and_messages_in_the_order_of_the_file(tmp_path: Path) -> None:
         ('{"id": "a", "prompt": []}\n', "line 1: prompt is"),
         ('{"id": "a", "prompt": 3}\n', "line 1: prompt is"),
         ('{"id": "a", "prompt": [{"role": "user"}]}\n', r"line 1: prompt\[0\] has the keys role"),
+        ('{"id": "a", "prompt": " \\n"}\n', "line 1: the prompt is empty"),
+        (
+            json.dumps({"id": "a", "prompt": [{"role": "user", "content": " "}]}) + "\n",
+            r"line 1: empty prompt \(prompt\[0\], of the user, has no text\); write text",
+        ),
+        (
+            json.dumps({"id": "a", "prompt": [{"role": "narrator", "content": "x"}]}) + "\n",
+            r"line 1: unknown role \(prompt\[0\] has 'narrator'\); use one of system, user",
+        ),
+        ('{"id": "a", "prompt": "\\ud83d"}\n', r"line 1: text that is no text \(prompt holds half"),
+        ('{"id": "\\ud83d", "prompt": "x"}\n', r"line 1: text that is no text \(id holds half"),
+        ('{"id": "a", "prompt": "x", "prompt": "y"}\n', "line 1: the key 'prompt' stands twice"),
         (
             json.dumps({"id": "a", "prompt": [*CHAT, {"role": "assistant", "content": "x"}]})
             + "\n",
@@ -64,6 +76,18 @@ def test_mistakes_name_file_and_line(tmp_path: Path, text: str, message: str) ->
         read_prompts(_write(tmp_path / "p.jsonl", text))
     assert "p.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_marks_line_separators_and_names_of_roles(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "prompt": "x\u2028y"},
+        {"id": "b", "prompt": [{"role": "human", "content": "good film"}]},
+    ]
+    lines = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    array = json.dumps(rows, ensure_ascii=False, indent=1)
+    for path in (_write(tmp_path / "p.jsonl", lines), _write(tmp_path / "p.json", array)):
+        found = read_prompts(path)
+        assert [given.prompt for given in found] == ["x\u2028y", CHAT]
 
 
 def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:

@@ -161,6 +161,17 @@ def test_answers_that_are_none(server: FakeServer, answer: Any) -> None:
         list(_engine(server).generate([request("a", seeds=(1,))]))
 
 
+def test_half_a_character_of_an_answer_is_written_as_detokenisers_do(server: FakeServer) -> None:
+    def cut(body: dict[str, Any]) -> Any:
+        found = server.completion(body)
+        found["choices"][0]["text"] = "ok \ud83d"
+        return found
+
+    server.answer = cut
+    (completed,) = _engine(server).generate([request("a", seeds=(1,))])
+    assert completed.samples[0].text == "ok \ufffd"
+
+
 def test_missing_logprobs_are_an_error(server: FakeServer) -> None:
     def without(body: dict[str, Any]) -> Any:
         found = server.completion(body)

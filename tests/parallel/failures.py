@@ -51,6 +51,7 @@ FAILURES: tuple[Failing, ...] = (
     Failing("comparing configurations", "training.resume:plain_data"),
     Failing("building the mesh", "platform.cpu:CpuPlatform.manual_seed"),
     Failing("locking output_dir", "training.record:hold", main_only=True),
+    Failing("looking at the pairs", "training.run:refuse_bad_pairs", main_only=True),
     Failing("finding the model", "training.model_source:open_loadable", main_only=True),
     Failing("finding the model", "training.model_source:fingerprint_of", "disk", main_only=True),
     Failing("opening the model", "training.model_source:HuggingFaceSource"),

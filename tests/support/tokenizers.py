@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
@@ -39,6 +39,46 @@ LLAMA2 = (
 NO_END = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}" + (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+
+def sentencepiece_tokenizer() -> Any:
+    """Like Llama 2's: a space is put before every text that is tokenised, bytes as a fallback."""
+    core = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    bytes_ = [f"<0x{code:02X}>" for code in range(256)]
+    words = [f"\u2581{word}" for word in ("good", "bad", "It", "is", "Answer", "fine")]
+    letters = [chr(code) for code in range(33, 127)] + ["\u2581"]
+    vocabulary = ["<unk>", "<s>", "</s>", *bytes_, *letters]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    core.model = models.BPE(
+        vocab={token: index for index, token in enumerate(vocabulary)},
+        merges=merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = LLAMA2
+    return tokenizer
 
 
 def build_tokenizer(

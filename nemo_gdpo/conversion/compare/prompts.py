@@ -12,6 +12,7 @@ from torch import Tensor
 from nemo_gdpo.conversion.formats.assets import TOKENIZER_FILES
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.jsonl import text_lines
 
 BUILT_IN = (
     "The capital of France is Paris, and the capital of Italy is",
@@ -45,7 +46,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
         UserError: no readable file, or no prompts in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_lines(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the prompts cannot be read ({error})") from None
     texts = tuple(line for line in lines if line.strip())

@@ -19,6 +19,8 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.rows import Generations, read_run
 from nemo_gdpo.generation.rows import Row
 from nemo_gdpo.io.files import write_output
+from nemo_gdpo.io.jsonl import read_objects
+from nemo_gdpo.io.text import half_characters
 
 TURNS = 2
 
@@ -125,8 +127,8 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
         UserError: it is not such a file.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        plain = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"instructions: {path} cannot be read ({error})") from None
     if not isinstance(plain, list) or not all(
         isinstance(entry, dict)
@@ -136,6 +138,10 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
     ):
         raise UserError(
             f"instructions: {path} is not a JSON list of objects with instruction, dataset"
+        )
+    for half in half_characters(plain):
+        raise UserError(
+            f"instructions: {path}: {half} holds half of a surrogate pair; write the whole one"
         )
     return [{"instruction": e["instruction"], "dataset": e["dataset"]} for e in plain]
 
@@ -149,20 +155,13 @@ def read_questions(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: a line is not a question of two turns, or an id stands twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"questions: {path} cannot be read ({error})") from None
+    if not path.is_file():
+        raise UserError(f"questions: {path} cannot be read (no such file)")
     questions: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            question = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error})") from None
-        if not isinstance(question, dict) or type(question.get("question_id")) not in (int, str):
+    for where, _, question in read_objects(path):
+        for half in half_characters(question):
+            raise UserError(f"{where}: {half} holds half of a surrogate pair; write the whole one")
+        if type(question.get("question_id")) not in (int, str):
             raise UserError(f"{where}: question_id is missing")
         turns = question.get("turns")
         if (

@@ -16,6 +16,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.io.locks import BusyError
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
+from nemo_gdpo.io.text import whole_characters
 
 
 class Transcript:
@@ -53,8 +54,8 @@ class Transcript:
         for number, line in complete_lines(self.path):
             try:
                 entry = json.loads(line)
-                key, answer = entry["key"], entry["answer"]
-            except (ValueError, LookupError, TypeError):
+                key, answer = entry["key"], whole_characters(entry["answer"])
+            except (ValueError, LookupError, TypeError, RecursionError):
                 key = answer = None
             if not isinstance(key, str) or not isinstance(answer, str):
                 raise UserError(

@@ -182,6 +182,8 @@ def test_prompts(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("one\n\n  \ntwo\n")
     assert read_texts(path) == ("one", "two")
+    path.write_bytes("\ufeffone\u2028more\r\ntwo\x0cmore\r\n".encode())
+    assert read_texts(path) == ("one\u2028more", "two\x0cmore")
     assert len(set(BUILT_IN)) == 8
     config = zoo_config()
     assert [len(ids) for ids in make_prompts(config, None, None).ids] == [48] * 4

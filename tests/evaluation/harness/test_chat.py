@@ -224,12 +224,20 @@ def test_mt_bench_wants_every_question_answered(tmp_path: Path, questions: str) 
         ('{"question_id": 1, "turns": ["a"]}', "turns must be 2 texts"),
         ('{"question_id": 1, "turns": ["a", "b"]}\n' * 2, "line 2: question_id 1 stands twice"),
         ("", "is empty"),
+        ('{"question_id": 1, "turns": ["a", "\\ud83d"]}', r"line 1: turns\[1\] holds half of a"),
     ],
 )
 def test_questions_that_are_none(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "q.jsonl").write_text(line)
     with pytest.raises(UserError, match=message):
         read_questions(tmp_path / "q.jsonl")
+
+
+def test_questions_with_line_separators(tmp_path: Path) -> None:
+    question = {"question_id": 1, "turns": ["a\u2028b", "c\u0085d"]}
+    text = json.dumps(question, ensure_ascii=False)
+    (tmp_path / "q.jsonl").write_text(f"\ufeff{text}\r\n", encoding="utf-8", newline="")
+    assert read_questions(tmp_path / "q.jsonl") == {"1": question}
 
 
 def test_command_line(tmp_path: Path, answered: str, capsys: pytest.CaptureFixture[str]) -> None:
