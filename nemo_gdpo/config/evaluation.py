@@ -111,6 +111,8 @@ class FlagsConfig(Section):
     """Greatest mean share of repeated 4-grams."""
     surprise: Real = 1.5
     """Greatest mean excess, in nats a token, of the reference's surprise over its own entropy."""
+    unread: Share = 0.1
+    """Greatest share of responses in characters that the encoder or a reward does not know."""
 
 
 class JudgeConfig(Section):
@@ -132,7 +134,10 @@ class JudgeConfig(Section):
     max_prompts: Count | None = None
     """Compare these many prompts; null is all."""
     max_tokens: Count = 512
-    """Greatest length of an answer in tokens."""
+    """Greatest length of an answer in tokens, thoughts included; an answer that is cut there counts
+    as none."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
+    """Temperature of its answers; null sends none, for a server that takes its own only."""
     concurrency: Count = 8
     """Questions under way at once."""
     timeout: Positive = 120.0

@@ -1,6 +1,7 @@
 """Every question to the judge and its answer: one JSON object a line, appended as they come.
 
-A second run asks only what is missing. What a crash left of the last line is cut away.
+A second run asks only what is missing. What a crash left of the last line is cut away. What was
+refused, or answered in part, is written down as well, and is asked again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.io.locks import BusyError
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
+
+NO_ANSWER = ("refused", "cut")
+"""Fields of a line that is no answer: what the server said, or what there is of the answer."""
 
 
 class Transcript:
@@ -53,6 +57,9 @@ class Transcript:
         for number, line in complete_lines(self.path):
             try:
                 entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get("key"), str):
+                    if any(isinstance(entry.get(name), str) for name in NO_ANSWER):
+                        continue
                 key, answer = entry["key"], entry["answer"]
             except (ValueError, LookupError, TypeError):
                 key = answer = None
@@ -65,6 +72,16 @@ class Transcript:
     def get(self, key: str) -> str | None:
         """The answer to a question that was asked before."""
         return self._answers.get(key)
+
+    def note(self, key: str, entry: dict[str, Any]) -> None:
+        """Write down a question that has no answer: its entry says why by one of `NO_ANSWER`.
+
+        Raises:
+            EvaluationError: see `append`.
+        """
+        line = encode_row({"key": key, **entry})
+        with self._lock:
+            self._explain_write_errors(lambda: self._file.append(line))
 
     def append(self, key: str, answer: str, entry: dict[str, Any]) -> None:
         """Keep an answer.
