@@ -21,7 +21,7 @@ from nemo_gdpo.config.stop_tokens import end_token_candidates
 from nemo_gdpo.conversion.atomic import check_space
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.fingerprint import DIST, weights_fingerprint
-from nemo_gdpo.conversion.formats.assets import ASSETS, TOKENIZER_FILES
+from nemo_gdpo.conversion.formats.assets import ASSETS, tokenizer_files
 from nemo_gdpo.conversion.formats.card import read_card, write_card
 from nemo_gdpo.conversion.formats.dist_writer import write_dist_checkpoint
 from nemo_gdpo.conversion.formats.megatron_io import (
@@ -93,7 +93,7 @@ def convert_megatron_to_nemo(
     check_archive_place(destination, force=force)
     opened = open_megatron(checkpoint)
     assets = checkpoint / ASSETS
-    if not any((assets / name).is_file() for name in TOKENIZER_FILES):
+    if not assets.is_dir() or not tokenizer_files(assets):
         raise UserError(f"{assets}: has no tokenizer; put its files there, or convert again")
     check_tokenizer_fits(assets, opened.bridge)
     run = _run_of(checkpoint, objective, end_token_id, opened.bridge.config.vocab_size)

@@ -22,6 +22,8 @@ BUSY = (408, 409, 425, 429)
 
 REFUSED = (400, 413, 422, 451)
 """Statuses that may be about this one request: its length, its content, a field of it."""
+REFUSED_AT_FIRST = 8
+"""Requests refused before any is answered that mean that the settings are wrong."""
 _FILTERED = ("content_filter", "content filter", "content_policy", "content management policy")
 """What servers say in refusing what a request is about."""
 

@@ -32,7 +32,12 @@ from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.datasets import load_split
-from nemo_gdpo.training.export import export_run, model_card_of, write_assets
+from nemo_gdpo.training.export import (
+    export_run,
+    model_card_of,
+    trained_template,
+    write_assets,
+)
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
@@ -251,9 +256,10 @@ class Run:
         optimizer = on_every_rank(
             "building the optimizer", lambda: build_optimizer(config, self.model.policy_chunks)
         )
+        template = trained_template(self) if self.mesh.is_main else None
         checkpointer = Checkpointer(
             self.output_dir / "checkpoints", self.model, optimizer, self.mesh,
-            write_assets=partial(write_assets, self), keep=config.trainer.keep_checkpoints,
+            write_assets=partial(write_assets, self, template), keep=config.trainer.keep_checkpoints,
         )  # fmt: skip
         splits = {
             name: Split(data, self.batches(data), references[name])

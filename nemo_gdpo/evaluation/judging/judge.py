@@ -21,7 +21,7 @@ from nemo_gdpo.evaluation.judging.transcript import Transcript
 from nemo_gdpo.evaluation.judging.verdict import Verdict, parse_verdict, without_thoughts
 from nemo_gdpo.generation.rows import StoredPrompt
 from nemo_gdpo.io.arrays import content_key
-from nemo_gdpo.io.http import RefusedError
+from nemo_gdpo.io.http import REFUSED_AT_FIRST, RefusedError
 from nemo_gdpo.progress import progress_bar
 
 Silence = Literal["refused", "cut", "failed"]
@@ -51,8 +51,6 @@ Which response {criterion}? Explain in one or two sentences, then end with exact
 [[A]], [[B]] or [[TIE]]."""
 GIVE_UP_AFTER = 3
 """Questions in a row without an answer, each after all attempts, that mean that the server is gone."""
-REFUSED_AT_FIRST = 8
-"""Questions that a server refuses before it has answered any: it is the request that is wrong."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ class Frontier:
     caveats: tuple[str, ...]
     """Warnings that a reader needs before reading the plot, in complete sentences."""
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether two points at least can be compared: one alone is undominated and no front."""
+        return sum(not point.flags for point in self.points) > 1
+
     def front(self) -> tuple[FrontierPoint, ...]:
         """The undominated points, from the worst to the best on x."""
         chosen = [point for point in self.points if point.on_front]
@@ -229,7 +234,7 @@ def _compared(
                 point.length,
                 matched,
                 point.flags,
-                on_front=not above and not point.flags and len(sound) > 1,
+                on_front=not above and not point.flags,
                 dominated_by=tuple(other.label() for other in above),
                 clearly_dominated_by=tuple(other.label() for other in clearly),
             )

@@ -372,7 +372,7 @@ def _downstream(output_dir: Path) -> list[Section]:
 
 def _rows(results: Results, drawn: Sequence[Frontier]) -> list[_Row]:
     first = drawn[0] if drawn else None
-    front = {point.label() for point in first.front()} if first else set()
+    front = {p.label() for p in first.front()} if first and first.is_compared else set()
     return [
         _Row(
             run.name,
@@ -396,7 +396,8 @@ def _frontier_plot(frontier: Frontier, runs: Sequence[str]) -> _Plot:
         for run in runs
         for place, point in enumerate(p for p in frontier.points if p.run == run)
     }
-    front = ", ".join(point.label() for point in frontier.front()) or "no point"
+    on_it = frontier.front() if frontier.is_compared else ()
+    front = ", ".join(point.label() for point in on_it) or "no point"
     description = (
         f"{len(frontier.points)} points, {frontier.x.metric.replace('_', ' ')} from left to right "
         f"and {frontier.y.metric.replace('_', ' ')} upwards, each with its interval on both axes. "
