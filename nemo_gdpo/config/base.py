@@ -6,10 +6,12 @@ command line, composed files, the documentation and Python all read them here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
@@ -56,8 +58,10 @@ Written = Annotated[
 
 
 def _at_home(path: str) -> str:
-    """A shell leaves `key=~/x` as it is."""
-    return os.path.expanduser(path) if path.startswith("~") else path
+    """A shell leaves `key=~/x` as it is. Of a user that is not known the path stays."""
+    with contextlib.suppress(RuntimeError):
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path
 
 
 PathText = Annotated[Text, AfterValidator(_at_home)]

@@ -39,8 +39,8 @@ class SampledModelConfig(Section):
     """The model to sample from."""
 
     restore_from_path: ModelPath | None = from_environment("NEMO_GDPO_MODEL")
-    """A Hugging Face directory: what training wrote to output_dir/hf, or any other; output_dir itself
-    stands for its hf, and a name of the hub for its snapshot in this machine's cache."""
+    """A Hugging Face directory: what training wrote to output_dir/hf, or any other. A run's
+    output_dir stands for its hf, a name of the hub for its snapshot in this machine's cache."""
 
 
 class PromptsConfig(Section):

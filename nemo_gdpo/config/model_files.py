@@ -14,7 +14,7 @@ MODEL_CONFIG = "model_config.json"
 """File of a Megatron checkpoint with its architecture."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERT = (
-    "save model and tokenizer again, both with from_pretrained(...).save_pretrained(NEW_DIRECTORY), "
+    "save model and tokenizer again, both by from_pretrained(...).save_pretrained(NEW_DIRECTORY), "
     "and give that directory"
 )
 _MEGATRON_NAMES = {

@@ -18,7 +18,7 @@ LATEST = "latest"
 
 
 def checkpoint_place(path: Path) -> Path:
-    """The checkpoint that `path` stands for: `checkpoints/latest`, `checkpoints`, or a run's directory.
+    """The checkpoint that `checkpoints/latest`, `checkpoints` or a run's directory stands for.
 
     Args:
         path: anything; what is none of these is returned as it is.
@@ -77,4 +77,4 @@ def model_place(configured: str) -> str:
 
 
 ModelPath = Annotated[PathText, AfterValidator(model_place)]
-"""A Hugging Face directory, a run's directory with its export, or a name of the hub in the cache."""
+"""A Hugging Face directory, a run's directory with its export, or a hub's name in the cache."""

@@ -151,9 +151,7 @@ def _run(
                 metrics=metrics,
                 per_prompt=found.values,
                 counts=dict(sorted(found.counts.items())),
-                flags=find_flags(
-                    metrics, found.type_token_ratio, config.evaluation, found.counts
-                ),
+                flags=find_flags(metrics, found.type_token_ratio, config.evaluation, found.counts),
                 unscored=found.unscored,
             )
         )

@@ -60,7 +60,7 @@ class Measured:
     values: Values
     counts: dict[str, int]
     rewards: dict[str, list[list[float | None]]]
-    """Reward -> prompt -> response; None where it could not be scored. One that failed is absent."""
+    """Reward -> prompt -> response; None where it could not be scored. A failed one is absent."""
     type_token_ratio: float | None
     """See `nemo_gdpo.evaluation.metrics.validity.high_type_token_ratio`."""
     unscored: list[Unscored]
@@ -241,7 +241,6 @@ class Evaluator:
             return {}
         texts = [text for row in rows for text in row.outputs]
         return {"cut_by_encoder": self._encoder.count_cut(texts)}
-
 
     def _unread_by_encoder(self, rows: Sequence[Row]) -> list[list[bool]]:
         """Prompt -> response; nothing is unread without an encoder."""

@@ -1,4 +1,4 @@
-"""What an evaluation could not measure: the rest is measured and written, then it ends with this."""
+"""What an evaluation could not measure: the rest is measured and written, and it ends with this."""
 
 from __future__ import annotations
 

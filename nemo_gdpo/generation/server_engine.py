@@ -22,7 +22,7 @@ from nemo_gdpo.io.http import REFUSED_AT_FIRST, Client, RefusedError, Server
 
 _VLLM_ONLY = ("min_p", "top_k", "stop_token_ids", "ignore_eos", "skip_special_tokens")
 GIVE_UP_AFTER = 3
-"""Requests in a row without an answer, each after all attempts, that mean that the server is gone."""
+"""Requests in a row without an answer, each after all attempts: the server is gone."""
 
 
 class _NoAnswerError(GenerationError):

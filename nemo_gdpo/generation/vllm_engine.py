@@ -239,7 +239,7 @@ class VLLMEngine:
                 self._engine.add_request(f"{number}-{sample}", rendered, params)
             except RuntimeError as error:
                 raise _engine_failed(error) from error
-            except Exception as error:  # noqa: BLE001 - its own classes, and those of Python
+            except Exception as error:
                 # Its samples are alike: it refuses the first one or none.
                 if sample > 0:
                     raise

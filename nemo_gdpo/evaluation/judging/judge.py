@@ -50,7 +50,7 @@ QUESTION = """\
 Which response {criterion}? Explain in one or two sentences, then end with exactly one of \
 [[A]], [[B]] or [[TIE]]."""
 GIVE_UP_AFTER = 3
-"""Questions in a row without an answer, each after all attempts, that mean that the server is gone."""
+"""Questions in a row without an answer, each after all attempts: the server is gone."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,7 @@ def judge_pairs(
     for index, pair in enumerate(pairs):
         for swapped in (False, True):
             messages = question(pair, criterion, swapped=swapped)
-            key = content_key(
-                "judge", client.url, model, max_tokens, client.temperature, messages
-            )
+            key = content_key("judge", client.url, model, max_tokens, client.temperature, messages)
             keys[index, swapped] = key
             questions.setdefault(key, (index, swapped))
 

@@ -16,6 +16,7 @@ from typing import Any
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.io.locks import BusyError
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
 
 NO_ANSWER = ("refused", "cut")
@@ -45,7 +46,8 @@ class Transcript:
                 "output_dir"
             ) from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); fix that") from None
+            told = f"{path}: cannot be written ({error.strerror}); {remedy_of(error)}"
+            raise unwritable(error, told) from None
         try:
             repair(path)
             self._read()
@@ -57,11 +59,12 @@ class Transcript:
         for number, line in complete_lines(self.path):
             try:
                 entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get("key"), str):
-                    if any(isinstance(entry.get(name), str) for name in NO_ANSWER):
-                        continue
+                if isinstance(entry["key"], str) and any(
+                    isinstance(entry.get(name), str) for name in NO_ANSWER
+                ):
+                    continue
                 key, answer = entry["key"], entry["answer"]
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 key = answer = None
             if not isinstance(key, str) or not isinstance(answer, str):
                 raise UserError(
@@ -100,7 +103,7 @@ class Transcript:
         except OSError as error:
             raise EvaluationError(
                 f"{self.path} cannot be written ({error.strerror}); the answers so far are "
-                "kept: free space, then run the same command again"
+                f"kept: {remedy_of(error)}, then run the same command again"
             ) from error
 
     def close(self) -> None:

@@ -37,8 +37,8 @@ class PromptResponses:
     rewards: Mapping[str, Sequence[float | None]]
     """Reward's name -> one value for each response; None where it could not be scored."""
     embeddings_KD: npt.NDArray[np.float32] | None = None
-    """None without an encoder, for a single response (it has nothing to be compared with), and where
-    the encoder cannot read most of the responses."""
+    """None without an encoder, for a single response (there is nothing to compare it with), and
+    where the encoder cannot read most of the responses."""
     cosine_KK: npt.NDArray[np.float64] | None = None
     """Cosines of the embeddings; None as they are."""
     classes: Sequence[int] | None = None

@@ -89,8 +89,7 @@ def check_response(text: str) -> Validity:
         repetition=repetition,
         loop=_repeats_characters(text)
         or (words is not None and _has_loop(words))
-        or (repetition or 0.0) > REPEATED_SHARE
-        and len(words or ()) >= REPEATED_WORDS,
+        or ((repetition or 0.0) > REPEATED_SHARE and len(words or ()) >= REPEATED_WORDS),
     )
 
 

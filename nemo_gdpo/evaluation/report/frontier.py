@@ -3,8 +3,8 @@
 Two frontiers are drawn: quality against diversity (Kwon et al. 2024) and reward against the
 divergence from the reference (Amini et al. 2024). A point is one run at one sampling setting. It is
 dominated when another is at least as good on both axes and better on one; what nothing dominates
-is the Pareto front. One point alone is no front. Points that were flagged as degenerate take no part: they neither stand on the
-front nor push others off it.
+is the Pareto front; one point alone is none. Points that were flagged as degenerate take no part:
+they neither stand on the front nor push others off it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ UNREAD = "unread_by_"
 def notices(results: Results) -> list[str]:
     """Complete sentences, the gravest first; none where nothing has to be said."""
     found = [f"Not measured: {part.what} ({part.reason})." for part in results.missing]
-    found += [f"Without a verdict: {line}." for line in map(_undecided, results.comparisons) if line]
+    found += [
+        f"Without a verdict: {line}." for line in map(_undecided, results.comparisons) if line
+    ]
     found += _unscored(results)
     found += _counted(results)
     if any(point.num_prompts == 1 for run in results.runs for point in run.points):

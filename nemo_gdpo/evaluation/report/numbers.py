@@ -22,9 +22,7 @@ def plain_interval(value: Interval) -> str:
     """`0.500 [0.400, 0.600]`."""
     if not has_interval(value):
         return f"{plain_number(value.mean)} ({ONE_PROMPT})"
-    return (
-        f"{plain_number(value.mean)} [{plain_number(value.low)}, {plain_number(value.high)}]"
-    )
+    return f"{plain_number(value.mean)} [{plain_number(value.low)}, {plain_number(value.high)}]"
 
 
 def number(value: float) -> str:
