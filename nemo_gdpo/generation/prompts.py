@@ -15,7 +15,7 @@ from nemo_gdpo.errors import UserError
 KEY = "data.prompts_path"
 _ANSWERED: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 _AFTER_ANSWER = 3
-"""Tokens at the end of a conversation of which one ends the last turn: <|im_end|> and a new line."""
+"""Last tokens of a conversation, of which one ends its turn: <|im_end|> and a new line."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 

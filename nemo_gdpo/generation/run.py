@@ -164,7 +164,7 @@ class _LeftOut:
         self._entries: list[dict[str, Any]] = []
 
     def add(self, entries: Sequence[dict[str, Any]], why: str | None = None) -> None:
-        """Leave out what `entries` name, and tell why: the first one's reason, if it is not given."""
+        """Leave out what `entries` name, and tell why: by default, the first one's reason."""
         if not entries:
             return
         self._entries += entries

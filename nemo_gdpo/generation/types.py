@@ -166,8 +166,9 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completed | NotMade]:
         """Yield every request once, as they finish, in any order.
 
-        A request that cannot be made does not end the others. An engine that is told to `stop` while it works finishes what it has begun, yields that,
-        and ends early; the rest is asked for again by the next run.
+        A request that cannot be made does not end the others. An engine that is told to `stop`
+        while it works finishes what it has begun, yields that, and ends early; the rest is asked
+        for again by the next run.
         """
         ...
 

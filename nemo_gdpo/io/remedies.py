@@ -1,4 +1,4 @@
-"""What to do about a file that cannot be written: the cause decides, and the exit status with it."""
+"""What to do about a file that cannot be written: its cause decides, on the exit status too."""
 
 from __future__ import annotations
 

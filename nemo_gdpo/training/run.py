@@ -259,7 +259,8 @@ class Run:
         template = trained_template(self) if self.mesh.is_main else None
         checkpointer = Checkpointer(
             self.output_dir / "checkpoints", self.model, optimizer, self.mesh,
-            write_assets=partial(write_assets, self, template), keep=config.trainer.keep_checkpoints,
+            write_assets=partial(write_assets, self, template),
+            keep=config.trainer.keep_checkpoints,
         )  # fmt: skip
         splits = {
             name: Split(data, self.batches(data), references[name])

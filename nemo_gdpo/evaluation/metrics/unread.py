@@ -51,8 +51,8 @@ def unread_by_tokenizer(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
 
 def _unread_tokens(tokenizer: Any, unknown: int, text: str) -> bool:
     """The same by tokens, where a tokenizer does not tell what each of them stands for."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return sum(token == unknown for token in ids) > UNREAD_SHARE * len(ids)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return sum(bool(token == unknown) for token in ids) > UNREAD_SHARE * len(ids)
 
 
 def unread_without_latin(text: str) -> bool:
