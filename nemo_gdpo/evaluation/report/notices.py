@@ -55,7 +55,7 @@ def _by_point(results: Results, count_of: Callable[[Point], int]) -> str:
 
 def _limit_of(run: Run) -> str:
     limit = run.facts.get("generation.max_tokens")
-    return f" max_tokens={limit}" if isinstance(limit, int) else ""
+    return f" (max_tokens={limit})" if isinstance(limit, int) else ""
 
 
 def _counted(results: Results) -> list[str]:
