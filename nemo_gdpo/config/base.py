@@ -6,13 +6,17 @@ command line, composed files, the documentation and Python all read them here.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
@@ -61,6 +65,51 @@ def _day(text: str) -> str:
 
 Day = Annotated[str, AfterValidator(_day)]
 """A day, as 2026-01-31."""
+
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|.|\Z)", re.DOTALL)
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
+
+
+def _unescaped(text: str) -> str:
+    """What a text with escapes stands for: on the command line `\\n` is two characters."""
+
+    def character(match: re.Match[str]) -> str:
+        code = match[1]
+        if code in _ESCAPES:
+            return _ESCAPES[code]
+        if len(code) == 1 or not code:
+            raise ValueError(
+                f"the escape \\{code} is not known; write \\\\ for a backslash, \\n, \\t or \\u000a"
+            )
+        number = int(code[1:], 16)
+        if number > sys.maxunicode:
+            raise ValueError(f"the escape \\{code} is no character; correct it")
+        return chr(number)
+
+    found = _ESCAPE.sub(character, text).encode("utf-16", "surrogatepass")
+    try:
+        return found.decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("holds half of a surrogate pair; write the whole character") from None
+
+
+Written = Annotated[
+    Words,
+    AfterValidator(_unescaped),
+    PlainSerializer(lambda text: text.replace("\\", "\\\\")),
+]
+"""A text that is used as it is written, escapes included: \\n is a new line, \\\\ a backslash."""
+
+
+def _at_home(path: str) -> str:
+    """A shell leaves `key=~/x` as it is. Of a user that is not known the path stays."""
+    with contextlib.suppress(RuntimeError):
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path
+
+
+PathText = Annotated[Text, AfterValidator(_at_home)]
+"""A path; `~` is the user's own directory."""
 
 _INTERPOLATION = "interpolation"
 """Extra data of a field: how a composed file writes a default that depends on something else."""

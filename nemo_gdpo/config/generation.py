@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from nemo_gdpo.config.base import Day, Section, Text, from_environment
+from nemo_gdpo.config.base import Day, PathText, Section, Text, Written, from_environment
+from nemo_gdpo.config.places import ModelPath
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.suggest import GENERATION_ALIASES
 
@@ -31,22 +32,23 @@ Temperatures = Annotated[tuple[Real, ...], *_SWEEP]
 TopPs = Annotated[tuple[Share, ...], *_SWEEP]
 MinPs = Annotated[tuple[Annotated[float, Field(ge=0, le=1, strict=True)], ...], *_SWEEP]
 TopKs = Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], *_SWEEP]
-Stops = Annotated[tuple[Text, ...], Field(strict=False), BeforeValidator(_as_list)]
+Stops = Annotated[tuple[Written, ...], Field(strict=False), BeforeValidator(_as_list)]
 
 
 class SampledModelConfig(Section):
     """The model to sample from."""
 
-    restore_from_path: Text | None = from_environment("NEMO_GDPO_MODEL")
-    """A Hugging Face directory: what training wrote to output_dir/hf, or any other."""
+    restore_from_path: ModelPath | None = from_environment("NEMO_GDPO_MODEL")
+    """A Hugging Face directory: what training wrote to output_dir/hf, or any other. A run's
+    output_dir stands for its hf, a name of the hub for its snapshot in this machine's cache."""
 
 
 class PromptsConfig(Section):
     """The `data` section of `generate`: the prompts to sample for."""
 
-    prompts_path: Text | None = None
+    prompts_path: PathText | None = None
     """JSONL with `id` and `prompt` (text, or a list of messages) on each line."""
-    chat_template: Text | None = None
+    chat_template: PathText | None = None
     """Path to a Jinja file that replaces the tokenizer's own template; as in training."""
     date: Day | None = None
     """Day that a template with a clock writes (Llama 3's date), as 2026-01-31; null takes that of
@@ -106,14 +108,15 @@ class GenerationConfig(Section):
     max_tokens: Count = 256
     """Greatest length of an answer in tokens."""
     stop: Stops = ()
-    """Texts that end an answer, beside the model's own end tokens."""
+    """Texts that end an answer, beside the model's own end tokens; "\\n" is a new line. A special
+    token of the tokenizer (<|im_end|>) ends it as a token."""
     seed: Annotated[int, Field(ge=0)] = 1234
     """Every sample's own seed is derived from this, its prompt, its sweep point and its number."""
     logprobs: Literal["none", "cumulative", "tokens"] = "none"
     """Keep the log-probability of each answer, or of each of its tokens as well."""
     backend: Literal["vllm", "ray", "server"] = "vllm"
     """vLLM in one process, vLLM on many GPUs with Ray, or a server."""
-    python: Text | None = None
+    python: PathText | None = None
     """Interpreter of the generation environment; null is NEMO_GDPO_GENERATION_PYTHON, or what
     `make python-generation` makes."""
     dtype: Literal["stored", "fp32", "bf16", "fp16"] = "stored"
@@ -141,7 +144,7 @@ class GenerationConfig(Section):
 class GenerateConfig(Section):
     """Everything that `nemo-gdpo generate` reads."""
 
-    output_dir: Text = "runs/generate"
+    output_dir: PathText = "runs/generate"
     """Gets generations-*.jsonl, manifest.json and skipped.jsonl."""
     model: SampledModelConfig = Field(default_factory=SampledModelConfig)
     data: PromptsConfig = PromptsConfig()

@@ -13,7 +13,10 @@ KEY = "model.restore_from_path"
 MODEL_CONFIG = "model_config.json"
 """File of a Megatron checkpoint with its architecture."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_CONVERT = "save it again with save_pretrained(..., safe_serialization=True)"
+_CONVERT = (
+    "save model and tokenizer again, both by from_pretrained(...).save_pretrained(NEW_DIRECTORY), "
+    "and give that directory"
+)
 _MEGATRON_NAMES = {
     "num_layers": "num_hidden_layers",
     "num_query_groups": "num_key_value_heads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import read_json_object
 
 
@@ -14,27 +15,36 @@ def assets_of(model: Path) -> Path:
 
 
 def stop_token_ids(assets: Path) -> list[int] | None:
-    """The ids of `eos_token_id` in generation_config.json; None when it does not say.
+    """The ids of `eos_token_id` in generation_config.json, else in config.json; None in neither.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: a file is damaged, or names no tokens.
     """
-    return _eos_of(assets / "generation_config.json")
+    return _eos_of(assets / "generation_config.json") or _eos_of(assets / "config.json")
 
 
 def end_token_candidates(assets: Path) -> list[int]:
-    """The ids that a response may end in: those generation stops on, otherwise config.json's EOS.
+    """The ids that a response may end in: those that generation stops on.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged, or names no tokens.
     """
-    return stop_token_ids(assets) or _eos_of(assets / "config.json") or []
+    return stop_token_ids(assets) or []
 
 
 def _eos_of(path: Path) -> list[int] | None:
     if not path.is_file():
         return None
-    found = read_json_object(path).get("eos_token_id")
+    values = read_json_object(path)
+    inner = values.get("text_config")  # of models that read more than text
+    found = values.get("eos_token_id")
+    if found is None and isinstance(inner, dict):
+        found = inner.get("eos_token_id")
     if found is None:
         return None
-    return [found] if isinstance(found, int) else list(found)
+    ids = found if isinstance(found, list) else [found]
+    if not ids or not all(type(one) is int and one >= 0 for one in ids):
+        raise UserError(
+            f"{path}: eos_token_id is {found!r}, not a token's id or a list of them; correct it"
+        )
+    return ids

@@ -17,6 +17,7 @@ from nemo_gdpo.io.files import digest_of
 from nemo_gdpo.io.locks import BusyError
 from nemo_gdpo.io.manifest import LOCK, Entry, Listed, describe
 from nemo_gdpo.io.progress_file import PROGRESS, ProgressFile
+from nemo_gdpo.io.remedies import remedy_of
 from nemo_gdpo.io.staged import StagedDirectory, stage_resumable
 
 MARKER = "nemo_gdpo_conversion.json"
@@ -212,7 +213,7 @@ def staged_directory(
             raise
         raise UserError(
             f"{destination} could not be written ({error.strerror or error}); what was there "
-            "before is untouched: free space or fix the permissions, then run it again"
+            f"before is untouched: {remedy_of(error)}, then run it again"
         ) from error
     finally:
         if staged is not None:

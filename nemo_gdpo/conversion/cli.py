@@ -11,6 +11,7 @@ import torch
 
 from nemo_gdpo.config.model_files import is_megatron_checkpoint
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS
+from nemo_gdpo.config.places import checkpoint_place, model_place
 from nemo_gdpo.conversion import cache
 from nemo_gdpo.conversion.compare.compare import TOLERANCE, compare
 from nemo_gdpo.conversion.compare.logits import MegatronLogits
@@ -42,9 +43,20 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _path(text: str) -> Path:
+    """A path; a shell leaves `--report=~/x` as it is."""
+    return Path(text).expanduser()
+
+
+def _model(text: str) -> Path:
+    """A model: a directory or a file, a run's directory or its `latest`, a name of the hub."""
+    path = _path(text)
+    return checkpoint_place(path) if path.exists() else Path(model_place(text))
+
+
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, help="directory for report.md and report.json")
-    parser.add_argument("--prompts", type=Path, help="text file, one prompt a line")
+    parser.add_argument("--report", type=_path, help="directory for report.md and report.json")
+    parser.add_argument("--prompts", type=_path, help="text file, one prompt a line")
     parser.add_argument(
         "--tolerance", type=_positive, default=TOLERANCE,
         help=f"largest difference of a logit that passes (default {TOLERANCE:g})",
@@ -59,8 +71,8 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     to_hf = verbs.add_parser("megatron-to-hf", help="Megatron checkpoint -> Hugging Face")
     for verb in (to_megatron, from_nemo, to_hf):
-        verb.add_argument("source", type=Path)
-        verb.add_argument("destination", type=Path, help="absent, empty, or an earlier conversion")
+        verb.add_argument("source", type=_model)
+        verb.add_argument("destination", type=_path, help="absent, empty, or an earlier conversion")
         verb.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: keep)")
     for verb in (to_megatron, from_nemo):
         verb.add_argument(
@@ -71,7 +83,7 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     _add_comparison(to_megatron)
     from_nemo.add_argument(
-        "--tokenizer", type=Path,
+        "--tokenizer", type=_path,
         help="Hugging Face directory with the model's tokenizer; for NeMo's own archives",
     )  # fmt: skip
     from_nemo.add_argument(
@@ -84,8 +96,8 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     to_hf.add_argument("--max-shard-gb", type=_positive, default=5.0, help="10^9 bytes a shard")
     _add_megatron_to_nemo(verbs)
     check = verbs.add_parser("verify", help="compare tensors and logits of two checkpoints")
-    check.add_argument("first", type=Path)
-    check.add_argument("second", type=Path)
+    check.add_argument("first", type=_model)
+    check.add_argument("second", type=_model)
     check.add_argument("--tensors-only", action="store_true", help="run no model")
     _add_comparison(check)
     cached = verbs.add_parser("cache", help="list or empty the cache of converted models")
@@ -94,8 +106,8 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _add_megatron_to_nemo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     to_nemo = verbs.add_parser("megatron-to-nemo", help="Megatron checkpoint -> .nemo archive")
-    to_nemo.add_argument("source", type=Path, help="a conversion, or checkpoints/step_N of a run")
-    to_nemo.add_argument("destination", type=Path, metavar="FILE.nemo")
+    to_nemo.add_argument("source", type=_model, help="a conversion, or checkpoints/step_N of a run")
+    to_nemo.add_argument("destination", type=_path, metavar="FILE.nemo")
     to_nemo.add_argument(
         "--objective", choices=sorted(OBJECTIVE_SECTIONS),
         help="what the archive's class trains, where the checkpoint is not a run's",

@@ -21,7 +21,7 @@ from nemo_gdpo.config.stop_tokens import end_token_candidates
 from nemo_gdpo.conversion.atomic import check_space
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.fingerprint import DIST, weights_fingerprint
-from nemo_gdpo.conversion.formats.assets import ASSETS, TOKENIZER_FILES
+from nemo_gdpo.conversion.formats.assets import ASSETS, tokenizer_files
 from nemo_gdpo.conversion.formats.card import read_card, write_card
 from nemo_gdpo.conversion.formats.dist_writer import write_dist_checkpoint
 from nemo_gdpo.conversion.formats.megatron_io import (
@@ -36,6 +36,7 @@ from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.layouts import VocabMapping
 from nemo_gdpo.conversion.model_config import padded_vocab_size, read_json_object
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.remedies import remedy_of
 from nemo_gdpo.io.staged import StagedDirectory, stage
 from nemo_gdpo.progress import progress_bar
 
@@ -93,7 +94,7 @@ def convert_megatron_to_nemo(
     check_archive_place(destination, force=force)
     opened = open_megatron(checkpoint)
     assets = checkpoint / ASSETS
-    if not any((assets / name).is_file() for name in TOKENIZER_FILES):
+    if not assets.is_dir() or not tokenizer_files(assets):
         raise UserError(f"{assets}: has no tokenizer; put its files there, or convert again")
     check_tokenizer_fits(assets, opened.bridge)
     run = _run_of(checkpoint, objective, end_token_id, opened.bridge.config.vocab_size)
@@ -160,7 +161,7 @@ def _staged(archive: Path, expected_bytes: int) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"{archive} could not be written ({error.strerror or error}); what was there before is "
-            "untouched: free space or fix the permissions, then run it again"
+            f"untouched: {remedy_of(error)}, then run it again"
         ) from error
     finally:
         if staged is not None:

@@ -26,6 +26,7 @@ from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.conversion.own_archive import SUFFIX
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.remedies import remedy_of
 
 
 def is_own_archive(archive: Path) -> bool:
@@ -96,7 +97,7 @@ def _fingerprint(source: Path, files: list[Path]) -> str:
     except OSError as error:
         raise UserError(
             f"{source}: its fingerprint cannot be computed, or not be kept in {cache_root()} "
-            f"({error}); fix the permissions, or set {ENVIRONMENT} to a directory that can be "
+            f"({error}); {remedy_of(error)}, or set {ENVIRONMENT} to a directory that can be "
             "written"
         ) from None
 

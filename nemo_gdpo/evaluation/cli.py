@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
-from nemo_gdpo.errors import EXIT_DONE, UserError
+from nemo_gdpo.errors import EXIT_DONE, RunError, UserError
 from nemo_gdpo.io.output_lock import hold
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
@@ -57,9 +57,11 @@ def _run(config: EvaluateConfig) -> int:
     from nemo_gdpo.evaluation.report.console import render_table
     from nemo_gdpo.evaluation.results import FILE_NAME
 
-    results = measure_and_report(config)
+    results, error = _measure_and_write(config)
     print(render_table(results))
     print(f"results: {Path(config.output_dir) / FILE_NAME}")
+    if error is not None:
+        raise error
     return EXIT_DONE
 
 
@@ -68,17 +70,26 @@ def measure_and_report(config: EvaluateConfig) -> Results:
 
     Raises:
         UserError: the configuration or the input is wrong.
-        RunError: a model, the judge's server or the disk failed.
+        RunError: a model, the judge's server or the disk failed. What was measured is written.
     """
+    results, error = _measure_and_write(config)
+    if error is not None:
+        raise error
+    return results
+
+
+def _measure_and_write(config: EvaluateConfig) -> tuple[Results, UserError | RunError | None]:
+    """The results, written, and what to end with where a part of them is missing."""
     from nemo_gdpo.evaluation.checks import problems
 
     raise_problems(problems(config))
-    from nemo_gdpo.evaluation.evaluate import evaluate as measure
+    from nemo_gdpo.evaluation.evaluate import measure_all
     from nemo_gdpo.evaluation.report.page import write_report
     from nemo_gdpo.evaluation.results import write_results
 
-    with hold(Path(config.output_dir)):
-        results = measure(config)
-        write_results(results, Path(config.output_dir))
-        write_report(results, Path(config.output_dir))
-    return results
+    output_dir = Path(config.output_dir)
+    with hold(output_dir):
+        results, failures = measure_all(config)
+        path = write_results(results, output_dir)
+        write_report(results, output_dir)
+    return results, failures.error(f"what could be measured is in {path}")

@@ -10,11 +10,13 @@ from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.checks import REFERENCE
+from nemo_gdpo.evaluation.errors import EvaluationError
+from nemo_gdpo.evaluation.failures import Failures
 from nemo_gdpo.evaluation.judging.judge import Judged, Outcome, Pair, judge_pairs
 from nemo_gdpo.evaluation.judging.judge_client import JudgeClient
 from nemo_gdpo.evaluation.judging.transcript import Transcript
 from nemo_gdpo.evaluation.metrics.definitions import WIN_RATE
-from nemo_gdpo.evaluation.results import Comparison
+from nemo_gdpo.evaluation.results import Comparison, Undecided
 from nemo_gdpo.evaluation.rows import Generations
 from nemo_gdpo.generation.rows import Row
 from nemo_gdpo.generation.types import SamplingPoint
@@ -73,7 +75,10 @@ def _pairs(
 
 
 def compare_runs(
-    runs: Sequence[Generations], references: Mapping[str, str], config: EvaluateConfig
+    runs: Sequence[Generations],
+    references: Mapping[str, str],
+    config: EvaluateConfig,
+    failures: Failures,
 ) -> list[Comparison]:
     """Ask the judge about every run and point, and sum its verdicts up.
 
@@ -81,14 +86,24 @@ def compare_runs(
         runs: aligned.
         references: id -> the data set's response, for `against=reference`.
         config: with a judge.
-
-    Raises:
-        UserError, EvaluationError: see `JudgeClient`.
+        failures: gets what the judge did not answer. Where it takes no question or is gone, no
+            further one is asked.
     """
+    found: list[Comparison] = []
+    failures.attempt("win rates", lambda: _compare(runs, references, config, found, failures))
+    return found
+
+
+def _compare(
+    runs: Sequence[Generations],
+    references: Mapping[str, str],
+    config: EvaluateConfig,
+    found: list[Comparison],
+    failures: Failures,
+) -> None:
     judge = config.evaluation.judge
     assert judge.model is not None
     other = next((run for run in runs if run.name == judge.against), None)
-    found = []
     client = JudgeClient(judge)
     try:
         with Transcript(Path(config.output_dir) / TRANSCRIPT) as transcript:
@@ -111,10 +126,23 @@ def compare_runs(
                         concurrency=judge.concurrency,
                     )
                     against = None if other is None else sampling
-                    found.append(_comparison(run.name, sampling, against, judged, config))
+                    comparison = _comparison(run.name, sampling, against, judged, config)
+                    found.append(comparison)
+                    if comparison.failed:
+                        failures.add(
+                            f"win rate of {run.name} at {sampling.label()}",
+                            _unanswered(comparison),
+                        )
     finally:
         client.close()
-    return found
+
+
+def _unanswered(comparison: Comparison) -> EvaluationError:
+    first = next(item for item in comparison.undecided if item.outcome == "failed")
+    return EvaluationError(
+        f"the judge did not answer about {comparison.failed} pairs of {comparison.run} at "
+        f"{comparison.sampling.label()} (prompt {first.id!r}: {first.reason})"
+    )
 
 
 def _comparison(
@@ -150,4 +178,12 @@ def _comparison(
         inconsistent=counts["inconsistent"],
         unparsable=counts["unparsable"],
         transcript=TRANSCRIPT,
+        refused=counts["refused"],
+        cut=counts["cut"],
+        failed=counts["failed"],
+        undecided=[
+            Undecided(item.pair.prompt_id, item.pair.sample, item.outcome, item.reason)
+            for item in judged
+            if item.reason is not None
+        ],
     )

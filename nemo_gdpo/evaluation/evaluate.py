@@ -17,6 +17,7 @@ from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.checks import REFERENCE
 from nemo_gdpo.evaluation.compare import check_points, compare_runs, evenly
 from nemo_gdpo.evaluation.evaluator import Evaluator, Measured
+from nemo_gdpo.evaluation.failures import Failures
 from nemo_gdpo.evaluation.judging.references import read_references
 from nemo_gdpo.evaluation.metrics.metric import Metric
 from nemo_gdpo.evaluation.metrics.table import headline, metrics_of
@@ -45,7 +46,21 @@ def evaluate(config: EvaluateConfig) -> Results:
 
     Raises:
         UserError: the settings or the input are wrong.
-        EvaluationError: the disk or the judge failed; the same command resumes from there.
+        EvaluationError: a model or the judge failed; the same command resumes from there.
+    """
+    results, failures = measure_all(config)
+    error = failures.error("the same command goes on from there")
+    if error is not None:
+        raise error
+    return results
+
+
+def measure_all(config: EvaluateConfig) -> tuple[Results, Failures]:
+    """What can be measured, and what could not.
+
+    Raises:
+        UserError: the settings or the input are wrong, before anything is measured.
+        RunError: the disk failed.
     """
     evaluation = config.evaluation
     found = [read_run(name, Path(path)) for name, path in evaluation.runs.items()]
@@ -60,11 +75,13 @@ def evaluate(config: EvaluateConfig) -> Results:
     elif judging:
         check_points(runs, evaluation.judge.against)
     metadata = {run.name: _metadata(run, config) for run in runs}
+    failures = Failures()
     with Cache(Path(config.output_dir) / CACHE) as cache:
-        evaluator = Evaluator(config, cache)
-        measured = {run.name: evaluator.measure(run) for run in runs}
-    comparisons = compare_runs(runs, references, config) if judging else []
-    return Results(
+        evaluator = Evaluator(config, cache, failures)
+        policies = {run.name: evaluator.policy_of(run) for run in runs}
+        measured = {run.name: evaluator.measure(run, policies[run.name]) for run in runs}
+    comparisons = compare_runs(runs, references, config, failures) if judging else []
+    results = Results(
         versions=_versions(),
         settings={"seed": config.seed, **evaluation.model_dump(mode="json")},
         metrics={metric.name: metric.info() for metric in metrics_of(evaluation)},
@@ -72,7 +89,9 @@ def evaluate(config: EvaluateConfig) -> Results:
         runs=[_run(run, metadata[run.name], measured[run.name], config) for run in runs],
         comparisons=comparisons,
         samples=_samples(runs, measured, config),
+        missing=failures.missing,
     )
+    return results, failures
 
 
 # --- summing up -----------------------------------------------------------------------------
@@ -132,7 +151,8 @@ def _run(
                 metrics=metrics,
                 per_prompt=found.values,
                 counts=dict(sorted(found.counts.items())),
-                flags=find_flags(metrics, found.type_token_ratio, config.evaluation),
+                flags=find_flags(metrics, found.type_token_ratio, config.evaluation, found.counts),
+                unscored=found.unscored,
             )
         )
     return Run(

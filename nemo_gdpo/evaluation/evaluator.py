@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from nemo_gdpo.config.evaluation import EvaluateConfig
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.evaluation.failures import Failures
 from nemo_gdpo.evaluation.metrics.divergence import SequenceScores
 from nemo_gdpo.evaluation.metrics.diversity import cosine_similarity
 from nemo_gdpo.evaluation.metrics.encoder import Encoder, embed_rows, encoder_directory
@@ -33,7 +36,9 @@ from nemo_gdpo.evaluation.metrics.novelty import (
 from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward, build_reward
 from nemo_gdpo.evaluation.metrics.table import metrics_of, offered
 from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
+from nemo_gdpo.evaluation.metrics.words import words
 from nemo_gdpo.evaluation.models import resolve_device
+from nemo_gdpo.evaluation.results import Unscored
 from nemo_gdpo.evaluation.rows import Generations
 from nemo_gdpo.generation.rows import Row
 from nemo_gdpo.generation.types import SamplingPoint
@@ -42,6 +47,8 @@ from nemo_gdpo.progress import progress_bar
 
 Values = dict[str, list[float | None]]
 """Metric -> one value a prompt; None where it is not defined."""
+UNREAD_RESPONSES = 0.5
+"""Where the encoder cannot read more than this share of a prompt's responses, it says nothing."""
 RowScores = list[list[SequenceScores | None]]
 """Prompt -> response; None for a response without a token."""
 
@@ -52,10 +59,12 @@ class Measured:
 
     values: Values
     counts: dict[str, int]
-    rewards: dict[str, list[list[float]]]
-    """Reward -> prompt -> response."""
+    rewards: dict[str, list[list[float | None]]]
+    """Reward -> prompt -> response; None where it could not be scored. A failed one is absent."""
     type_token_ratio: float | None
     """See `nemo_gdpo.evaluation.metrics.validity.high_type_token_ratio`."""
+    unscored: list[Unscored]
+    """The responses behind those None."""
 
 
 class Evaluator:
@@ -64,14 +73,15 @@ class Evaluator:
     Args:
         config: what is wanted.
         cache: of what was computed before.
+        failures: gets what could not be measured.
 
     Raises:
         UserError: a model or a reward cannot be had.
     """
 
-    def __init__(self, config: EvaluateConfig, cache: Cache) -> None:
+    def __init__(self, config: EvaluateConfig, cache: Cache, failures: Failures) -> None:
         evaluation = config.evaluation
-        self._evaluation, self._cache = evaluation, cache
+        self._evaluation, self._cache, self._failures = evaluation, cache, failures
         self._device = resolve_device(evaluation.device)
         self._metrics = metrics_of(evaluation)
         tokens = evaluation.batch_tokens
@@ -90,21 +100,27 @@ class Evaluator:
             path = Path(evaluation.reference_model)
             self._reference = open_model("evaluation.reference_model", path)
 
-    def measure(self, run: Generations) -> dict[SamplingPoint, Measured]:
+    def measure(
+        self, run: Generations, policy: ScoringModel | None
+    ) -> dict[SamplingPoint, Measured]:
         """Every point of a run.
+
+        Args:
+            run: aligned with the others.
+            policy: see `policy_of`.
+        """
+        return {
+            sampling: self._measure_point(run.name, sampling, rows, policy)
+            for sampling, rows in run.points.items()
+        }
+
+    def policy_of(self, run: Generations) -> ScoringModel | None:
+        """The model that gave the responses, where it is known: the reference, or a setting.
 
         Raises:
             UserError: the run's model is not the one that gave its responses, or its tokens are not
                 those of the reference.
         """
-        policy = self._policy(run)
-        return {
-            sampling: self._measure_point(sampling, rows, policy)
-            for sampling, rows in run.points.items()
-        }
-
-    def _policy(self, run: Generations) -> ScoringModel | None:
-        """The model that gave the responses, where it is known: the reference, or a setting."""
         reference = self._reference
         if reference is None:
             return None
@@ -118,22 +134,37 @@ class Evaluator:
         return reference if policy.fingerprint == reference.fingerprint else policy
 
     def _measure_point(
-        self, sampling: SamplingPoint, rows: Sequence[Row], policy: ScoringModel | None
+        self, run: str, sampling: SamplingPoint, rows: Sequence[Row], policy: ScoringModel | None
     ) -> Measured:
-        rewards = {reward.name: _scores_of(reward, rows) for reward in self._rewards}
-        embeddings = self._embeddings(rows)
-        scores = self._scores(rows, sampling, policy)
+        where = f"{run} at {sampling.label()}"
+        attempt = self._failures.attempt
+        unscored: list[Unscored] = []
+        rewards: dict[str, list[list[float | None]]] = {}
+        for reward in self._rewards:
+            scores = attempt(
+                f"reward.{reward.name} of {where}", partial(_scores_of, reward, rows, unscored)
+            )
+            if scores is not None:
+                rewards[reward.name] = scores
+        embeddings = attempt(f"embeddings of {where}", lambda: self._embeddings(rows))
+        scored = attempt(
+            f"perplexity and divergence of {where}", lambda: self._scores(rows, sampling, policy)
+        )
         known = offered(self._evaluation) - (set() if policy is not None else {"policy"})
         metrics = [metric for metric in self._metrics if metric.needs in known]
         values: Values = {metric.name: [] for metric in metrics}
         prompts = []
+        unread = self._unread_by_encoder(rows)
         with progress_bar(total=len(rows), unit="prompt", label="metrics", enabled=True) as bar:
             for index, row in enumerate(rows):
+                vectors = None if embeddings is None else embeddings[index]
+                # Of text that the encoder cannot read its vectors say nothing.
+                legible = sum(unread[index]) <= UNREAD_RESPONSES * len(row.outputs)
                 prompt = self._prompt_responses(
                     row,
                     {name: own[index] for name, own in rewards.items()},
-                    None if embeddings is None else embeddings[index],
-                    [] if scores is None else scores[index],
+                    vectors if legible else None,
+                    [] if scored is None else scored[index],
                 )
                 prompts.append(prompt)
                 for metric in metrics:
@@ -144,16 +175,19 @@ class Evaluator:
             counts={
                 **_count_responses(prompts),
                 **self._count_cut(rows),
-                **_count_scores(rows, scores, with_policy=policy is not None),
+                **self._count_unread(rows, unread),
+                **_count_scores(rows, scored, with_policy=policy is not None),
+                **Counter(f"unscored_by_{item.reward}" for item in unscored),
             },
             rewards=rewards,
             type_token_ratio=high_type_token_ratio(text for row in rows for text in row.outputs),
+            unscored=unscored,
         )
 
     def _prompt_responses(
         self,
         row: Row,
-        rewards: Mapping[str, Sequence[float]],
+        rewards: Mapping[str, Sequence[float | None]],
         embeddings_KD: npt.NDArray[np.float32] | None,
         scores: Sequence[SequenceScores | None],
     ) -> PromptResponses:
@@ -208,16 +242,57 @@ class Evaluator:
         texts = [text for row in rows for text in row.outputs]
         return {"cut_by_encoder": self._encoder.count_cut(texts)}
 
+    def _unread_by_encoder(self, rows: Sequence[Row]) -> list[list[bool]]:
+        """Prompt -> response; nothing is unread without an encoder."""
+        if self._encoder is None:
+            return [[False] * len(row.outputs) for row in rows]
+        flat = iter(self._encoder.unread([text for row in rows for text in row.outputs]))
+        return [[next(flat) for _ in row.outputs] for row in rows]
 
-def _scores_of(reward: Reward, rows: Sequence[Row]) -> list[list[float]]:
-    """Prompt -> response."""
-    answers = [
+    def _count_unread(
+        self, rows: Sequence[Row], by_encoder: Sequence[Sequence[bool]]
+    ) -> dict[str, int]:
+        """Responses that a measure cannot read, by its name; measures that read all are absent."""
+        found = {"unread_by_encoder": sum(map(sum, by_encoder))}
+        answers = _answers(rows)
+        for reward in self._rewards:
+            found[f"unread_by_{reward.name}"] = sum(reward.unread(answers))
+        return {name: count for name, count in found.items() if count}
+
+
+def _answers(rows: Sequence[Row]) -> list[Answer]:
+    return [
         Answer(row.prompt, text, f"{row.where}, response {number}")
         for row in rows
         for number, text in enumerate(row.outputs, start=1)
     ]
-    flat = iter(reward(answers))
-    return [[next(flat) for _ in row.outputs] for row in rows]
+
+
+def _scores_of(
+    reward: Reward, rows: Sequence[Row], unscored: list[Unscored]
+) -> list[list[float | None]]:
+    """Prompt -> response; what cannot be scored goes to `unscored`.
+
+    Raises:
+        UserError: no response can be scored.
+    """
+    found = reward.score(_answers(rows))
+    reasons = [item.reason for item in found if not isinstance(item, float)]
+    if reasons and len(reasons) == len(found):
+        raise UserError(reasons[0])
+    flat = iter(found)
+    values: list[list[float | None]] = []
+    for row in rows:
+        own: list[float | None] = []
+        for number, _ in enumerate(row.outputs, start=1):
+            item = next(flat)
+            if isinstance(item, float):
+                own.append(item)
+                continue
+            own.append(None)
+            unscored.append(Unscored(row.id, number, reward.name, item.reason))
+        values.append(own)
+    return values
 
 
 def _count_responses(prompts: Sequence[PromptResponses]) -> dict[str, int]:
@@ -229,6 +304,7 @@ def _count_responses(prompts: Sequence[PromptResponses]) -> dict[str, int]:
         "unprintable": sum(check.unprintable for check in checks),
         "loop": sum(check.loop for check in checks),
         "invalid": sum(not check.valid for check in checks),
+        "without_words": sum(words(t) is None for p in prompts for t in p.row.outputs),
         **ends,
     }
 

@@ -134,6 +134,25 @@ def load_strictly(
     return model.eval().to(device)
 
 
+def greatest_length(model: Any) -> int | None:
+    """Tokens that a model of transformers reads at once; None where nothing limits it.
+
+    A table of positions may hold rows that no token gets: RoBERTa's and MPNet's begin after the
+    padding token, OPT's after two.
+    """
+    config = model.config.get_text_config()
+    fields = config.to_dict()
+    if fields.get("relative_attention"):  # DeBERTa
+        return None
+    limits = [fields.get("max_position_embeddings"), fields.get("n_positions")]
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, torch.nn.Embedding):
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - reserved)
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    return min(known) if known else None
+
+
 def load_tokenizer(what: str, directory: Path) -> Any:
     """The tokenizer of a directory.
 
@@ -146,6 +165,7 @@ def load_tokenizer(what: str, directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory)
 
 
+_POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 _DESCRIBING = (".json", ".jinja", ".model", ".txt")
 
 

@@ -83,6 +83,21 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Unscored:
+    """A response without a reward."""
+
+    __pydantic_config__ = _STRICT
+
+    id: str
+    """Of its prompt."""
+    response: int
+    """Its number, from 1."""
+    reward: str
+    reason: str
+    """One line."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One run at one sampling setting."""
 
@@ -99,6 +114,8 @@ class Point:
     counts: dict[str, int]
     """`responses`, `empty`, `unprintable`, `finish.stop`, `finish.length`, ..."""
     flags: list[Flag] = field(default_factory=list)
+    unscored: list[Unscored] = field(default_factory=list)
+    """Responses that a reward could not score; it has no value for their prompts."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,33 @@ class Run:
     """What is known about the model: objective, hyper-parameters, queries asked; free."""
     prompt_ids: list[str]
     points: list[Point]
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """A pair without a verdict."""
+
+    __pydantic_config__ = _STRICT
+
+    id: str
+    """Of its prompt."""
+    sample: int
+    """Which of the run's responses, from 0."""
+    outcome: str
+    """`refused`, `cut`, `failed` or `unparsable`."""
+    reason: str
+    """One line."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that could not be measured."""
+
+    __pydantic_config__ = _STRICT
+
+    what: str
+    reason: str
+    """One line."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +189,14 @@ class Comparison:
     """Pairs left out since an answer was not a verdict."""
     transcript: str
     """File of every question and answer, relative to the output directory."""
+    refused: int = 0
+    """Pairs left out since the judge refuses them."""
+    cut: int = 0
+    """Pairs left out since an answer was cut at `max_tokens`."""
+    failed: int = 0
+    """Pairs left out since the server failed; the same command asks them again."""
+    undecided: list[Undecided] = field(default_factory=list)
+    """Every pair that was left out."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +209,8 @@ class SampleResponses:
     sampling: StoredSampling
     outputs: list[str]
     finish_reasons: list[str]
-    rewards: dict[str, list[float]]
-    """Reward's name -> one value a response."""
+    rewards: dict[str, list[float | None]]
+    """Reward's name -> one value a response; null where it could not be scored."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +250,8 @@ class Results:
     runs: list[Run]
     comparisons: list[Comparison] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    """What failed: the figures are without it."""
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together (ValueError)."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.generation.model import ModelInfo, engine_dtype
-from nemo_gdpo.generation.types import Engine, EngineSettings
+from nemo_gdpo.generation.types import Engine, EngineSettings, Request
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Backend:
     """Greatest length of prompt and answer together."""
     start: Callable[[int], Engine]
     """Starts it; the argument is the greatest length of prompt and answer together, in tokens."""
+    check: Callable[[Sequence[Request]], None] = lambda _: None
+    """Refuses (UserError) what it cannot sample with, before it starts; gets a request a point."""
+    takes_stop_tokens: bool = True
+    """Whether an answer can be ended by a token's id."""
 
 
 _ENGINE = (
@@ -90,6 +94,7 @@ def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
     if config.generation.backend == "server":
         return _server(config, model)
     dtype = engine_dtype(config)
+    from nemo_gdpo.generation.vllm_engine import check_sampling
 
     def settings(length: int) -> EngineSettings:
         generation = config.generation
@@ -113,6 +118,7 @@ def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
             settings={"dtype": dtype},
             context=model.context,
             start=lambda length: RayEngine(settings(length), config.generation.ray),
+            check=check_sampling,
         )
     from nemo_gdpo.generation.vllm_engine import VLLMEngine, check_devices, engine_info
 
@@ -122,6 +128,7 @@ def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
         settings={"dtype": dtype},
         context=model.context,
         start=lambda length: VLLMEngine(settings(length)),
+        check=check_sampling,
     )
 
 
@@ -135,4 +142,5 @@ def _server(config: GenerateConfig, model: ModelInfo) -> Backend:
         settings={"dtype": "of the server"},
         context=model.context if limit is None else min(model.context, limit),
         start=lambda _: engine,
+        takes_stop_tokens=engine.is_vllm,
     )

@@ -17,6 +17,11 @@ CPU_MEMORY_UTILIZATION = 0.3
 GPU_MEMORY_UTILIZATION = 0.9
 CPU_KV_CACHE_GIB = 1.0
 MIN_BATCHED_TOKENS = 8192
+CHECKS_LOGITS = "VLLM_COMPUTE_NANS_IN_LOGITS"
+"""Variable that makes vLLM count, at every step, the logits of each request that are no numbers."""
+NOT_NUMBERS = (
+    "the model gives logits that are not numbers; its weights, or generation.dtype, are at fault"
+)
 
 
 def environment(*, cpu: bool) -> dict[str, str]:
@@ -33,6 +38,8 @@ def environment(*, cpu: bool) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_NO_USAGE_STATS": "1",
+        # Of logits that are no numbers the sampler takes token 0, "!" as a rule, and says nothing.
+        CHECKS_LOGITS: "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

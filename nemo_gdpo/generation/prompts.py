@@ -13,6 +13,9 @@ from nemo_gdpo.data.types import Messages, Row
 from nemo_gdpo.errors import UserError
 
 KEY = "data.prompts_path"
+_ANSWERED: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+_AFTER_ANSWER = 3
+"""Last tokens of a conversation, of which one ends its turn: <|im_end|> and a new line."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -98,31 +101,90 @@ def _check_text(given: GivenPrompt, special_tokens: Iterable[str]) -> None:
                 )
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """A prompt that this model cannot be given; the others of a file can."""
+
+    given: GivenPrompt
+    reason: str
+    """One line, with file and line."""
+
+
+def encode_each(
+    prompts: Sequence[GivenPrompt], encoder: PairEncoder
+) -> tuple[list[EncodedPrompt], list[Unusable]]:
+    """(token ids and end tokens of the prompts that can be used, the others).
+
+    Raises:
+        UserError: none can be used; the reason of the first.
+    """
+    encoded, unusable = [], []
+    for given in prompts:
+        try:
+            encoded.append(encode_prompt(given, encoder))
+        except UserError as error:
+            unusable.append(Unusable(given, str(error)))
+    if not encoded and unusable:
+        raise UserError(unusable[0].reason)
+    return encoded, unusable
+
+
 def encode_prompts(prompts: Sequence[GivenPrompt], encoder: PairEncoder) -> list[EncodedPrompt]:
     """Token ids and end tokens of every prompt.
 
-    Answers end in the tokens of generation_config.json; where it names none, in the one that
-    training ends a response of this kind (text or messages) with.
+    Raises:
+        UserError: see `encode_prompt`.
+    """
+    return [encode_prompt(given, encoder) for given in prompts]
+
+
+def encode_prompt(given: GivenPrompt, encoder: PairEncoder) -> EncodedPrompt:
+    """Token ids and end tokens of a prompt.
+
+    Answers end in the tokens of generation_config.json (or config.json); where neither names one,
+    in the one that training ends a response of this kind (text or messages) with.
 
     Raises:
-        UserError: a prompt without a token, a special token in a message, or a template that does
-            not do what training demands of it.
+        UserError: a prompt without a token, a special token in a message, or a template that
+            refuses it or whose end token generation would run past.
     """
-    encoded = []
-    for given in prompts:
-        _check_text(given, encoder.special_tokens)
-        chat = not isinstance(given.prompt, str)
-        try:
-            token_ids = encoder.encode_prompt(given.prompt)
-            # Also refuses a template whose end token generation would run past.
-            end = encoder.chat_end_token_id if chat else None
-            if encoder.stop_token_ids is not None:
-                stops = tuple(sorted(encoder.stop_token_ids))
-            else:
-                stops = (encoder.text_end_token_id if end is None else end,)
-        except UserError as error:
-            raise UserError(f"{given.where}: {error}") from None
-        if not token_ids:
-            raise UserError(f"{given.where}: the prompt has no token; write some text")
-        encoded.append(EncodedPrompt(given, token_ids, stops))
-    return encoded
+    _check_text(given, encoder.special_tokens)
+    chat = not isinstance(given.prompt, str)
+    try:
+        token_ids = encoder.encode_prompt(given.prompt)
+        end = _chat_end(encoder) if chat else None
+        if encoder.stop_token_ids is not None:
+            stops = tuple(sorted(encoder.stop_token_ids))
+        else:
+            stops = (encoder.text_end_token_id if end is None else end,)
+    except UserError as error:
+        raise UserError(f"{given.where}: {error}") from None
+    if not token_ids:
+        raise UserError(f"{given.where}: the prompt has no token; write some text")
+    return EncodedPrompt(given, token_ids, stops)
+
+
+def _chat_end(encoder: PairEncoder) -> int:
+    """A token that ends the assistant's turn and that generation stops on.
+
+    Training also asks that the prompt be a prefix of the answered conversation, which sampling does
+    not need: a template that opens the assistant's thoughts in its header (DeepSeek's R1) can be
+    sampled from.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return encoder.chat_end_token_id
+    except UserError:
+        if encoder.stop_token_ids is None or encoder.chat_template is None:
+            raise
+        tokenizer = encoder.tokenizer
+        text = tokenizer.apply_chat_template(
+            _ANSWERED, chat_template=encoder.chat_template, tokenize=False
+        )
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ends = [token for token in ids[-_AFTER_ANSWER:] if token in encoder.stop_token_ids]
+        if not ends:
+            raise
+        return int(ends[0])

@@ -34,7 +34,13 @@ from nemo_gdpo.generation.ray_cluster import (
     last_line,
 )
 from nemo_gdpo.generation.ray_worker import Failed, Replica, Started, model_files
-from nemo_gdpo.generation.types import Completed, EngineSettings, Request, SamplingPoint
+from nemo_gdpo.generation.types import (
+    Completed,
+    EngineSettings,
+    NotMade,
+    Request,
+    SamplingPoint,
+)
 
 POLL_SECONDS = 0.5
 """Greatest delay before a signal is noticed."""
@@ -104,7 +110,7 @@ class RayEngine:
     def close(self) -> None:
         disconnect()
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completed]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completed | NotMade]:
         """See `Engine.generate`.
 
         Raises:
@@ -156,7 +162,7 @@ class RayEngine:
         plain = [request.to_dict() for request in batch]
         worker.reply = worker.actor.sample.options(num_returns="streaming").remote(plain)
 
-    def _collect(self, work: Work) -> Iterator[Completed]:
+    def _collect(self, work: Work) -> Iterator[Completed | NotMade]:
         """Whatever has come in, waiting a moment for it."""
         import ray
 
@@ -186,10 +192,10 @@ class RayEngine:
             else:
                 if isinstance(row, Failed):
                     raise GenerationError(row.problem)
-                completed = Completed.from_dict(row)
-                worker.batch.pop(key_of(completed.request), None)
-                if work.finish(completed):
-                    yield completed
+                found = row if isinstance(row, NotMade) else Completed.from_dict(row)
+                worker.batch.pop(key_of(found.request), None)
+                if work.finish(found):
+                    yield found
 
     def _accept_started(self, worker: _Worker, started: Started) -> None:
         if started.problem is not None:
@@ -274,7 +280,7 @@ class Work:
                 )
             self._again.append(request)
 
-    def finish(self, completed: Completed) -> bool:
+    def finish(self, completed: Completed | NotMade) -> bool:
         """Take a row off the open ones; False if it was done already."""
         key = key_of(completed.request)
         if key not in self._open:

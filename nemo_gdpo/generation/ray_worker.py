@@ -15,7 +15,7 @@ from typing import Any
 
 from nemo_gdpo import __version__
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.generation.types import Completed, EngineSettings, Request
+from nemo_gdpo.generation.types import EngineSettings, NotMade, Request
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Replica:
             return Started(node, pid, {}, str(error))
         return Started(node, pid, worker_info())
 
-    def sample(self, requests: list[dict[str, Any]]) -> Iterator[dict[str, Any] | Failed]:
+    def sample(self, requests: list[dict[str, Any]]) -> Iterator[dict[str, Any] | NotMade | Failed]:
         """Rows as they finish; after `stop` only those that were begun."""
         from nemo_gdpo.generation.errors import GenerationError
 
@@ -99,8 +99,7 @@ class Replica:
             return
         try:
             for row in self._engine.generate([Request.from_dict(plain) for plain in requests]):
-                assert isinstance(row, Completed)
-                yield row.to_dict()
+                yield row if isinstance(row, NotMade) else row.to_dict()
         except GenerationError as error:
             yield Failed(str(error))
 

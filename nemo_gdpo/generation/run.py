@@ -14,17 +14,20 @@ from typing import Any
 from nemo_gdpo import __version__
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
+from nemo_gdpo.config.model_files import read_model_config
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.backends import Backend, open_backend
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.manifest import FORMAT
 from nemo_gdpo.generation.model import ModelInfo, encoder, model_info
-from nemo_gdpo.generation.prompts import EncodedPrompt, encode_prompts, read_prompts
+from nemo_gdpo.generation.prompts import EncodedPrompt, encode_each, read_prompts
 from nemo_gdpo.generation.seeds import sample_seeds
+from nemo_gdpo.generation.stops import Stops, split_stops
 from nemo_gdpo.generation.store import Store
 from nemo_gdpo.generation.sweep import sampling_points
-from nemo_gdpo.generation.types import Completed, Request
+from nemo_gdpo.generation.types import Completed, NotMade, Request, SamplingPoint
 from nemo_gdpo.io.files import file_sha256, write_file
+from nemo_gdpo.io.http import REFUSED_AT_FIRST, RefusedError
 from nemo_gdpo.launch.failures import guarded
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 from nemo_gdpo.progress import progress_bar
@@ -64,9 +67,18 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
     directory = Path(config.output_dir)
     prompts_path = Path(config.data.prompts_path)
     encoding = encoder(config)
-    prompts = encode_prompts(read_prompts(prompts_path), encoding)
+    read = read_prompts(prompts_path)
+    prompts, unusable = encode_each(read, encoding)
+    stop_at = split_stops(config.generation.stop, encoding.special_tokens)
+    refuse_unknown_tokens(config, [*stop_at.token_ids, *prompts[0].stop_token_ids])
     model = model_info(config)
     backend = open_backend(config, model)
+    if stop_at.token_ids and not backend.takes_stop_tokens:
+        raise UserError(
+            f"generation.stop: {', '.join(map(repr, config.generation.stop))} holds a special "
+            "token, and OpenAI's interface ends answers at texts only; leave it out, or use vLLM's "
+            "server"
+        )
     fitting, skipped = split_by_length(prompts, config.generation.max_tokens, backend.context)
     if not fitting:
         raise UserError(
@@ -76,7 +88,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
         )
     stops = encoding.stop_token_ids
     manifest = build_manifest(
-        config, model, backend, prompts_path, len(prompts), None if stops is None else sorted(stops)
+        config, model, backend, prompts_path, len(read), None if stops is None else sorted(stops)
     )
     manifest["settings"]["date"] = encoding.date
     with Store(directory, manifest, config.generation.rows_per_shard) as store:
@@ -86,28 +98,53 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
         )
         if store.repaired:
             print(f"cut away {store.repaired} bytes of a row that was half written", flush=True)
-        _report_skipped(directory, skipped, config.generation.max_tokens, backend.context)
-        wanted = build_requests(config, fitting)
-        missing = [r for r in wanted if (r.id, r.sampling) not in store.done]
+        left_out = _LeftOut(directory)
+        max_tokens, context = config.generation.max_tokens, backend.context
+        left_out.add(
+            [_too_long(prompt, max_tokens, context) for prompt in skipped],
+            f"with max_tokens={max_tokens} they exceed the context of {context} tokens",
+        )
+        left_out.add([{"id": u.given.id, "reason": u.reason} for u in unusable])
+        left_out.write()
+        wanted = build_requests(config, fitting, stop_at)
+        points = {request.sampling: request for request in reversed(wanted)}
+        backend.check(list(points.values()))
+        missing = [r for r in wanted if key_of(r) not in store.done]
         print(
             f"{len(wanted)} rows ({len(fitting)} prompts x {len(wanted) // len(fitting)} sampling "
             f"points) of {config.generation.num_samples} answers; {len(wanted) - len(missing)} are "
             "there",
             flush=True,
         )
-        if missing:
-            _sample(missing, backend, model, store, stop)
-        left = sum((r.id, r.sampling) not in store.done for r in missing)
+        not_made = _sample(missing, backend, model, store, stop) if missing else []
+        left_out.add([_refusal(row) for row in not_made if row.is_refused])
+        left_out.write()
+        known = {key_of(row.request) for row in not_made}
+        left = [r for r in missing if key_of(r) not in store.done and key_of(r) not in known]
+        failed = [row for row in not_made if not row.is_refused]
+        if not store.done and not_made and not left:
+            raise UserError(f"no row could be made: prompt {_named(not_made[0])}")
     if left:
         if stop.received is None:
-            raise GenerationError(f"the engine ended with {left} rows missing; run it again")
+            raise GenerationError(f"the engine ended with {len(left)} rows missing; run it again")
         print(
-            f"nemo-gdpo: stopped by a signal, {left} rows are left; the same command makes them",
+            f"nemo-gdpo: stopped by a signal, {len(left)} rows are left; the same command makes "
+            "them",
             file=sys.stderr,
         )
         return EXIT_REQUEUE
+    if failed:
+        raise GenerationError(
+            f"{len(failed)} of {len(wanted)} rows were not made (prompt {_named(failed[0])}); the "
+            f"others are in {directory}, and the same command tries again"
+        )
     print(f"samples: {directory}")
     return EXIT_DONE
+
+
+def key_of(request: Request) -> tuple[str, SamplingPoint]:
+    """The key of a request's row in the store."""
+    return request.id, request.sampling
 
 
 def split_by_length(
@@ -121,38 +158,86 @@ def split_by_length(
     )
 
 
-def _report_skipped(
-    directory: Path, skipped: Sequence[EncodedPrompt], max_tokens: int, context: int
-) -> None:
-    lines = [
-        json.dumps(
-            {
-                "id": p.given.id,
-                "reason": "prompt and max_tokens together exceed the context",
-                "prompt_tokens": len(p.token_ids),
-                "max_tokens": max_tokens,
-                "context": context,
-            }
-        )
-        for p in skipped
-    ]
-    try:
-        if not lines:
-            (directory / SKIPPED).unlink(missing_ok=True)
+class _LeftOut:
+    """What the last run made no row of: `skipped.jsonl`, and a line on stderr."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / SKIPPED
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, entries: Sequence[dict[str, Any]], why: str | None = None) -> None:
+        """Leave out what `entries` name, and tell why: by default, the first one's reason."""
+        if not entries:
             return
-        write_file(directory / SKIPPED, "\n".join(lines) + "\n")
-    except OSError as error:
-        raise GenerationError(f"{directory / SKIPPED} cannot be written ({error})") from error
-    ids = ", ".join(repr(p.given.id) for p in skipped[:3])
-    print(
-        f"nemo-gdpo: {len(skipped)} of the prompts are skipped ({ids}"
-        f"{' and others' if len(skipped) > 3 else ''}): with max_tokens={max_tokens} they exceed "
-        f"the context of {context} tokens; {directory / SKIPPED} lists them",
-        file=sys.stderr,
-    )
+        self._entries += entries
+        ids = list(dict.fromkeys(repr(entry["id"]) for entry in entries))
+        print(
+            f"nemo-gdpo: {len(ids)} of the prompts are skipped ({', '.join(ids[:3])}"
+            f"{' and others' if len(ids) > 3 else ''}): {why or entries[0]['reason']}; "
+            f"{self._path} lists them",
+            file=sys.stderr,
+        )
+
+    def write(self) -> None:
+        """Write the file, or remove it when nothing is left out.
+
+        Raises:
+            GenerationError: the disk is full, or failed.
+        """
+        try:
+            if not self._entries:
+                self._path.unlink(missing_ok=True)
+                return
+            lines = [json.dumps(entry) for entry in self._entries]
+            write_file(self._path, "\n".join(lines) + "\n")
+        except OSError as error:
+            raise GenerationError(f"{self._path} cannot be written ({error})") from error
 
 
-def build_requests(config: GenerateConfig, prompts: Sequence[EncodedPrompt]) -> list[Request]:
+def _too_long(prompt: EncodedPrompt, max_tokens: int, context: int) -> dict[str, Any]:
+    return {
+        "id": prompt.given.id,
+        "reason": "prompt and max_tokens together exceed the context",
+        "prompt_tokens": len(prompt.token_ids),
+        "max_tokens": max_tokens,
+        "context": context,
+    }
+
+
+def _named(row: NotMade) -> str:
+    return f"{row.request.id!r} at {row.request.sampling.label()}: {row.reason}"
+
+
+def _refusal(row: NotMade) -> dict[str, Any]:
+    return {
+        "id": row.request.id,
+        "sampling": row.request.sampling.to_dict(),
+        "reason": row.reason,
+    }
+
+
+def refuse_unknown_tokens(config: GenerateConfig, tokens: Sequence[int]) -> None:
+    """Refuse end tokens that the model does not have, before it is loaded.
+
+    Raises:
+        UserError: naming the first.
+    """
+    assert config.model.restore_from_path is not None
+    found = read_model_config(config.model.restore_from_path) or {}
+    inner = found.get("text_config")
+    size = found.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, dict) else None)
+    beyond = [token for token in tokens if isinstance(size, int) and token >= size]
+    if beyond:
+        raise UserError(
+            f"{config.model.restore_from_path}: token {beyond[0]} is to end answers, and the model "
+            f"has {size} tokens; correct eos_token_id in generation_config.json, or "
+            "generation.stop"
+        )
+
+
+def build_requests(
+    config: GenerateConfig, prompts: Sequence[EncodedPrompt], stop_at: Stops
+) -> list[Request]:
     """Every row of the run: prompts in the order of the file, for each the points of the sweep."""
     generation = config.generation
     return [
@@ -163,8 +248,8 @@ def build_requests(config: GenerateConfig, prompts: Sequence[EncodedPrompt]) -> 
             sampling=point,
             seeds=sample_seeds(generation.seed, prompt.given.id, point, generation.num_samples),
             max_tokens=generation.max_tokens,
-            stop_token_ids=prompt.stop_token_ids,
-            stop=generation.stop,
+            stop_token_ids=tuple(sorted({*prompt.stop_token_ids, *stop_at.token_ids})),
+            stop=stop_at.texts,
             logprobs=generation.logprobs,
         )
         for prompt in prompts
@@ -217,7 +302,8 @@ def _sample(
     model: ModelInfo,
     store: Store,
     stop: StopRequest,
-) -> None:
+) -> list[NotMade]:
+    """Write the rows as they finish; those that could not be made."""
     longest = max(len(r.prompt_token_ids) + r.max_tokens for r in missing)
     engine = backend.start(longest)
     stop.notify(engine.stop)
@@ -225,15 +311,27 @@ def _sample(
     total = sum(len(request.seeds) for request in missing)
     answers = tokens = 0
     begun = time.monotonic()
+    not_made: list[NotMade] = []
     try:
         with progress_bar(total=total, unit="answer", label="sampling", enabled=True) as bar:
             for row in engine.generate(missing):
+                if isinstance(row, NotMade):
+                    not_made.append(row)
+                    bar.update(len(row.request.seeds))
+                    continue
                 store.append(build_row(row, model.model_hash, versions))
                 answers += len(row.samples)
                 tokens += sum(sample.token_count for sample in row.samples)
                 rate = tokens / max(time.monotonic() - begun, 1e-9)
                 bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
                 bar.update(len(row.samples))
+    except RefusedError as error:
+        # What is left of an earlier run may be just what the server refuses.
+        left = [request for request in missing if key_of(request) not in store.done]
+        if not store.done or len(left) >= REFUSED_AT_FIRST:
+            raise
+        reason = f"the server refuses it ({error.reason})"
+        not_made = [NotMade(request, reason, is_refused=True) for request in left]
     finally:
         engine.close()
     seconds = time.monotonic() - begun
@@ -241,6 +339,7 @@ def _sample(
         f"sampled {answers} answers, {tokens} tokens in {seconds:.1f} s "
         f"({tokens / max(seconds, 1e-9):.0f} tokens/s)"
     )
+    return not_made
 
 
 def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from nemo_gdpo.generation.manifest import (
 from nemo_gdpo.generation.rows import parse_sampling
 from nemo_gdpo.generation.types import Prompt, SamplingPoint
 from nemo_gdpo.io.output_lock import hold
+from nemo_gdpo.io.remedies import remedy_of
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
 
 _SHARD = re.compile(r"generations-(\d{5,})\.jsonl")
@@ -198,7 +199,7 @@ class Store:
         except OSError as error:
             raise GenerationError(
                 f"{self.directory} cannot be written ({error.strerror or error}); the "
-                f"{len(self.done)} rows there are intact: free space, and run the same "
+                f"{len(self.done)} rows there are intact: {remedy_of(error)}, and run the same "
                 "command again to make the rest"
             ) from error
 

@@ -11,6 +11,8 @@ from nemo_gdpo.generation.types import SamplingPoint
 
 MIN_TEMPERATURE = 0.01
 """vLLM raises lower temperatures to this, and says so in a log line only."""
+MAX_TEMPERATURE = 2.0
+"""The highest that vLLM and OpenAI's interface take."""
 
 
 def sampling_points(config: GenerationConfig) -> tuple[SamplingPoint, ...]:
@@ -45,6 +47,15 @@ def sweep_problems(config: GenerationConfig) -> list[Problem]:
                 "generation.temperature",
                 f"{small[0]} is below {MIN_TEMPERATURE}, the lowest that vLLM samples at",
                 "use 0 for the likeliest token, or a higher temperature",
+            )
+        )
+    large = [value for value in config.temperature if value > MAX_TEMPERATURE]
+    if large:
+        found.append(
+            Problem(
+                "generation.temperature",
+                f"{large[0]} is above {MAX_TEMPERATURE:g}, the highest that vLLM samples at",
+                "use a lower temperature",
             )
         )
     if 0 in config.temperature:

@@ -126,6 +126,17 @@ def _sample_from_dict(plain: Mapping[str, Any]) -> Sample:
 
 
 @dataclass(frozen=True)
+class NotMade:
+    """A request without a row; the others of a run have theirs."""
+
+    request: Request
+    reason: str
+    """Part of a line."""
+    is_refused: bool
+    """Whether the engine refuses it, and would again; otherwise it failed."""
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """Settings of a vLLM engine; the same for one in this process and for those of Ray."""
 
@@ -152,11 +163,12 @@ class EngineSettings:
 class Engine(Protocol):
     """Something that samples."""
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completed]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completed | NotMade]:
         """Yield every request once, as they finish, in any order.
 
-        An engine that is told to `stop` while it works finishes what it has begun, yields that,
-        and ends early; the rest is asked for again by the next run.
+        A request that cannot be made does not end the others. An engine that is told to `stop`
+        while it works finishes what it has begun, yields that, and ends early; the rest is asked
+        for again by the next run.
         """
         ...
 

@@ -12,12 +12,17 @@ from typing import Any
 from nemo_gdpo.config.generation import GenerationConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.engine_arguments import (
+    CHECKS_LOGITS,
+    NOT_NUMBERS,
     engine_arguments,
     environment,
     sampling_arguments,
 )
 from nemo_gdpo.generation.errors import GenerationError
-from nemo_gdpo.generation.types import Completed, EngineSettings, Request, Sample
+from nemo_gdpo.generation.types import Completed, EngineSettings, NotMade, Request, Sample
+
+GIVE_UP_AFTER = 8
+"""Rows of logits that are no numbers, before any other: it is the model."""
 
 
 def _platform() -> Any:
@@ -26,6 +31,7 @@ def _platform() -> Any:
 
     for name, value in environment(cpu=not torch.cuda.is_available()).items():
         os.environ.setdefault(name, value)
+    os.environ[CHECKS_LOGITS] = "1"
     from vllm.platforms import current_platform
 
     return current_platform
@@ -63,11 +69,38 @@ def check_devices(config: GenerationConfig) -> None:
         )
 
 
+def check_sampling(requests: Sequence[Request]) -> None:
+    """Refuse what vLLM cannot sample with, before a model is loaded.
+
+    Raises:
+        UserError: with vLLM's reason.
+    """
+    _platform()
+    from vllm import SamplingParams
+
+    for request in requests:
+        try:
+            SamplingParams(**sampling_arguments(request, 0))
+        except Exception as error:  # noqa: BLE001 - its own classes, and those of Python
+            raise UserError(
+                f"generation: vLLM does not sample at {request.sampling.label()} ({_line(error)}); "
+                "change the setting that it names"
+            ) from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class LogitsError(GenerationError):
+    """A sample was drawn of logits that are no numbers."""
+
+
 def sample_of(output: Any, detail: str) -> Sample:
     """One finished `vllm.CompletionOutput`.
 
     Raises:
-        GenerationError: a log-probability is not a number: the model is broken.
+        LogitsError: a log-probability is not a number: the model is broken.
     """
     ids = tuple(int(token) for token in output.token_ids)
     each: tuple[float, ...] | None = None
@@ -77,7 +110,7 @@ def sample_of(output: Any, detail: str) -> Sample:
         each = tuple(float(found[token].logprob) for token, found in pairs)
         total = math.fsum(each)
         if not math.isfinite(total):
-            raise GenerationError(
+            raise LogitsError(
                 "the model gave a log-probability that is not a finite number; its weights, or "
                 "generation.dtype, are at fault"
             )
@@ -128,6 +161,22 @@ class VLLMEngine:
         except RuntimeError as error:
             raise _engine_failed(error) from error
         self._engine = llm.llm_engine
+        self._not_numbers: set[tuple[int, int]] = set()
+        """(row, sample) of requests with logits that are no numbers."""
+        self._watch_logits(self._engine.engine_core)
+
+    def _watch_logits(self, core: Any) -> None:
+        """See the counts of every step: the engine puts them into statistics only."""
+        get_output = core.get_output
+
+        def watched() -> Any:
+            found = get_output()
+            for output in found.outputs:
+                if output.num_nans_in_logits:
+                    self._not_numbers.add(_numbers_of(output.request_id))
+            return found
+
+        core.get_output = watched
 
     def describe(self) -> dict[str, str]:
         return engine_info()
@@ -138,28 +187,39 @@ class VLLMEngine:
     def close(self) -> None:
         self._engine.engine_core.shutdown()
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completed]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completed | NotMade]:
         waiting = deque(enumerate(requests))
         begun: dict[int, _Row] = {}
-        in_flight = 0
+        in_flight = made = broken = 0
         while begun or (waiting and not self._stopping):
             while waiting and not self._stopping:
                 number, request = waiting[0]
                 if in_flight and in_flight + len(request.seeds) > self._in_flight:
                     break
                 waiting.popleft()
+                refusal = self._add(number, request)
+                if refusal is not None:
+                    yield NotMade(request, refusal, is_refused=True)
+                    continue
                 begun[number] = _Row(request)
-                self._add(number, request)
                 in_flight += len(request.seeds)
+            if not begun:
+                continue
             for output in self._step():
                 if not output.finished:
                     continue
-                number, sample = (int(part) for part in output.request_id.split("-"))
+                number, sample = _numbers_of(output.request_id)
                 row = begun[number]
-                row.samples[sample] = sample_of(output.outputs[0], row.request.logprobs)
+                row.take(sample, output.outputs[0], broken=(number, sample) in self._not_numbers)
                 in_flight -= 1
-                if len(row.samples) == len(row.request.seeds):
-                    yield begun.pop(number).completed()
+                if not row.is_complete:
+                    continue
+                finished = begun.pop(number).result()
+                made += isinstance(finished, Completed)
+                broken += isinstance(finished, NotMade)
+                if broken >= GIVE_UP_AFTER and not made:
+                    raise GenerationError(f"{NOT_NUMBERS} (the first {broken} rows all have them)")
+                yield finished
 
     def _step(self) -> list[Any]:
         try:
@@ -167,14 +227,30 @@ class VLLMEngine:
         except RuntimeError as error:
             raise _engine_failed(error) from error
 
-    def _add(self, number: int, request: Request) -> None:
+    def _add(self, number: int, request: Request) -> str | None:
+        """Hand a request to the engine; why it refuses it, or None."""
         from vllm import SamplingParams
 
         prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         for sample in range(len(request.seeds)):
-            (rendered,) = self._engine.renderer.render_cmpl([prompt])
-            params = SamplingParams(**sampling_arguments(request, sample))
-            self._engine.add_request(f"{number}-{sample}", rendered, params)
+            try:
+                (rendered,) = self._engine.renderer.render_cmpl([prompt])
+                params = SamplingParams(**sampling_arguments(request, sample))
+                self._engine.add_request(f"{number}-{sample}", rendered, params)
+            except RuntimeError as error:
+                raise _engine_failed(error) from error
+            except Exception as error:
+                # Its samples are alike: it refuses the first one or none.
+                if sample > 0:
+                    raise
+                return f"vLLM refuses it ({_line(error)})"
+        return None
+
+
+def _numbers_of(request_id: str) -> tuple[int, int]:
+    """(row, sample) in the name of a request; the engine's own name for it has a suffix."""
+    row, sample, *_ = request_id.split("-")
+    return int(row), int(sample)
 
 
 class _Row:
@@ -182,7 +258,23 @@ class _Row:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.samples: dict[int, Sample] = {}
+        self._samples: dict[int, Sample | None] = {}
 
-    def completed(self) -> Completed:
-        return Completed(self.request, tuple(self.samples[n] for n in sorted(self.samples)))
+    def take(self, sample: int, output: Any, *, broken: bool) -> None:
+        """Take a finished sample, or that it was drawn of no numbers."""
+        try:
+            self._samples[sample] = None if broken else sample_of(output, self.request.logprobs)
+        except LogitsError:
+            self._samples[sample] = None
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._samples) == len(self.request.seeds)
+
+    def result(self) -> Completed | NotMade:
+        """The row, or that it has a sample of no numbers."""
+        samples = [self._samples[number] for number in sorted(self._samples)]
+        whole = tuple(sample for sample in samples if sample is not None)
+        if len(whole) < len(samples):
+            return NotMade(self.request, NOT_NUMBERS, is_refused=False)
+        return Completed(self.request, whole)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_gdpo.errors import RunError, UserError
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 from nemo_gdpo.progress import progress_bar
 
 Array = npt.NDArray[np.float64] | npt.NDArray[np.float32]
@@ -48,7 +49,10 @@ class Cache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
+            told = f"{path}: cannot be opened ({error.strerror or error}); {remedy_of(error)}"
+            raise unwritable(error, told) from None
+        except sqlite3.Error as error:
             raise UserError(f"{path}: cannot be opened ({error}); fix its permissions") from None
         with self._readable():
             self._db.execute(
@@ -62,8 +66,8 @@ class Cache:
             yield
         except sqlite3.OperationalError as error:
             raise RunError(
-                f"{self.path} cannot be written ({error}); what is there is intact: free space or "
-                "fix the permissions, then run the same command again"
+                f"{self.path} cannot be written ({error}); what is there is intact: "
+                f"{_remedy(error)}, then run the same command again"
             ) from error
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self.path}: damaged ({error}); remove the file") from None
@@ -105,6 +109,17 @@ class Cache:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close()
+
+
+def _remedy(error: sqlite3.OperationalError) -> str:
+    told = str(error).lower()
+    if "full" in told:
+        return "free space"
+    if "locked" in told or "busy" in told:
+        return "let the other evaluation end"
+    if "readonly" in told or "read-only" in told or "unable to open" in told:
+        return "fix the permissions"
+    return "look at the disk"
 
 
 def _bytes(value: Array) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.locks import BusyError, abandoned, hold_open_file
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 
 _OWN = re.compile(r"\..+\.[^/]+-\d+-[0-9a-f]{8}\.tmp")
 
@@ -126,14 +127,16 @@ def write_output(path: Path, content: str | bytes) -> Path:
 
     Raises:
         UserError: it cannot be written.
+        RunError: the disk is full, or fails.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
     except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); free space or fix the "
-            "permissions, then run it again"
+        raise unwritable(
+            error,
+            f"{path} could not be written ({error.strerror or error}); {remedy_of(error)}, then "
+            "run it again",
         ) from error
     return path
 

@@ -21,6 +21,25 @@ BUSY = (408, 409, 425, 429)
 """Statuses, beside those from 500 on, that another attempt may get past."""
 
 
+REFUSED = (400, 413, 422, 451)
+"""Statuses that may be about this one request: its length, its content, a field of it."""
+REFUSED_AT_FIRST = 8
+"""Requests refused before any is answered that mean that the settings are wrong."""
+_FILTERED = ("content_filter", "content filter", "content_policy", "content management policy")
+"""What servers say in refusing what a request is about."""
+
+
+class RefusedError(UserError):
+    """The server refuses a request; it may take others."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """What the server says, without the key."""
+        self.filtered = any(word in reason.lower() for word in _FILTERED)
+        """Whether it says that the content is why."""
+
+
 class _RetryError(Exception):
     """An attempt failed in a way that the next may not."""
 
@@ -108,7 +127,8 @@ class Client:
             body: sent as JSON.
 
         Raises:
-            UserError: the server refuses the request, the key or the model.
+            RefusedError: the server refuses this request.
+            UserError: it refuses the key or the model.
             RunError: `Server.error`: it does not answer, after all attempts.
         """
         server = self._server
@@ -144,10 +164,11 @@ class Client:
             )
         if status != 200:
             reason = self.redacted(" ".join(response.text.split())[:300])
-            raise UserError(
+            message = (
                 f"{setting}: {url} answers with status {status} ({reason}); check "
                 f"{self._server.check}"
             )
+            raise RefusedError(message, reason) if status in REFUSED else UserError(message)
         return self._object(response, url)
 
     def _object(self, response: httpx.Response, url: str) -> dict[str, Any]:

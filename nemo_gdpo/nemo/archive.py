@@ -173,11 +173,24 @@ def _pack(model: MegatronGPTPreferenceModel, directory: Path, target: Path) -> N
         config.vocab_size, core.layout.vocab_divisible_by, core.layout.tensor
     )
     assert core.hf_assets is not None
-    write_checkpoint_assets(directory, CheckpointModel(config, padded, None), core.hf_assets)
+    write_checkpoint_assets(
+        directory,
+        CheckpointModel(config, padded, None),
+        core.hf_assets,
+        chat_template=_trained_template(core.config.data.chat_template),
+    )
     if model.model_card:
         write_card(directory, model.model_card)
     (directory / CONFIG_YAML).write_text(OmegaConf.to_yaml(model.cfg, resolve=True))
     pack(directory, target)
+
+
+def _trained_template(given: str | None) -> str | None:
+    """The template of `data.chat_template`; None where the model's files have it already."""
+    # An archive of another machine carries the template, and the path means nothing here.
+    if given is None or not Path(given).is_file():
+        return None
+    return Path(given).read_bytes().decode("utf-8-sig")
 
 
 def _run_config(directory: Path, archive: Path, override: DictConfig | str | None) -> DictConfig:

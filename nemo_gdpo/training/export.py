@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -132,9 +133,37 @@ def _installed(*packages: str) -> dict[str, str]:
     return found
 
 
-def write_assets(run: Run, checkpoint: Path) -> None:
-    """Put what an export needs, and what its card says, beside a training checkpoint."""
-    run.source.write_assets(checkpoint)
+def trained_template(run: Run) -> str | None:
+    """The template of `data.chat_template` as the pairs were tokenised with it; None without one.
+
+    Raises:
+        UserError: the file holds another one by now.
+    """
+    given = run.config.data.chat_template
+    if given is None:
+        return None
+    try:
+        text = Path(given).read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template={given} cannot be read ({error})") from None
+    digest = run.data["train"].settings.get("chat_template")
+    if digest is not None and hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise UserError(
+            f"data.chat_template={given} is not what the pairs were tokenised with; restore the "
+            "file, so that what was trained with is what is exported"
+        )
+    return text
+
+
+def write_assets(run: Run, chat_template: str | None, checkpoint: Path) -> None:
+    """Put what an export needs, and what its card says, beside a training checkpoint.
+
+    Args:
+        run: whose checkpoint it is.
+        chat_template: see `trained_template`.
+        checkpoint: its directory.
+    """
+    run.source.write_assets(checkpoint, chat_template=chat_template)
     write_card(checkpoint, model_card_of(run))
 
 

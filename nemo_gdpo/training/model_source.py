@@ -123,10 +123,15 @@ class ModelSource:
                 tp_size=parallel_state.get_tensor_model_parallel_world_size(),
             )  # fmt: skip
 
-    def write_assets(self, checkpoint: Path) -> None:
-        """Put what an export needs beside a training checkpoint."""
+    def write_assets(self, checkpoint: Path, *, chat_template: str | None = None) -> None:
+        """Put what an export needs beside a training checkpoint.
+
+        Args:
+            checkpoint: its directory.
+            chat_template: what training used in the place of the model's own.
+        """
         model = CheckpointModel(self.model_config, self.padded_vocab_size, self.fingerprint)
-        write_checkpoint_assets(checkpoint, model, self.assets)
+        write_checkpoint_assets(checkpoint, model, self.assets, chat_template=chat_template)
 
 
 @dataclass(frozen=True)

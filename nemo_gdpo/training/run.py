@@ -39,7 +39,12 @@ from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
-from nemo_gdpo.training.export import export_run, model_card_of, write_assets
+from nemo_gdpo.training.export import (
+    export_run,
+    model_card_of,
+    trained_template,
+    write_assets,
+)
 from nemo_gdpo.training.first_look import refuse_bad_pairs
 from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
@@ -378,10 +383,11 @@ class Run:
         optimizer = on_every_rank(
             "building the optimizer", lambda: build_optimizer(config, self.model.policy_chunks)
         )
+        template = trained_template(self) if self.mesh.is_main else None
         checkpointer = Checkpointer(
             self.output_dir / "checkpoints", self.model, optimizer, self.mesh,
-            write_assets=partial(write_assets, self), keep=config.trainer.keep_checkpoints,
-            in_background=config.trainer.async_save,
+            write_assets=partial(write_assets, self, template),
+            keep=config.trainer.keep_checkpoints, in_background=config.trainer.async_save,
             full_check=config.trainer.verify_checkpoint == "full",
         )  # fmt: skip
         splits = {

@@ -81,8 +81,8 @@ def completions_server(server: FakeServer) -> Iterator[FakeServer]:
         thread.join()
 
 
-Answer = str | int | None
-"""Text of the completion, a status, or None: hang up."""
+Answer = str | int | dict[str, Any] | tuple[int, str] | None
+"""Text of the completion, a status, a choice, a status with its reason, or None: hang up."""
 
 
 @dataclass
@@ -115,9 +115,15 @@ def judge_server(answer: Callable[[str, str, int], Answer]) -> Iterator[Judge]:
                 self.connection.close()
                 return
             status = said if isinstance(said, int) else 200
+            if isinstance(said, tuple):
+                status, reason = said
             reply: dict[str, Any] = {"error": f"status {status}, key {judge.keys[-1]}"}
             if isinstance(said, str):
                 reply = {"choices": [{"message": {"role": "assistant", "content": said}}]}
+            elif isinstance(said, dict):
+                reply = {"choices": [said]}
+            elif isinstance(said, tuple):
+                reply = {"error": {"message": reason}}
             data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

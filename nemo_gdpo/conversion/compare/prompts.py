@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_gdpo.conversion.formats.assets import TOKENIZER_FILES
+from nemo_gdpo.conversion.formats.assets import tokenizer_files
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.jsonl import text_lines
@@ -61,7 +61,7 @@ def load_tokenizer(assets: Path) -> Any | None:
     Raises:
         UserError: there are files, and they cannot be loaded.
     """
-    if not any((assets / name).is_file() for name in TOKENIZER_FILES):
+    if not assets.is_dir() or not tokenizer_files(assets):
         return None
     from transformers import AutoTokenizer
 

@@ -10,8 +10,10 @@ from nemo_gdpo.errors import UserError
 IRRELEVANT = frozenset(
     {
         # Where it came from, and how it was stored. Tensors keep the type they have.
-        "_model_name_or_path", "_name_or_path", "architectures", "dtype", "finetuning_task",
-        "model_type", "torch_dtype",
+        "_commit_hash", "_model_name_or_path", "_name_or_path", "architectures", "dtype",
+        "finetuning_task", "model_type", "torch_dtype",
+        # Code of the repository, which nothing here runs: the arithmetic is that of model_type.
+        "auto_map",
         "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version",
         # Only new weights are drawn with it.
         "initializer_range",

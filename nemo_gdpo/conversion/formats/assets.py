@@ -8,23 +8,39 @@ import shutil
 from pathlib import Path
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.files import read_json_object
 
 ASSETS = "hf_assets"
 CONFIG = "config.json"
 README = "README.md"
 TOKENIZER_FILES = frozenset(
-    {"merges.txt", "spiece.model", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
+    {
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "spiece.model",
+        "spm.model",
+        "tekken.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+    }
 )
 """Any of them holds a vocabulary."""
+_VERSIONED = re.compile(r"tokenizer\.model\.v\d\w*")
+"""Mistral's: tokenizer.model.v3, tokenizer.model.v7m1."""
+CHAT_TEMPLATE = "chat_template.jinja"
+_FORMER_TEMPLATE = "chat_template.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _NAMES = TOKENIZER_FILES | frozenset(
     {
         CONFIG,
         "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
+        CHAT_TEMPLATE,
+        _FORMER_TEMPLATE,
         "generation_config.json",
         "special_tokens_map.json",
-        "tokenizer_config.json",
+        _TOKENIZER_CONFIG,
     }
 )
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
@@ -33,7 +49,18 @@ _LICENCE_LINE = re.compile(r"^licen[sc]e(?:_name)?:\s*[\"']?([^\"'\n]+?)[\"']?\s
 
 
 def _is_asset(path: Path) -> bool:
-    return path.is_file() and (path.name in _NAMES or path.name.upper().startswith(_LEGAL))
+    name = path.name
+    legal = name.upper().startswith(_LEGAL)
+    return path.is_file() and (name in _NAMES or legal or _VERSIONED.fullmatch(name) is not None)
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """Files of a model directory that hold a vocabulary, in order of their names."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and (path.name in TOKENIZER_FILES or _VERSIONED.fullmatch(path.name))
+    )
 
 
 def asset_files(source: Path) -> list[Path]:
@@ -43,16 +70,23 @@ def asset_files(source: Path) -> list[Path]:
     return sorted(found)
 
 
-def copy_assets(source: Path, destination: Path, *, with_readme: bool = False) -> None:
+def copy_assets(
+    source: Path,
+    destination: Path,
+    *,
+    with_readme: bool = False,
+    chat_template: str | None = None,
+) -> None:
     """Copy the asset files of a Hugging Face directory (or of a checkpoint's `hf_assets`).
 
     Args:
         source: has a config.json.
         destination: made if needed.
         with_readme: the model card too, which names the licence of the base model.
+        chat_template: takes the place of the source's templates: what the model was trained with.
 
     Raises:
-        UserError: `source` has no config.json.
+        UserError: `source` has no config.json, or its tokenizer's settings are damaged.
     """
     if not (source / CONFIG).is_file():
         raise UserError(f"{source} has no {CONFIG}; give a complete model directory")
@@ -64,6 +98,22 @@ def copy_assets(source: Path, destination: Path, *, with_readme: bool = False) -
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         # Contents only: a Hugging Face cache is made of links and read-only files.
         shutil.copyfile(source / name, destination / name)
+    if chat_template is not None:
+        _set_chat_template(destination, chat_template)
+
+
+def _set_chat_template(directory: Path, template: str) -> None:
+    """Make `template` the only one that any reader of a model directory finds."""
+    (directory / _FORMER_TEMPLATE).unlink(missing_ok=True)
+    shutil.rmtree(directory / _TEMPLATES, ignore_errors=True)
+    settings_file = directory / _TOKENIZER_CONFIG
+    if settings_file.is_file():
+        settings = read_json_object(settings_file)
+        if settings.pop("chat_template", None) is not None:
+            text = json.dumps(settings, indent=2, ensure_ascii=False)
+            settings_file.write_text(text + "\n", encoding="utf-8")
+    # Bytes: what it was hashed as, line ends included.
+    (directory / CHAT_TEMPLATE).write_bytes(template.encode())
 
 
 def has_chat_template(assets: Path) -> bool:

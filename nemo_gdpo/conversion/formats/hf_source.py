@@ -37,8 +37,8 @@ def _pickled_only(source: Path) -> UserError:
         return UserError(
             f"{source} has pickled weights only ({', '.join(names[:3])}), which can run code when "
             'they are loaded; convert them on a machine that may: python -c "from transformers '
-            f"import AutoModelForCausalLM as M; M.from_pretrained('{source}').save_pretrained("
-            "'NEW_DIRECTORY')\""
+            "import AutoModelForCausalLM as M, AutoTokenizer as T; [C.from_pretrained("
+            f"'{source}').save_pretrained('NEW_DIRECTORY') for C in (M, T)]\""
         )
     return UserError(
         f"{source} has no weights ({SINGLE} or {INDEX}); download the model completely"

@@ -51,13 +51,20 @@ class MegatronCheckpoint:
     weights: DistTensorSource
 
 
-def write_checkpoint_assets(directory: Path, model: CheckpointModel, hf_assets: Path) -> None:
+def write_checkpoint_assets(
+    directory: Path,
+    model: CheckpointModel,
+    hf_assets: Path,
+    *,
+    chat_template: str | None = None,
+) -> None:
     """Write `model_config.json` and `hf_assets/` into a checkpoint's directory.
 
     Args:
         directory: exists.
         model: what to say about the model.
         hf_assets: a Hugging Face directory, or another checkpoint's `hf_assets`.
+        chat_template: what the model was trained with, where it is not that of `hf_assets`.
     """
     values = {
         "format_version": FORMAT_VERSION,
@@ -66,7 +73,7 @@ def write_checkpoint_assets(directory: Path, model: CheckpointModel, hf_assets: 
         "source_sha256": model.source_sha256,
     }
     (directory / MODEL_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-    copy_assets(hf_assets, directory / ASSETS, with_readme=True)
+    copy_assets(hf_assets, directory / ASSETS, with_readme=True, chat_template=chat_template)
 
 
 def read_checkpoint_model(checkpoint: Path) -> CheckpointModel:

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.io.remedies import remedy_of
 
 MAX_MEMBERS = 200_000
 """zarr made a file of every piece of every tensor; more than this is not a checkpoint."""
@@ -82,6 +83,6 @@ def extract(archive: Path, directory: Path) -> None:
         raise UserError(f"{archive}: is not a readable .nemo archive ({error})") from None
     except OSError as error:
         raise UserError(
-            f"{archive}: could not be unpacked to {directory} ({error.strerror or error}); free "
-            "space, or copy the archive again if it is damaged"
+            f"{archive}: could not be unpacked to {directory} ({error.strerror or error}); "
+            f"{remedy_of(error)}, or copy the archive again if it is damaged"
         ) from None

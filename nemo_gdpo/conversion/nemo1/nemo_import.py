@@ -32,7 +32,7 @@ from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.convert import VOCAB_DIVISIBLE_BY
 from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source
 from nemo_gdpo.conversion.fingerprint import hash_files
-from nemo_gdpo.conversion.formats.assets import CONFIG, TOKENIZER_FILES, asset_files
+from nemo_gdpo.conversion.formats.assets import CONFIG, asset_files, tokenizer_files
 from nemo_gdpo.conversion.formats.megatron_io import (
     CheckpointModel,
     write_megatron_checkpoint,
@@ -92,7 +92,7 @@ def _tokenizer_assets(
     assets.mkdir()
     if tokenizer is not None:
         files = [name for name in asset_files(tokenizer) if name.name != CONFIG]
-        if not any(name.name in TOKENIZER_FILES for name in files):
+        if not tokenizer_files(tokenizer):
             raise UserError(f"--tokenizer {tokenizer}: has no tokenizer files")
         for name in files:
             (assets / name).parent.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Every question to the judge and its answer: one JSON object a line, appended as they come.
 
-A second run asks only what is missing. What a crash left of the last line is cut away.
+A second run asks only what is missing. What a crash left of the last line is cut away. What was
+refused, or answered in part, is written down as well, and is asked again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.io.locks import BusyError
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
 from nemo_gdpo.io.text import whole_characters
+
+NO_ANSWER = ("refused", "cut")
+"""Fields of a line that is no answer: what the server said, or what there is of the answer."""
 
 
 class Transcript:
@@ -42,7 +47,8 @@ class Transcript:
                 "output_dir"
             ) from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); fix that") from None
+            told = f"{path}: cannot be written ({error.strerror}); {remedy_of(error)}"
+            raise unwritable(error, told) from None
         try:
             repair(path)
             self._read()
@@ -54,8 +60,12 @@ class Transcript:
         for number, line in complete_lines(self.path):
             try:
                 entry = json.loads(line)
+                if isinstance(entry["key"], str) and any(
+                    isinstance(entry.get(name), str) for name in NO_ANSWER
+                ):
+                    continue
                 key, answer = entry["key"], whole_characters(entry["answer"])
-            except (ValueError, LookupError, TypeError, RecursionError):
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 key = answer = None
             if not isinstance(key, str) or not isinstance(answer, str):
                 raise UserError(
@@ -66,6 +76,16 @@ class Transcript:
     def get(self, key: str) -> str | None:
         """The answer to a question that was asked before."""
         return self._answers.get(key)
+
+    def note(self, key: str, entry: dict[str, Any]) -> None:
+        """Write down a question that has no answer: its entry says why by one of `NO_ANSWER`.
+
+        Raises:
+            EvaluationError: see `append`.
+        """
+        line = encode_row({"key": key, **entry})
+        with self._lock:
+            self._explain_write_errors(lambda: self._file.append(line))
 
     def append(self, key: str, answer: str, entry: dict[str, Any]) -> None:
         """Keep an answer.
@@ -84,7 +104,7 @@ class Transcript:
         except OSError as error:
             raise EvaluationError(
                 f"{self.path} cannot be written ({error.strerror}); the answers so far are "
-                "kept: free space, then run the same command again"
+                f"kept: {remedy_of(error)}, then run the same command again"
             ) from error
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ from nemo_gdpo.evaluation.metrics.metric import (
     Reading,
 )
 from nemo_gdpo.evaluation.metrics.novelty import utility_score
+from nemo_gdpo.evaluation.metrics.words import have_words, words
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def _utility(evaluation: EvaluationConfig) -> Sequence[Parameters]:
 
 
 def _has_ngrams(responses: Sequence[str], n: int) -> bool:
-    return any(len(text.split()) >= n for text in responses)
+    return have_words(responses) and any(len(words(text) or ()) >= n for text in responses)
 
 
 def _distinct(prompt: PromptResponses, n: int) -> float | None:
@@ -101,26 +102,54 @@ def _ead(prompt: PromptResponses, n: int, vocabulary_size: int) -> float | None:
 def _self_bleu(prompt: PromptResponses) -> float | None:
     outputs = prompt.row.outputs
     comparable = len(outputs) > 1 and any(text.strip() for text in outputs)
-    return self_bleu(outputs) if comparable else None
+    return self_bleu(outputs) if comparable and have_words(outputs) else None
+
+
+def _openings(prompt: PromptResponses) -> float | None:
+    outputs = prompt.row.outputs
+    return distinct_openings(outputs) if have_words(outputs) else None
+
+
+def _rewards(prompt: PromptResponses, reward: str) -> list[float] | None:
+    """Values of all responses; None where one of them has none: the others are not the prompt's."""
+    values = prompt.rewards.get(reward, ())
+    known = [value for value in values if value is not None]
+    return known if known and len(known) == len(values) else None
+
+
+def _reward_of(choose: Callable[[Sequence[float]], float]) -> Callable[..., float | None]:
+    def function(prompt: PromptResponses, reward: str) -> float | None:
+        values = _rewards(prompt, reward)
+        return None if values is None else choose(values)
+
+    return function
 
 
 def _reward_std(prompt: PromptResponses, reward: str) -> float | None:
-    values = prompt.rewards[reward]
-    return statistics.stdev(values) if len(values) > 1 else None
+    values = _rewards(prompt, reward)
+    return statistics.stdev(values) if values is not None and len(values) > 1 else None
 
 
 def _utility_k(
     prompt: PromptResponses, reward: str, thresholds: Sequence[float], patience: float
 ) -> float | None:
-    if prompt.classes is None:
+    values = _rewards(prompt, reward)
+    if prompt.classes is None or values is None:
         return None
-    scores = [utility_score(value, thresholds) for value in prompt.rewards[reward]]
+    scores = [utility_score(value, thresholds) for value in values]
     return utility_k(scores, prompt.classes, patience)
 
 
 def _repetition(prompt: PromptResponses) -> float | None:
     repeated = [check.repetition for check in prompt.checks if check.repetition is not None]
     return statistics.fmean(repeated) if repeated else None
+
+
+def _length_words(prompt: PromptResponses) -> float | None:
+    outputs = prompt.row.outputs
+    if not have_words(outputs):
+        return None
+    return statistics.fmean(len(words(text) or ()) for text in outputs)
 
 
 def _length_tokens(prompt: PromptResponses) -> float | None:
@@ -207,7 +236,7 @@ DIVERSITY_ROWS = (
             "It sees three words and nothing of the rest, and it falls with the number of samples; "
             "a prompt that dictates the beginning leaves nothing to vary.",
         ),
-        lambda prompt: distinct_openings(prompt.row.outputs),
+        _openings,
     ),
     Metric(
         "self_bleu",
@@ -261,7 +290,7 @@ REWARD_ROWS = (
         "",
         "Mean of {kind} over responses",
         QUALITY,
-        lambda prompt, reward: statistics.fmean(prompt.rewards[reward]),
+        _reward_of(statistics.fmean),
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -272,7 +301,7 @@ REWARD_ROWS = (
         "",
         "Best response of a prompt",
         QUALITY,
-        lambda prompt, reward: max(prompt.rewards[reward]),
+        _reward_of(max),
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -283,7 +312,7 @@ REWARD_ROWS = (
         "",
         "Worst response of a prompt",
         QUALITY,
-        lambda prompt, reward: min(prompt.rewards[reward]),
+        _reward_of(min),
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -354,7 +383,7 @@ QUALITY_ROWS = (
         "share",
         "Responses that are not empty, printable and free of loops",
         Reading(
-            "Share of responses that are not empty and hold printable text.",
+            "Share of responses that are not empty, hold printable text and do not loop.",
             "A floor, not a mark of quality: fluent nonsense is valid.",
         ),
         lambda prompt: statistics.fmean(check.valid for check in prompt.checks),
@@ -464,7 +493,7 @@ LENGTH_ROWS = (
         "words",
         "Mean length; compare diversity at similar length only",
         LENGTH,
-        lambda prompt: statistics.fmean(len(text.split()) for text in prompt.row.outputs),
+        _length_words,
         columns=("length_words",),
     ),
     Metric(

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemo_gdpo.evaluation.metrics import words as segmentation
+
 EIGENVALUE_TOLERANCE = 1e-6
 """Eigenvalues between minus this and 0 are rounding; below, it is not a similarity matrix."""
 
@@ -58,18 +60,26 @@ def semantic_diversity(embeddings_KD: npt.ArrayLike) -> float:
     count = unit.shape[0]
     cosine_KK = unit @ unit.T
     off_diagonal = cosine_KK.sum() - np.trace(cosine_KK)
-    return float(1.0 - off_diagonal / (count * (count - 1)))
+    # Rounding makes equal responses a little more than equal.
+    return max(0.0, float(1.0 - off_diagonal / (count * (count - 1))))
+
+
+def _words(response: str) -> tuple[str, ...]:
+    found = segmentation.words(response)
+    if found is None:
+        raise ValueError("the words of a response are not known: its script joins them")
+    return found
 
 
 def _ngrams(responses: Sequence[str], n: int) -> tuple[int, int]:
-    """(unique, total) n-grams of all responses, words split at white space, case kept."""
+    """(unique, total) n-grams of all responses, case kept; see `words`."""
     if n < 1:
         raise ValueError(f"n-grams have at least one word, got n={n}")
     seen: set[tuple[str, ...]] = set()
     total = 0
     for response in responses:
-        words = response.split()
-        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        own = _words(response)
+        grams = [own[i : i + n] for i in range(len(own) - n + 1)]
         seen.update(grams)
         total += len(grams)
     if total == 0:
@@ -84,11 +94,11 @@ def distinct_n(responses: Sequence[str], n: int) -> float:
     `expectation_adjusted_distinct`.
 
     Args:
-        responses: texts; words are split at white space and not changed.
+        responses: texts; for their words see `nemo_gdpo.evaluation.metrics.words`.
         n: words in an n-gram.
 
     Raises:
-        ValueError: no response has n words.
+        ValueError: no response has n words, or their words are not known.
     """
     unique, total = _ngrams(responses, n)
     return unique / total
@@ -101,15 +111,15 @@ def distinct_openings(responses: Sequence[str], words: int = 3) -> float:
     which n-grams of whole responses hardly show (RapTB, arXiv 2603.00454, on prefix collapse).
 
     Args:
-        responses: K texts; words are split at white space, and upper and lower case are alike.
+        responses: K texts; upper and lower case are alike.
         words: of a response that make its opening; a shorter response is its own opening.
 
     Raises:
-        ValueError: there is no response.
+        ValueError: there is no response, or its words are not known.
     """
     if not responses:
         raise ValueError("there is no response")
-    openings = {tuple(text.lower().split()[:words]) for text in responses}
+    openings = {_words(text.lower())[:words] for text in responses}
     return len(openings) / len(responses)
 
 
@@ -121,12 +131,12 @@ def expectation_adjusted_distinct(responses: Sequence[str], n: int, vocabulary_s
     smaller than what the responses use.
 
     Args:
-        responses: texts; words are split at white space.
+        responses: texts; for their words see `nemo_gdpo.evaluation.metrics.words`.
         n: words in an n-gram.
         vocabulary_size: V, at least 1. Keep it the same for all that is compared.
 
     Raises:
-        ValueError: no response has n words, or V is below 1.
+        ValueError: no response has n words, their words are not known, or V is below 1.
     """
     if vocabulary_size < 1:
         raise ValueError(f"the vocabulary has at least one entry, got {vocabulary_size}")
@@ -144,7 +154,8 @@ def self_bleu(responses: Sequence[str]) -> float:
     sacrebleu's sentence BLEU with its `13a` tokeniser, `exp` smoothing and case kept. The effective
     order is on: without it a response of fewer than four words has BLEU 0 whatever it says, and a
     model of one-word answers looks perfectly diverse. An empty response shares nothing with others:
-    it scores 0, and sacrebleu leaves it out of the references of the others.
+    it scores 0, and sacrebleu leaves it out of the references of the others. Words that a script
+    joins are cut apart first.
 
     Args:
         responses: at least two.
@@ -153,7 +164,7 @@ def self_bleu(responses: Sequence[str]) -> float:
         0 (nothing shared) to 100 (all alike).
 
     Raises:
-        ValueError: fewer than two responses, or all of them empty.
+        ValueError: fewer than two responses, all of them empty, or words that are not known.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -161,10 +172,13 @@ def self_bleu(responses: Sequence[str]) -> float:
         raise ValueError(f"need two responses at least, got {len(responses)}")
     if not any(response.strip() for response in responses):
         raise ValueError("all responses are empty, so their BLEU is not defined")
+    for response in responses:
+        _words(response)
+    texts = [segmentation.spaced(response) for response in responses]
     bleu = BLEU(tokenize="13a", smooth_method="exp", effective_order=True)
     scores = [
-        min(100.0, bleu.sentence_score(response, [*responses[:i], *responses[i + 1 :]]).score)
-        for i, response in enumerate(responses)
+        min(100.0, bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score)
+        for i, text in enumerate(texts)
     ]
     return float(np.mean(scores))
 

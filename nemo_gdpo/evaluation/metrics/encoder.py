@@ -12,9 +12,12 @@ import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.evaluation.errors import EvaluationError
+from nemo_gdpo.evaluation.metrics.unread import unread_by_tokenizer
 from nemo_gdpo.evaluation.models import (
     directory_fingerprint,
     directory_problems,
+    greatest_length,
     load_strictly,
     load_tokenizer,
 )
@@ -99,7 +102,9 @@ class Encoder:
         self._tokenizer = load_tokenizer(KEY, directory)
         self._model = load_strictly(KEY, directory, AutoModel, device, unused=_UNUSED)
         self._device = device
-        self.max_tokens = _max_tokens(directory)
+        reads = greatest_length(self._model)
+        self.max_tokens = min(_max_tokens(directory), reads or _max_tokens(directory))
+        self._directory = directory
         self.fingerprint = directory_fingerprint(directory)
 
     def length(self, text: str) -> int:
@@ -112,8 +117,16 @@ class Encoder:
         whole = self._tokenizer(list(texts), verbose=False)["input_ids"]
         return sum(len(ids) > self.max_tokens for ids in whole)
 
+    def unread(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is written in characters that the encoder does not know."""
+        return unread_by_tokenizer(self._tokenizer, texts)
+
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """[texts, D] in one forward pass."""
+        """[texts, D] in one forward pass.
+
+        Raises:
+            EvaluationError: a vector is zero or not finite: the encoder is broken.
+        """
         batch = self._tokenizer(
             list(texts),
             padding=True,
@@ -126,6 +139,11 @@ class Encoder:
             mask = batch["attention_mask"].unsqueeze(-1)
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         result: npt.NDArray[np.float32] = pooled.float().cpu().numpy()
+        if not (np.isfinite(result).all() and result.any(axis=1).all()):
+            raise EvaluationError(
+                f"{KEY}: {self._directory} gives vectors that are zero or not finite; its weights "
+                "are at fault: give another encoder, or set null"
+            )
         return result
 
 

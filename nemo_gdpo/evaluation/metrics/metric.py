@@ -34,10 +34,11 @@ class PromptResponses:
     row: Row
     checks: Sequence[Validity]
     """One for each response."""
-    rewards: Mapping[str, Sequence[float]]
-    """Reward's name -> one value for each response."""
+    rewards: Mapping[str, Sequence[float | None]]
+    """Reward's name -> one value for each response; None where it could not be scored."""
     embeddings_KD: npt.NDArray[np.float32] | None = None
-    """None without an encoder, and for a single response: it has nothing to be compared with."""
+    """None without an encoder, for a single response (there is nothing to compare it with), and
+    where the encoder cannot read most of the responses."""
     cosine_KK: npt.NDArray[np.float64] | None = None
     """Cosines of the embeddings; None as they are."""
     classes: Sequence[int] | None = None

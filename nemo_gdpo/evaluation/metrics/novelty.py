@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.evaluation.metrics.words import words
 from nemo_gdpo.evaluation.models import directory_fingerprint, load_strictly, load_tokenizer
 from nemo_gdpo.io.arrays import Cache, content_key
 
@@ -50,9 +51,11 @@ def partition(count: int, equivalent: Equivalence) -> list[int]:
 def short_answers_equal(first: str, second: str) -> bool | None:
     """Whether short responses share at least half of the longer one's words; None if long.
 
-    Case is ignored. Two empty responses are equal.
+    Case is ignored. Two empty responses are equal. None as well where the words are not known.
     """
-    one, two = first.lower().split(), second.lower().split()
+    one, two = words(first.lower()), words(second.lower())
+    if one is None or two is None:
+        return None
     longest = max(len(one), len(two))
     if longest > SHORT_WORDS:
         return None

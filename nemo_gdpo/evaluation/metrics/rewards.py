@@ -19,7 +19,13 @@ import torch
 from nemo_gdpo.config.evaluation import RewardConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
-from nemo_gdpo.evaluation.models import directory_fingerprint, load_strictly, load_tokenizer
+from nemo_gdpo.evaluation.metrics.unread import unread_by_tokenizer, unread_without_latin
+from nemo_gdpo.evaluation.models import (
+    directory_fingerprint,
+    greatest_length,
+    load_strictly,
+    load_tokenizer,
+)
 from nemo_gdpo.generation.rows import StoredPrompt
 from nemo_gdpo.io.arrays import Cache, compute_cached, content_key, length_batches
 
@@ -34,15 +40,48 @@ class Answer:
     """File, line and number of the response, for messages."""
 
 
+@dataclass(frozen=True)
+class Unscored:
+    """An answer without a value; the others of a call have theirs."""
+
+    reason: str
+    """One line, with the answer's place."""
+
+
 class Reward(Protocol):
     """Scores responses."""
 
     @property
     def name(self) -> str: ...
 
-    def __call__(self, answers: Sequence[Answer]) -> list[float]:
-        """One finite number an answer."""
+    def score(self, answers: Sequence[Answer]) -> list[float | Unscored]:
+        """One finite number an answer, or why there is none.
+
+        Raises:
+            UserError: no answer can be scored.
+        """
         ...
+
+    def unread(self, answers: Sequence[Answer]) -> list[bool]:
+        """Whether each answer is written in characters that the reward does not know."""
+        ...
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        """One finite number an answer.
+
+        Raises:
+            UserError: an answer cannot be scored.
+        """
+        ...
+
+
+def _all_scored(found: Sequence[float | Unscored]) -> list[float]:
+    values = []
+    for value in found:
+        if isinstance(value, Unscored):
+            raise UserError(value.reason)
+        values.append(value)
+    return values
 
 
 def _as_text(answer: Answer, with_prompt: bool) -> str:
@@ -63,6 +102,12 @@ class Vader:
     name: str
     with_prompt: bool
 
+    def score(self, answers: Sequence[Answer]) -> list[float | Unscored]:
+        return list(self(answers))
+
+    def unread(self, answers: Sequence[Answer]) -> list[bool]:
+        return [unread_without_latin(answer.response) for answer in answers]
+
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         return vader_sentiment([_as_text(answer, self.with_prompt) for answer in answers])
 
@@ -79,6 +124,12 @@ class PythonReward:
     name: str
     entry_point: str
     function: Callable[[list[StoredPrompt], list[str]], Sequence[float]]
+
+    def score(self, answers: Sequence[Answer]) -> list[float | Unscored]:
+        return list(self(answers))
+
+    def unread(self, answers: Sequence[Answer]) -> list[bool]:
+        return [False] * len(answers)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         try:
@@ -156,6 +207,7 @@ class ModelReward:
             dtype="auto" if scalar else torch.float32,
         )
         self._label = self._find_label(path)
+        self._reads = greatest_length(self._model)
         self._fingerprint = directory_fingerprint(path)
 
     def _find_label(self, path: Path) -> int:
@@ -177,22 +229,31 @@ class ModelReward:
             f"{', '.join(str(label) for label in labels.values())}"
         )
 
-    def _ids(self, answer: Answer) -> list[int]:
-        text, special = self._text(answer)
-        ids: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)[
+    def _ids(self, answer: Answer) -> list[int] | Unscored:
+        text = self._text(answer)
+        if isinstance(text, Unscored):
+            return text
+        written, special = text
+        ids: list[int] = self._tokenizer(written, add_special_tokens=special, verbose=False)[
             "input_ids"
         ]
-        if len(ids) > self._config.max_length:
-            raise UserError(
+        asked, reads = self._config.max_length, self._reads
+        if len(ids) > asked and (reads is None or asked <= reads):
+            return Unscored(
                 f"{answer.where}: {len(ids)} tokens for the reward {self.name}, whose max_length "
-                f"is {self._config.max_length}; raise it if the model reads more, or sample "
-                "shorter responses"
+                f"is {asked}; raise it if the model reads more, or sample shorter responses"
+            )
+        if reads is not None and len(ids) > reads:
+            return Unscored(
+                f"{answer.where}: {len(ids)} tokens for the reward {self.name}, whose model reads "
+                f"{reads} (max_position_embeddings); sample shorter responses, or give another "
+                "reward"
             )
         if not ids:
-            raise UserError(f"{answer.where}: no token is left for the reward {self.name}")
+            return Unscored(f"{answer.where}: no token is left for the reward {self.name}")
         return ids
 
-    def _text(self, answer: Answer) -> tuple[str, bool]:
+    def _text(self, answer: Answer) -> tuple[str, bool] | Unscored:
         """(text, whether the tokenizer is to add its special tokens)."""
         if self._config.kind == "hf_classifier":
             return _as_text(answer, self._config.with_prompt), True
@@ -204,25 +265,51 @@ class ModelReward:
                 "conversations; add chat_template.jinja to its directory"
             )
         conversation = [*answer.prompt, {"role": "assistant", "content": answer.response}]
-        return str(self._tokenizer.apply_chat_template(conversation, tokenize=False)), False
+        try:
+            text = self._tokenizer.apply_chat_template(conversation, tokenize=False)
+        except Exception as error:  # noqa: BLE001 - a template may raise anything
+            roles = ", ".join(turn["role"] for turn in conversation)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return Unscored(
+                f"{answer.where}: the chat template of the reward {self.name} refuses this "
+                f"conversation (roles {roles}; {reason}); leave it out, or give the reward model's "
+                "directory a template that takes it"
+            )
+        return str(text), False
+
+    def unread(self, answers: Sequence[Answer]) -> list[bool]:
+        return unread_by_tokenizer(self._tokenizer, [answer.response for answer in answers])
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        return _all_scored(self.score(answers))
+
+    def score(self, answers: Sequence[Answer]) -> list[float | Unscored]:
         ids = [self._ids(answer) for answer in answers]
+        readable = [item for item in ids if not isinstance(item, Unscored)]
         # Without a padding token the model itself cannot tell where a padded text ends.
         padded = self._model.config.pad_token_id is not None
-        values = compute_cached(
-            self._cache,
-            ids,
-            lambda item: content_key("reward", self._fingerprint, self._label, item),
-            self._forward,
-            length_batches(len, self._batch_tokens if padded else 1),
-            label=f"reward {self.name}",
+        values = iter(
+            compute_cached(
+                self._cache,
+                readable,
+                lambda item: content_key("reward", self._fingerprint, self._label, item),
+                self._forward,
+                length_batches(len, self._batch_tokens if padded else 1),
+                label=f"reward {self.name}",
+            )
         )
-        scores = [float(value[0]) for value in values]
-        for score, answer in zip(scores, answers, strict=True):
-            if not math.isfinite(score):
-                raise UserError(f"{answer.where}: the reward {self.name} is {score}; check it")
-        return scores
+        found: list[float | Unscored] = []
+        for item, answer in zip(ids, answers, strict=True):
+            if isinstance(item, Unscored):
+                found.append(item)
+                continue
+            score = float(next(values)[0])
+            if math.isfinite(score):
+                found.append(score)
+                continue
+            reason = f"{answer.where}: the reward {self.name} is {score}; check it"
+            found.append(Unscored(reason))
+        return found
 
     def _forward(self, batch: Sequence[list[int]]) -> list[Any]:
         longest = max(map(len, batch))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemo_gdpo.evaluation.metrics.table import console_columns
+from nemo_gdpo.evaluation.report.notices import notices
+from nemo_gdpo.evaluation.report.numbers import plain_interval, plain_number
 from nemo_gdpo.evaluation.results import Comparison, Interval, Kind, Point, Results
 
 _ORDER: tuple[Kind, ...] = ("diversity", "quality", "divergence", "length")
@@ -27,17 +29,10 @@ def columns(results: Results) -> list[str]:
     return [name for name in dict.fromkeys(wanted) if name is not None and name in present]
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3f}"
-
-
 def _cell(interval: Interval | None, *, with_interval: bool) -> str:
     if interval is None:
         return "-"
-    text = _number(interval.mean)
-    if not with_interval:
-        return text
-    return f"{text} [{_number(interval.low)}, {_number(interval.high)}]"
+    return plain_interval(interval) if with_interval else plain_number(interval.mean)
 
 
 def render_table(results: Results) -> str:
@@ -67,6 +62,7 @@ def render_table(results: Results) -> str:
                 f"  ! {run.name} at {point.sampling.label()}: {flag.message}"
                 for flag in point.flags
             ]
+    lines += [f"  * {notice}" for notice in notices(results)]
     return "\n".join([*lines, *map(_comparison_line, results.comparisons)])
 
 
@@ -90,5 +86,6 @@ def _comparison_line(comparison: Comparison) -> str:
         f"  {comparison.run} at {comparison.sampling.label()} against {comparison.against}, judged "
         f"by {comparison.judge}: win rate {shown} ({comparison.wins} won, {comparison.losses} "
         f"lost, {comparison.ties} tied, {comparison.inconsistent} of them by place; "
-        f"{comparison.unparsable} without a verdict)"
+        f"{comparison.unparsable} without a verdict, {comparison.refused} refused, "
+        f"{comparison.cut} cut, {comparison.failed} not answered)"
     )

@@ -7,13 +7,18 @@ and plot, marked, and the report gives it no place on a frontier.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from nemo_gdpo.config.evaluation import EvaluationConfig
+from nemo_gdpo.evaluation.report.notices import UNREAD
 from nemo_gdpo.evaluation.results import Flag, Interval
 
 
 def find_flags(
-    metrics: Mapping[str, Interval], type_token_ratio: float | None, evaluation: EvaluationConfig
+    metrics: Mapping[str, Interval],
+    type_token_ratio: float | None,
+    evaluation: EvaluationConfig,
+    counts: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Flag]:
     """Find the flags of a point.
 
@@ -21,6 +26,7 @@ def find_flags(
         metrics: of the point.
         type_token_ratio: share of unique words where it is too high for a language, else None.
         evaluation: the limits, and what was measured.
+        counts: of the point: responses, and those that a measure cannot read.
     """
     limits = evaluation.flags
     found = []
@@ -46,7 +52,7 @@ def find_flags(
         found.append(
             Flag(
                 "noise",
-                f"tokens surprise the reference by {excess_nll.mean:.2f} nats more than its own "
+                f"tokens surprise the reference by {excess_nll.mean:z.2f} nats more than its own "
                 f"would (limit {limits.surprise:g}): text of another kind, or no language",
             )
         )
@@ -58,12 +64,36 @@ def find_flags(
                 "repeats its common words",
             )
         )
+    found += _unread(counts, limits.unread)
     if not evaluation.rewards and evaluation.reference_model is None:
         found.append(
             Flag(
                 "unmeasured",
                 "neither a reward nor a reference model was given: diversity alone says nothing, "
                 "since noise has the most of it",
+            )
+        )
+    return found
+
+
+def _unread(counts: Mapping[str, int], limit: float) -> list[Flag]:
+    """Measures that cannot read the text: to them all of it is the same."""
+    found = []
+    for name, count in counts.items():
+        share = count / max(1, counts.get("responses", 0))
+        if not name.startswith(UNREAD) or share <= limit:
+            continue
+        measure = name.removeprefix(UNREAD)
+        what, remedy = (
+            ("the encoder", "a multilingual encoder in evaluation.encoder")
+            if measure == "encoder"
+            else (f"the reward {measure}", "a reward of that language in evaluation.rewards")
+        )
+        found.append(
+            Flag(
+                "unread",
+                f"{what} does not know the characters of {share:.0%} of the responses (limit "
+                f"{limit:.0%}), so its figures say nothing; give {remedy}",
             )
         )
     return found

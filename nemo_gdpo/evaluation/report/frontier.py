@@ -3,8 +3,8 @@
 Two frontiers are drawn: quality against diversity (Kwon et al. 2024) and reward against the
 divergence from the reference (Amini et al. 2024). A point is one run at one sampling setting. It is
 dominated when another is at least as good on both axes and better on one; what nothing dominates
-is the Pareto front. Points that were flagged as degenerate take no part: they neither stand on the
-front nor push others off it.
+is the Pareto front; one point alone is none. Points that were flagged as degenerate take no part:
+they neither stand on the front nor push others off it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One run at one sampling setting, on both axes, with its 95% intervals."""
+    """One run at one sampling setting, on both axes, with its intervals."""
 
     run: str
     sampling: SamplingPoint
@@ -76,6 +76,11 @@ class Frontier:
     caveats: tuple[str, ...]
     """Warnings that a reader needs before reading the plot, in complete sentences."""
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether two points at least can be compared: one alone is undominated and no front."""
+        return sum(not point.flags for point in self.points) > 1
+
     def front(self) -> tuple[FrontierPoint, ...]:
         """The undominated points, from the worst to the best on x."""
         chosen = [point for point in self.points if point.on_front]
@@ -101,7 +106,12 @@ def dominates(
 
 
 def _clearly_better(first: Interval, second: Interval, better: Better) -> bool:
-    """Whether all of one interval is at least as good as the best of the other."""
+    """Whether all of one interval is at least as good as the best of the other.
+
+    One prompt has no interval, so it makes nothing clear.
+    """
+    if first.n < 2 or second.n < 2:
+        return False
     return first.low >= second.high if better == "higher" else first.high <= second.low
 
 
@@ -248,13 +258,17 @@ def _caveats(points: Sequence[FrontierPoint], left_out: Sequence[str]) -> list[s
             f"Left out of the comparison because they look degenerate: {by_run(flagged)}. They are "
             "drawn hollow."
         )
+    if len(points) - len(flagged) == 1:
+        found.append("There is one point to compare only, so there is no front.")
+    if any(point.x.n < 2 or point.y.n < 2 for point in points):
+        found.append("The points are of one prompt: they have no intervals.")
     unmatched = [point for point in points if point.length_matched is False and not point.flags]
     if unmatched:
         names = by_run(unmatched)
         lengths = [p.length.mean for p in points if p.length is not None and not p.flags]
         found.append(
-            f"Lengths are not matched: mean lengths go from {min(lengths):.1f} to "
-            f"{max(lengths):.1f}, and these points are more than {LENGTH_TOLERANCE:.0%} from the "
+            f"Lengths are not matched: mean lengths go from {min(lengths):z.1f} to "
+            f"{max(lengths):z.1f}, and these points are more than {LENGTH_TOLERANCE:.0%} from the "
             f"median one: {names}. Most diversity metrics and many rewards depend on length, so "
             "compare those points with care."
         )

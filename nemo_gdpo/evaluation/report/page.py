@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -22,6 +23,7 @@ from markupsafe import Markup
 
 from nemo_gdpo.evaluation.harness.lm_eval import lm_eval_rows, read_answers
 from nemo_gdpo.evaluation.metrics.metric import Reading
+from nemo_gdpo.evaluation.metrics.validity import check_response
 from nemo_gdpo.evaluation.report import text as report_text
 from nemo_gdpo.evaluation.report.frontier import (
     Frontier,
@@ -31,6 +33,8 @@ from nemo_gdpo.evaluation.report.frontier import (
     length_metric_of,
     write_frontiers,
 )
+from nemo_gdpo.evaluation.report.notices import notices
+from nemo_gdpo.evaluation.report.numbers import ONE_PROMPT, has_interval, number
 from nemo_gdpo.evaluation.report.plots import (
     frontier_figure,
     png,
@@ -53,6 +57,9 @@ from nemo_gdpo.io.files import write_output
 
 FILE_NAME = "report.html"
 _KINDS = ("quality", "diversity", "length", "divergence")
+SHOWN_CHARACTERS = 1200
+"""Of a long text; the rest is folded."""
+FOLDED_AT_LEAST = 200
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -129,6 +136,8 @@ class _Page:
     top: Sequence[Section]
     bottom: Sequence[Section]
     readings: Mapping[str, Reading]
+    notices: Sequence[str]
+    """What a reader has to know first."""
     settings: str
     css: Markup
     script: Markup
@@ -199,6 +208,7 @@ def render(
         top=[section for section in sections if section.place == "top"],
         bottom=[section for section in sections if section.place == "bottom"],
         readings={name: report_text.reading(name, info) for name, info in results.metrics.items()},
+        notices=notices(results),
         settings=json.dumps(results.settings, indent=1, ensure_ascii=False),
         css=Markup(css),
         script=Markup(script),
@@ -224,6 +234,8 @@ def _environment() -> Environment:
     environment.filters["interval"] = interval
     environment.filters["visible"] = visible
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    environment.filters["folded"] = folded
+    environment.filters["blank"] = lambda text: check_response(text).empty
     environment.filters["turns"] = turns
     environment.filters["metadata"] = _metadata
     environment.filters["others"] = _name_or_count
@@ -232,17 +244,14 @@ def _environment() -> Environment:
     return environment
 
 
-def number(value: float) -> str:
-    """Three figures after the point for small numbers, fewer for large ones; a true minus."""
-    size = abs(value)
-    text = f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.3f}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
 def interval(value: Interval | None) -> Markup:
     """Mean with its interval, or a dash."""
     if value is None:
         return Markup('<td class="none">\N{EN DASH}</td>')
+    if not has_interval(value):
+        return Markup('<td><b>{}</b> <span class="range">({})</span></td>').format(
+            number(value.mean), ONE_PROMPT
+        )
     return Markup('<td><b>{}</b> <span class="range">[{},&nbsp;{}]</span></td>').format(
         number(value.mean), number(value.low), number(value.high)
     )
@@ -254,6 +263,18 @@ def visible(text: str) -> str:
         lambda match: chr(0x2421) if match[0] == "\x7f" else chr(0x2400 + ord(match[0])), text
     )
     return shown.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def folded(text: str) -> tuple[str, str]:
+    """(what is shown of a text, what a reader has to unfold), cut between words if it can be."""
+    if len(text) <= SHOWN_CHARACTERS + FOLDED_AT_LEAST:
+        return text, ""
+    spaces = [text.rfind(space, 0, SHOWN_CHARACTERS) for space in " \n"]
+    cut = max(*spaces, 0)
+    cut = cut if cut > SHOWN_CHARACTERS // 2 else SHOWN_CHARACTERS
+    while cut < len(text) and unicodedata.category(text[cut])[0] == "M":
+        cut += 1  # marks stay with their letter
+    return text[:cut], text[cut:]
 
 
 def turns(prompt: StoredPrompt) -> list[Turn]:
@@ -351,7 +372,7 @@ def _downstream(output_dir: Path) -> list[Section]:
 
 def _rows(results: Results, drawn: Sequence[Frontier]) -> list[_Row]:
     first = drawn[0] if drawn else None
-    front = {point.label() for point in first.front()} if first else set()
+    front = {p.label() for p in first.front()} if first and first.is_compared else set()
     return [
         _Row(
             run.name,
@@ -375,7 +396,8 @@ def _frontier_plot(frontier: Frontier, runs: Sequence[str]) -> _Plot:
         for run in runs
         for place, point in enumerate(p for p in frontier.points if p.run == run)
     }
-    front = ", ".join(point.label() for point in frontier.front()) or "no point"
+    on_it = frontier.front() if frontier.is_compared else ()
+    front = ", ".join(point.label() for point in on_it) or "no point"
     description = (
         f"{len(frontier.points)} points, {frontier.x.metric.replace('_', ' ')} from left to right "
         f"and {frontier.y.metric.replace('_', ' ')} upwards, each with its interval on both axes. "
@@ -413,7 +435,11 @@ def _name_or_count(labels: Sequence[str]) -> str:
 def _tooltip(frontier: Frontier, point: FrontierPoint) -> str:
     values = "; ".join(
         f"{axis.metric.replace('_', ' ')} {number(value.mean)} "
-        f"[{number(value.low)}, {number(value.high)}]"
+        + (
+            f"[{number(value.low)}, {number(value.high)}]"
+            if has_interval(value)
+            else f"({ONE_PROMPT})"
+        )
         for axis, value in ((frontier.x, point.x), (frontier.y, point.y))
     )
     return f"{point.label()}: {values}"

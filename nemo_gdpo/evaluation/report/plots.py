@@ -71,13 +71,13 @@ def frontier_figure(
     for setter, axis in ((axes.set_xlabel, frontier.x), (axes.set_ylabel, frontier.y)):
         setter(axis_label(axis.metric, axis.unit, axis.better, width=width), parse_math=False)
     if legend:
-        _legend(figure, drawn, palette, front=bool(frontier.front()))
+        _legend(figure, drawn, palette, front=frontier.is_compared)
     return figure
 
 
 def _draw_front(axes: Axes, frontier: Frontier, palette: Palette) -> None:
     front = frontier.front()
-    if not front:
+    if not frontier.is_compared:
         return
     # A staircase: what lies inside it is dominated. A straight line would promise mixtures.
     xs, ys = [point.x.mean for point in front], [point.y.mean for point in front]

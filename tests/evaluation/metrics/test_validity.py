@@ -11,6 +11,10 @@ from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_toke
 from ..written_runs import GOOD
 
 
+SENTENCE = " ".join(f"w{n}" for n in range(24)) + " "
+PARAGRAPH = " ".join(f"p{n}" for n in range(120)) + " "
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -22,6 +26,13 @@ from ..written_runs import GOOD
         "# Title\n\n- one\n- two\n\n---------------------------------",
         "very very very good",
         "😀 good",
+        "|a|b|\n|---|---|---|---|---|---|---|---|---|---|---|---|\n|1|2|",
+        "Name: ____________________",
+        "Chapter one " + "." * 60 + " 7",
+        "No...",
+        "😂😂😂😂",
+        "今天天气很好，我们去公园散步吧。",
+        " ".join(f"word{n}" for n in range(120)) + " " + " ".join(f"word{n}" for n in range(20)),
     ],
 )
 def test_text_is_valid(text: str) -> None:
@@ -57,6 +68,23 @@ def test_unprintable() -> None:
         ("a b c d e f g " * 3 + "a b c d e f x", False),
         ("haha" * 10, True),  # without white space
         ("na na na na hey hey hey goodbye", False),
+        ("!" * 64, True),
+        ("!!!!", True),  # nothing else
+        ("Good film " + "!" * 12, True),
+        ("Good film!!!", False),
+        ("?!" * 12, True),
+        ("Good. " + "-" * 161, True),  # longer than any rule
+        ("Good.\n" + "-" * 79, False),
+        ("Good." + "\n" * 200 + "x", True),
+        ("。" * 20, True),
+        ("💥" * 12, True),
+        (SENTENCE * 3, True),  # 24 words, three times
+        (SENTENCE * 2, False),
+        (PARAGRAPH * 2, True),  # 120 words, twice
+        (PARAGRAPH + "But then. " + PARAGRAPH, False),
+        ("".join(f"{n}. {SENTENCE}" for n in range(8)), True),  # numbered
+        ("今天天气很好。" * 4, True),
+        ("ภาษาไทยสวยงามมากจริงๆ" * 6, True),
     ],
 )
 def test_loops(text: str, loop: bool) -> None:
