@@ -159,6 +159,7 @@ def _write_configuration(
         "KillWait=5",
         "MpiDefault=none",
         "JobRequeue=1",
+        "MinJobAge=3600",  # seconds that it remembers a job; a busy machine takes long to ask
         "PreemptType=preempt/partition_prio",
         "PreemptMode=REQUEUE",
     ]
