@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,8 @@ from nemo_gdpo.io.files import write_file
 
 _NAME = re.compile(r"shard-(\d+)-(\d+)-(\d+)-of-(\d+)\.safetensors")
 PATTERN = "shard-*.safetensors"
-KEY = "key"
-"""Name in a shard's metadata of the digest of its key."""
+KEY, CONTENT = "key", "content"
+"""Names in a shard's metadata: of the digest of its key, and of the SHA-256 of its tensors."""
 
 
 class ShardError(RuntimeError):
@@ -124,18 +124,24 @@ class ShardWriter:
         place = Place(self._batches[0], self._batches[-1], self._part, self._parts)
         values = [v for _, v in self._rows] or [torch.zeros(0, self._columns)]
         rows = torch.tensor([row for row, _ in self._rows], dtype=torch.int64)
-        content = save(
-            {
-                "rows": rows,
-                "lengths": torch.tensor([v.shape[0] for _, v in self._rows], dtype=torch.int64),
-                "values": torch.cat(values).contiguous(),
-            },
-            metadata={KEY: self._digest},
-        )
+        tensors = {
+            "rows": rows,
+            "lengths": torch.tensor([v.shape[0] for _, v in self._rows], dtype=torch.int64),
+            "values": torch.cat(values).contiguous(),
+        }
+        content = save(tensors, metadata={KEY: self._digest, CONTENT: content_of(tensors)})
         write_file(self._directory / place.name, content)
         sha256 = hashlib.sha256(content).hexdigest()
         self.written.append(Shard(place.name, len(content), sha256, rows.numpy()))
         self._rows, self._batches = [], []
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the bytes of a shard's tensors: an unfinished cache has no manifest yet."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def verify_shard(
@@ -170,6 +176,8 @@ def verify_shard(
         raise ShardError(f"cannot be read ({error})") from None
     if metadata.get(KEY) != digest:
         raise ShardError("is of another key")
+    if metadata.get(CONTENT) != content_of(tensors):
+        raise ShardError("is damaged")
     for row, length in zip(rows.tolist(), own.tolist(), strict=True):
         if not 0 <= row < len(lengths):
             raise ShardError(f"has row {row} of {len(lengths)}")

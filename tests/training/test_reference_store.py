@@ -20,6 +20,7 @@ from nemo_gdpo.training.reference_shards import (
     PATTERN,
     ShardError,
     ShardWriter,
+    content_of,
     finished_batches,
     verify_shard,
 )
@@ -241,6 +242,17 @@ def test_a_shard_of_another_key_is_not_taken(tmp_path: Path) -> None:
             verify_shard(one.path / path.name, KEY.digest(), LENGTHS)
 
 
+def test_a_flipped_bit_of_an_unfinished_cache_is_found(tmp_path: Path) -> None:
+    """There is no manifest yet, and the number that it makes is finite."""
+    staged = write(tmp_path / "train", [0, 1])
+    (path,) = staged.path.glob(PATTERN)
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match="is damaged"):
+        verify_shard(path, KEY.digest(), LENGTHS)
+
+
 def test_the_second_of_two_runs_leaves_the_cache_of_the_first(tmp_path: Path) -> None:
     directory = tmp_path / "train"
     late = write(directory, [3, 2, 1, 0], values={0: row(0) - 1.0})
@@ -321,7 +333,7 @@ def test_a_shard_with_honest_hash_but_other_rows_is_refused(cache: Path) -> None
     tensors["rows"] = torch.tensor([2, 2])
     tensors["lengths"] = torch.tensor([2, 2])
     tensors["values"] = torch.zeros(4, 2)
-    save_file(tensors, shard, metadata={"key": KEY.digest()})
+    save_file(tensors, shard, metadata={"key": KEY.digest(), "content": content_of(tensors)})
     manifest = json.loads((cache / "manifest.json").read_text())
     manifest["shards"][shard.name]["sha256"] = file_sha256(shard)
     (cache / "manifest.json").write_text(json.dumps(manifest))
