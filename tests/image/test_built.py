@@ -213,8 +213,8 @@ def test_stopping_the_container_saves_and_the_same_command_goes_on(
     engine.call("stop", "--time=120", container)
     status, said = engine.end(container)
     assert status == 75, said
-    stopped = int(re.findall(r"step_(\d+)", said)[-1])
-    assert (output / "checkpoints" / f"step_{stopped:08d}").is_dir()
+    stopped = max(int(path.name[5:]) for path in (output / "checkpoints").glob("step_*"))
+    assert stopped >= 3
 
     done = engine.run(image, *command, f"trainer.max_steps={stopped + 1}", flags=user)
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()]
