@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,40 @@ def test_hostile_metadata_is_refused_and_runs_nothing(megatron: Path, tmp_path: 
 def test_other_names_are_refused(megatron: Path, stream: bytes) -> None:
     (megatron / "dist" / ".metadata").write_bytes(stream)
     export_refused(megatron, "refused, it names")
+
+
+class _OfPython3112(pickle._Pickler):
+    """Stores members of an enum as Python 3.11.2 does, Debian 12's; later releases store values."""
+
+    def reducer_override(self, what: Any) -> Any:
+        return (getattr, (type(what), what.name)) if isinstance(what, Enum) else NotImplemented
+
+
+def stored_by_3112(what: Any) -> bytes:
+    stream = io.BytesIO()
+    _OfPython3112(stream, protocol=4).dump(what)
+    return stream.getvalue()
+
+
+def test_metadata_of_another_release_of_python_is_read(megatron: Path) -> None:
+    metadata = read_metadata(megatron / "dist")
+    stream = stored_by_3112(metadata)
+    assert b"getattr" in stream
+    (megatron / "dist" / ".metadata").write_bytes(stream)
+    assert read_metadata(megatron / "dist") == metadata
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        # getattr(Metadata, "__init__"), and of an enum what is no member.
+        b"cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.metadata\nMetadata\nV__init__\ntR.",
+        b"cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.planner\nWriteItemType\nV__class__\ntR.",
+    ],
+)
+def test_getattr_gets_members_of_enums_and_nothing_else(megatron: Path, stream: bytes) -> None:
+    (megatron / "dist" / ".metadata").write_bytes(stream)
+    export_refused(megatron, r"refused, it names builtins\.getattr")
 
 
 def test_metadata_may_not_point_outside(megatron: Path) -> None:

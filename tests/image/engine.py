@@ -114,9 +114,9 @@ class Engine:
 
     def run(self, image: str, *command: str, flags: Sequence[str] = (), check: bool = True) -> Done:
         """Run a command in a container that is gone afterwards; there is no network."""
-        return self.call(
-            "run", "--rm", "--network=none", *_limits(), *flags, image, *command, check=check
-        )
+        # Without systemd there is nothing that would run it from time to time, and Podman says so.
+        own = ["--rm", "--network=none", "--no-healthcheck", *_limits()]
+        return self.call("run", *own, *flags, image, *command, check=check)
 
     def start(self, image: str, *command: str, flags: Sequence[str] = ()) -> str:
         """Start a container in the background; returns its id."""

@@ -82,6 +82,13 @@ def user(work: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def converted(engine: Engine, image: str, user: list[str]) -> None:
+    """/data/megatron is there: the model, converted in a container."""
+    with engine.timed("convert in the container"):
+        engine.run(image, "convert", "hf-to-megatron", "/data/model", "/data/megatron", flags=user)
+
+
 def test_the_image_says_what_it_is(engine: Engine, image: str) -> None:
     found = engine.json("image", "inspect", image)
     config = found["Config"]
@@ -166,12 +173,12 @@ def test_vllms_torch_is_its_own_whatever_the_loader_is_told(
     assert done.stdout.startswith("/opt/environments/environments/generation-")
 
 
+@pytest.mark.usefixtures("converted")
 def test_convert_train_export_sample_evaluate(
     engine: Engine, image: str, user: list[str], work: Path
 ) -> None:
     """The demo's stages with a tiny model: two ranks, two steps, one container a stage."""
     stages = [
-        ["convert", "hf-to-megatron", "/data/model", "/data/megatron"],
         [*TRAINING, "trainer.max_steps=2", "output_dir=/data/run"],
         [
             "generate", "model.restore_from_path=/data/run/hf", "output_dir=/data/samples",
@@ -184,13 +191,14 @@ def test_convert_train_export_sample_evaluate(
         with engine.timed(f"{stage[0]} in the container"):
             engine.run(image, *stage, flags=user)
     metrics = (work / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in metrics] == [1, 2]
+    assert [json.loads(line)["step"] for line in metrics] == [0, 1]
     assert (work / "run" / "hf" / "model.safetensors").stat().st_uid == int(UID)
     rows = [json.loads(line) for line in (work / "samples" / "generations-00000.jsonl").open()]
     assert [len(row["outputs"]) for row in rows] == [2, 2]
     assert (work / "report" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("converted")
 @pytest.mark.parametrize("ranks", [2, 1])
 def test_stopping_the_container_saves_and_the_same_command_goes_on(
     ranks: int, engine: Engine, image: str, user: list[str], work: Path
@@ -205,12 +213,12 @@ def test_stopping_the_container_saves_and_the_same_command_goes_on(
     engine.call("stop", "--time=120", container)
     status, said = engine.end(container)
     assert status == 75, said
-    stopped = int(re.findall(r"step_(\d+)", said)[-1])
-    assert (output / "checkpoints" / f"step_{stopped:08d}").is_dir()
+    stopped = max(int(path.name[5:]) for path in (output / "checkpoints").glob("step_*"))
+    assert stopped >= 3
 
     done = engine.run(image, *command, f"trainer.max_steps={stopped + 1}", flags=user)
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()]
-    assert steps == list(range(1, stopped + 2)), done.stderr
+    assert steps == list(range(stopped + 1)), done.stderr
 
 
 def _wait_for_step(output: Path, step: int, engine: Engine, container: str) -> None:
