@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nemo_gdpo.data.columns import refuse_repeated_prompt, refuse_unread_columns
-from nemo_gdpo.data.faults import BadPairError
+from nemo_gdpo.data.faults import BadPairError, EveryRowError
 from nemo_gdpo.data.types import Message, Messages, RawPair, Row
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.text import half_characters, shown
@@ -200,7 +200,7 @@ def _check_scores(pair: RawPair, where: str, require_scores: bool) -> bool:
     chosen, rejected = pair.chosen_score, pair.rejected_score
     if chosen is None and rejected is None:
         if require_scores:
-            raise UserError(
+            raise EveryRowError(
                 f"{where}: no scores, and this objective needs them; add chosen_score and "
                 "rejected_score (or margin), or train with objective=dpo"
             )

@@ -42,6 +42,10 @@ class BadPairError(UserError):
         self.reason = reason
 
 
+class EveryRowError(UserError):
+    """A mistake that is of the whole file, or of no row at all: it is said once."""
+
+
 @dataclass
 class Faults:
     """Takes the mistakes in rows, one by one."""
@@ -58,13 +62,14 @@ class Faults:
 
         Raises:
             UserError: the mistake, unless it is counted or listed.
+            EveryRowError: the mistake, in any case.
         """
         if isinstance(error, BadPairError):
             if self.drop:
                 self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
                 return
             error = UserError(f"{error}, or set data.on_bad_pair=drop to drop and count such pairs")
-        if self.collected is None:
+        if self.collected is None or isinstance(error, EveryRowError):
             raise error from None
         self.collected.append(str(error))
 

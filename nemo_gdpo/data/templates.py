@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.data.checks import response_text
-from nemo_gdpo.data.faults import BadPairError
+from nemo_gdpo.data.faults import BadPairError, EveryRowError
 from nemo_gdpo.data.types import Messages, RawPair
 from nemo_gdpo.errors import UserError
 
@@ -40,7 +40,7 @@ _UNSEEN = " \t\r\n\f\v\ufeff\u200b"
 """What an editor leaves at the beginning of a file without showing it."""
 
 
-class TemplateFaultError(UserError):
+class TemplateFaultError(EveryRowError):
     """Template or tokenizer cannot be used with any pair."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_gdpo.data.faults import Faults
 from nemo_gdpo.data.repeats import Repeats
-from nemo_gdpo.data.templates import PairEncoder, TemplateFaultError
+from nemo_gdpo.data.templates import PairEncoder
 from nemo_gdpo.data.types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
 
@@ -113,8 +113,6 @@ def tokenize_pairs(
     for pair in pairs:
         try:
             found = _tokenize(pair, encoder, limits, stats)
-        except TemplateFaultError:
-            raise
         except UserError as error:
             faults.take(error)
             continue

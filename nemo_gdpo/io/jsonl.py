@@ -58,7 +58,8 @@ def _parse(text: bytes, where: str, unit: str) -> Any:
         raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise UserError(f"{where}: not valid JSON ({error.msg} at {at}); {unit}") from None
+        said = error.msg.removesuffix(" at")
+        raise UserError(f"{where}: not valid JSON ({said} at {at}); {unit}") from None
     except _TwiceError as error:
         raise UserError(
             f"{where}: the key {str(error)!r} stands twice in one object; remove one"

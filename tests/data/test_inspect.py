@@ -129,6 +129,14 @@ def test_a_template_that_fails_is_said_once(
     assert "line 1, pair 'pair-0': chat template: it fails with ZeroDivisionError" in problem
 
 
+def test_scores_that_are_missing_everywhere_are_said_once(
+    arguments: Callable[..., list[str]],
+) -> None:
+    given = arguments(pairs(8, scores=False), "objective=odpo")
+    (problem,) = inspect_data(config(given)).problems
+    assert "line 1, pair 'pair-0': no scores, and this objective needs them" in problem
+
+
 @pytest.mark.parametrize("verb", ["prepare", "validate", "train"])
 @pytest.mark.parametrize(
     ("override", "said"),
