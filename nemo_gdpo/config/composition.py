@@ -85,7 +85,7 @@ def group_options(directory: Path, root: Root[Any]) -> dict[str, list[str]]:
 
 
 def _with_homes(override: str) -> str:
-    """An override with `~/x` written out: a shell leaves it behind `=`, and Hydra cannot read it."""
+    """An override with `~/x` written out: a shell leaves it behind `=`, Hydra does not read it."""
 
     def written_out(match: re.Match[str]) -> str:
         if match[1] is not None:  # quoted text stays

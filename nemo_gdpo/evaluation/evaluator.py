@@ -199,7 +199,9 @@ class Evaluator:
             rewards=rewards,
             embeddings_KD=comparable_KD,
             cosine_KK=cosine_KK,
-            classes=self._classes(row.outputs, cosine_KK),
+            classes=self._failures.attempt_once(
+                "classes of responses", lambda: self._classes(row.outputs, cosine_KK)
+            ),
             scores=[score for score in scores if score is not None],
         )
 

@@ -71,9 +71,7 @@ def test_a_run_stands_for_its_export_and_tilde_for_home(
     assert (config.output_dir, config.data.prompts_path) == (
         str(tmp_path / "out"), str(tmp_path / "p.jsonl"),
     )  # fmt: skip
-    told = compose(
-        ["evaluation.runs={a: ~/a}", "evaluation.reference_model=~/run"], root=EVALUATE
-    )
+    told = compose(["evaluation.runs={a: ~/a}", "evaluation.reference_model=~/run"], root=EVALUATE)
     evaluation = EVALUATE.parse(told.plain).evaluation
     assert evaluation.runs == {"a": str(tmp_path / "a")}
     assert evaluation.reference_model == str(export)

@@ -57,7 +57,9 @@ def test_escapes_that_are_not_known_are_refused(written: str, complaint: str) ->
 
 def test_a_text_survives_the_way_to_another_process(tmp_path: Path) -> None:
     """The configuration is written down and read again by the generation environment."""
-    config = GENERATE.parse(compose([r"generation.stop=['\n','a\\nb','\\\\']"], root=GENERATE).plain)
+    config = GENERATE.parse(
+        compose([r"generation.stop=['\n','a\\nb','\\\\']"], root=GENERATE).plain
+    )
     assert config.generation.stop == ("\n", "a\\nb", "\\")
     file = tmp_path / "config.yaml"
     file.write_text(config_yaml(config), encoding="utf-8")

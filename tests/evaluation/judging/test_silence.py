@@ -104,7 +104,10 @@ def test_a_filter_that_takes_nothing_is_no_mistake(tmp_path: Path) -> None:
 
 
 def test_what_was_refused_or_cut_is_written_down_and_asked_again(tmp_path: Path) -> None:
-    path, cut = tmp_path / "t.jsonl", {"message": {"content": "So [[A]]"}, "finish_reason": "length"}
+    path, cut = (
+        tmp_path / "t.jsonl",
+        {"message": {"content": "So [[A]]"}, "finish_reason": "length"},
+    )
     said: list[Any] = [cut]
 
     def answer(first: str, second: str, number: int) -> Any:
