@@ -65,7 +65,7 @@ def test_a_model_of_no_numbers_is_not_sampled_from(model: Path, tmp_path: Path) 
 
 def test_one_prompt_of_no_numbers_leaves_the_others(model: Path, tmp_path: Path) -> None:
     """A token of its own whose embedding is broken, and that is never drawn."""
-    word = "boring"
+    word = " bad"
 
     def poison(tensors: dict[str, torch.Tensor], tokenizer: Any) -> None:
         (token,) = tokenizer(word, add_special_tokens=False)["input_ids"]
@@ -73,14 +73,11 @@ def test_one_prompt_of_no_numbers_leaves_the_others(model: Path, tmp_path: Path)
         tensors["lm_head.weight"][token] = 0.0
         tensors["model.embed_tokens.weight"][token] = float("nan")
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if len(tokenizer(word, add_special_tokens=False)["input_ids"]) != 1:
-        pytest.skip("the tests' tokenizer has no such word")
     broken = _poisoned(model, tmp_path / "broken", poison)
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     greedy = ["generation.temperature=0", "generation.num_samples=1"]
-    overrides = _overrides(broken, tmp_path / "out", [*WORDS, f"a {word} film"], *greedy)
+    overrides = _overrides(broken, tmp_path / "out", [*WORDS, f"a{word} film"], *greedy)
     done = generate(*overrides)
     assert done.status == EXIT_FAILED, done.err
     assert "1 of 4 rows were not made (prompt 'p3' at T=0: the model gives" in done.complaints[-1]
