@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -38,6 +39,8 @@ OmegaConf.register_new_resolver(
 
 _PROBE = "parallel"
 """A folder that the directory of presets always has."""
+_HOME = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[=:,\[{\s])(~[^\s,:\[\]{}'"]*)""")
+"""Quoted text, or a path that begins with `~` in the place of a value."""
 
 
 S = TypeVar("S", bound=Section)
@@ -85,6 +88,20 @@ def group_options(directory: Path, root: Root[Any]) -> dict[str, list[str]]:
     if root.choice is not None:
         found[root.choice] |= set(root.sections)
     return {group: sorted(names) for group, names in sorted(found.items())}
+
+
+def _with_homes(override: str) -> str:
+    """An override with `~/x` written out: a shell leaves it behind `=`, Hydra does not read it."""
+
+    def written_out(match: re.Match[str]) -> str:
+        if match[1] is not None:  # quoted text stays
+            return match[1]
+        path = match[2]
+        with contextlib.suppress(RuntimeError):  # of a user that is not known
+            path = str(Path(path).expanduser())
+        return f'"{path}"'
+
+    return _HOME.sub(written_out, override)
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -297,6 +314,7 @@ def compose(
     """
     refuse_secrets(overrides)
     directory = config_dir() if directory is None else directory.resolve()
+    overrides = [_with_homes(override) for override in overrides]
     parsed = _parse(overrides)
     groups = group_options(directory, root)
     found = [_override_problem(override, groups, root) for override in parsed]

@@ -48,7 +48,7 @@ from nemo_gdpo.progress import progress_bar
 Values = dict[str, list[float | None]]
 """Metric -> one value a prompt; None where it is not defined."""
 UNREAD_RESPONSES = 0.5
-"""Where the encoder cannot read more than this share of a prompt's responses, it says nothing."""
+"""Where the encoder cannot read this share of a prompt's responses, it says nothing of them."""
 RowScores = list[list[SequenceScores | None]]
 """Prompt -> response; None for a response without a token."""
 
@@ -159,7 +159,7 @@ class Evaluator:
             for index, row in enumerate(rows):
                 vectors = None if embeddings is None else embeddings[index]
                 # Of text that the encoder cannot read its vectors say nothing.
-                legible = sum(unread[index]) <= UNREAD_RESPONSES * len(row.outputs)
+                legible = sum(unread[index]) < UNREAD_RESPONSES * len(row.outputs)
                 prompt = self._prompt_responses(
                     row,
                     {name: own[index] for name, own in rewards.items()},
@@ -199,7 +199,9 @@ class Evaluator:
             rewards=rewards,
             embeddings_KD=comparable_KD,
             cosine_KK=cosine_KK,
-            classes=self._classes(row.outputs, cosine_KK),
+            classes=self._failures.attempt_once(
+                "classes of responses", lambda: self._classes(row.outputs, cosine_KK)
+            ),
             scores=[score for score in scores if score is not None],
         )
 

@@ -36,6 +36,12 @@ class Failures:
             self.add(what, error)
             return None
 
+    def attempt_once(self, what: str, measure: Callable[[], T]) -> T | None:
+        """The same for a part that is measured many times: it has failed when it fails once."""
+        if any(part.what == what for part in self.missing):
+            return None
+        return self.attempt(what, measure)
+
     def add(self, what: str, error: UserError | EvaluationError) -> None:
         """Keep the failure of a part."""
         self.missing.append(Missing(what, str(error)))

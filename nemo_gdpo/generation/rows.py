@@ -68,7 +68,7 @@ def parse_row(plain: Mapping[str, Any], where: str) -> tuple[Row, str]:
         id=_text(plain, "id", where),
         prompt=_prompt(plain.get("prompt"), where),
         sampling=parse_sampling(plain.get("sampling"), where),
-        outputs=tuple(outputs),
+        outputs=tuple(map(whole_characters, outputs)),
         finish_reasons=tuple(reasons),
         stopped_by_text=tuple(isinstance(reason, str) for reason in stops),
         prompt_token_ids=None if prompt_ids is None else tuple(prompt_ids),
@@ -76,6 +76,11 @@ def parse_row(plain: Mapping[str, Any], where: str) -> tuple[Row, str]:
         where=where,
     )
     return row, _text(plain, "model_hash", where)
+
+
+def whole_characters(text: str) -> str:
+    """A text in which half of a surrogate pair, which some servers give, is a replacement sign."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _token_ids(value: Any) -> bool:

@@ -122,7 +122,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
         known = {key_of(row.request) for row in not_made}
         left = [r for r in missing if key_of(r) not in store.done and key_of(r) not in known]
         failed = [row for row in not_made if not row.is_refused]
-        if not store.done and not_made and not left:
+        if not store.done and not_made and not left and not failed:
             raise UserError(f"no row could be made: prompt {_named(not_made[0])}")
     if left:
         if stop.received is None:

@@ -17,6 +17,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.engine_arguments import sampling_arguments
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.model import ModelInfo
+from nemo_gdpo.generation.rows import whole_characters
 from nemo_gdpo.generation.types import Completed, NotMade, Request, Sample
 from nemo_gdpo.io.http import REFUSED_AT_FIRST, Client, RefusedError, Server
 
@@ -274,7 +275,7 @@ def _sample_of(answer: Mapping[str, Any], detail: str) -> Sample:
         raise ValueError(f"finish_reason {choice['finish_reason']!r}")
     return Sample(
         # Half of a character, at the end of an answer that was cut: as vLLM writes it.
-        text=str(choice["text"]).encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+        text=whole_characters(str(choice["text"])),
         token_ids=None if ids is None else tuple(int(token) for token in ids),
         finish_reason=str(choice["finish_reason"]),
         stop_reason=choice.get("stop_reason"),

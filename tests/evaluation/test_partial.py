@@ -50,7 +50,7 @@ def reward_of(directory: Path, **settings: Any) -> str:
 
 
 def test_a_response_without_a_reward_is_named_and_the_others_have_theirs(tmp_path: Path) -> None:
-    """One is too long, one conversation has a role that the template refuses, one leaves no token."""
+    """One is too long, and one conversation has a role that the template refuses."""
     model = save_reward_model(tmp_path / "rm", pad=True)
     (model / "chat_template.jinja").write_text(REFUSES_SYSTEM)
     system = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]

@@ -97,7 +97,7 @@ def test_no_row_at_all_is_a_mistake(
 ) -> None:
     write_jsonl(prompts, [{"id": "a", "prompt": "good"}])
     engines.append(PartialEngine("a", is_refused=True))
-    with pytest.raises(UserError, match="no row could be made: prompt 'a' at T=0.7: no numbers"):
+    with pytest.raises(UserError, match=r"no row could be made: prompt 'a' at T=0\.7: no numbers"):
         run(configured())
 
 

@@ -10,7 +10,12 @@ import pytest
 
 from nemo_gdpo.data import PairEncoder, RawPair
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.generation.prompts import GivenPrompt, encode_prompts, read_prompts
+from nemo_gdpo.generation.prompts import (
+    GivenPrompt,
+    encode_each,
+    encode_prompts,
+    read_prompts,
+)
 from tests.support.models import llama3_tokenizer
 
 CHAT = [{"role": "user", "content": "good film"}]
@@ -133,3 +138,37 @@ def test_a_template_that_generation_runs_past_is_refused(tokenizer: Any) -> None
     encoder = PairEncoder(tokenizer, stop_token_ids=[tokenizer.eos_token_id])
     with pytest.raises(UserError, match=r"p, line 1: chat template: .*generation stops on"):
         encode_prompts([GivenPrompt("a", CHAT, "p, line 1")], encoder)
+
+
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|start_header_id|>"
+    "assistant<|end_header_id|>{{ m.content.split('</think>')[-1] }}<|eot_id|>{% else %}"
+    "<|start_header_id|>{{ m.role }}<|end_header_id|>{{ m.content }}<|eot_id|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>"
+    "<think>\n{% endif %}"
+)
+"""Opens the thoughts in the header and leaves them out of earlier turns."""
+
+
+def test_a_template_that_opens_thoughts_is_sampled_from(tokenizer: Any) -> None:
+    """It cannot be trained with: the prompt is no prefix of the answered conversation."""
+    eot = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    encoder = PairEncoder(tokenizer, stop_token_ids=[eot], chat_template=R1)
+    with pytest.raises(UserError, match="not a token prefix"):
+        _ = encoder.chat_end_token_id
+    (encoded,) = encode_prompts([GivenPrompt("a", CHAT, "p")], encoder)
+    assert encoded.stop_token_ids == (eot,)
+    assert tokenizer.decode(encoded.token_ids).endswith("<think>\n")
+    past = PairEncoder(tokenizer, stop_token_ids=[tokenizer.eos_token_id], chat_template=R1)
+    with pytest.raises(UserError, match="p: chat template"):
+        encode_prompts([GivenPrompt("a", CHAT, "p")], past)
+
+
+def test_unusable_prompts_leave_the_others(tokenizer: Any) -> None:
+    forged = [{"role": "user", "content": "hi<|eot_id|>"}]
+    given = [GivenPrompt("a", forged, "p, line 1"), GivenPrompt("b", CHAT, "p, line 2")]
+    encoded, unusable = encode_each(given, PairEncoder(tokenizer))
+    assert [one.given.id for one in encoded] == ["b"]
+    assert [(one.given.id, one.reason[:9]) for one in unusable] == [("a", "p, line 1")]
+    with pytest.raises(UserError, match="p, line 1: a message holds"):
+        encode_each(given[:1], PairEncoder(tokenizer))

@@ -39,6 +39,8 @@ def test_lists_multiply() -> None:
         (["generation.temperature=[0.7,0.7]"], "generation.temperature"),
         (["generation.top_k=[5,5]"], "generation.top_k"),
         (["generation.temperature=0.001"], "generation.temperature"),
+        (["generation.temperature=3.0"], "generation.temperature"),
+        (["generation.temperature=[0.7,2.01]"], "generation.temperature"),
         (["generation.temperature=0", "generation.num_samples=2"], "generation.num_samples"),
         (["generation.temperature=[0,1]"], "generation.num_samples"),
         (["generation=greedy", "generation.top_p=[0.9,1.0]"], "generation.top_p"),
@@ -46,6 +48,10 @@ def test_lists_multiply() -> None:
 )
 def test_refused(overrides: list[str], key: str) -> None:
     assert [problem.key for problem in sweep_problems(_config(*overrides))] == [key]
+
+
+def test_the_highest_temperature_is_sampled_at() -> None:
+    assert sweep_problems(_config("generation.temperature=2.0")) == []
 
 
 def test_choices_are_valid() -> None:

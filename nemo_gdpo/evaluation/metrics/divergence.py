@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.models import load_strictly, loading
+from nemo_gdpo.evaluation.errors import EvaluationError
+from nemo_gdpo.evaluation.models import greatest_length, load_strictly, loading
 from nemo_gdpo.generation.types import SamplingPoint
 from nemo_gdpo.logprobs import selected_logprobs
 
@@ -109,6 +110,9 @@ class CausalModel:
         self._model = load_strictly(
             what, directory, AutoModelForCausalLM, device, attn_implementation=attention
         )
+        self.what = f"{what} ({directory})"
+        self.positions = greatest_length(self._model)
+        """Tokens that it reads at once; None where nothing limits it."""
         self._softcap: float | None = fields.get("final_logit_softcapping")
         self.device = device
         self.vocabulary: int = self._model.get_output_embeddings().weight.shape[0]
@@ -151,6 +155,11 @@ class CausalModel:
         """[all response tokens, H]: the states that predict them, sequence after sequence."""
         whole = [(*item.prompt_ids, *item.response_ids) for item in batch]
         longest = max(map(len, whole))
+        if self.positions is not None and longest > self.positions:
+            raise UserError(
+                f"{self.what}: a prompt with its response has {longest} tokens, and the model "
+                f"reads {self.positions}; give one of a longer context, or sample shorter responses"
+            )
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
         wanted = torch.zeros_like(ids, dtype=torch.bool)
@@ -227,6 +236,12 @@ def score_batch(
             for start in range(0, labels.numel(), step)
         ]
         columns = torch.cat(parts).double().cpu()
+    # log p(y) may be -inf: see `SequenceScores`.
+    if columns.isnan().any() or not columns[:, :2].isfinite().all():
+        raise EvaluationError(
+            f"{reference.what}{'' if policy is None else f' or {policy.what}'}: log-probabilities "
+            "that are not numbers; the weights are at fault"
+        )
     scores = []
     start = 0
     for item in batch:

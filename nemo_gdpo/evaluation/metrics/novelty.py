@@ -8,6 +8,7 @@ member to member; both are the benchmark's own rules, and figures are comparable
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,14 @@ import numpy.typing as npt
 import torch
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.evaluation.metrics.words import words
-from nemo_gdpo.evaluation.models import directory_fingerprint, load_strictly, load_tokenizer
+from nemo_gdpo.evaluation.models import (
+    directory_fingerprint,
+    greatest_length,
+    load_strictly,
+    load_tokenizer,
+)
 from nemo_gdpo.io.arrays import Cache, content_key
 
 KEY = "evaluation.novelty.classifier"
@@ -108,6 +115,12 @@ class PairClassifier:
         self._tokenizer = load_tokenizer(KEY, directory)
         self._model = load_strictly(KEY, directory, AutoModelForSequenceClassification, device)
         self._device = device
+        reads = greatest_length(self._model)
+        if reads is not None and reads < 2 * CLASSIFIER_TOKENS + 3:
+            raise UserError(
+                f"{KEY}: {directory} reads {reads} tokens, and two responses with their marks have "
+                f"{2 * CLASSIFIER_TOKENS + 3}; give a classifier of a longer context"
+            )
         labels = self._model.config.num_labels
         if labels != 2:
             raise UserError(f"{KEY}: {directory} has {labels} labels instead of 2")
@@ -115,7 +128,11 @@ class PairClassifier:
             raise UserError(f"{KEY}: the tokenizer of {directory} has no cls and sep tokens")
 
     def __call__(self, first: str, second: str) -> float:
-        """P(label 1) of `[cls] first [sep] second [sep]`, each text cut to 128 tokens."""
+        """P(label 1) of `[cls] first [sep] second [sep]`, each text cut to 128 tokens.
+
+        Raises:
+            EvaluationError: it is not a number.
+        """
         one, two = (
             self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][
                 :CLASSIFIER_TOKENS
@@ -129,7 +146,12 @@ class PairClassifier:
             inputs["token_type_ids"] = torch.tensor([kinds])
         inputs = {name: value.to(self._device) for name, value in inputs.items()}
         with torch.inference_mode():
-            return float(self._model(**inputs).logits.softmax(-1)[0, 1])
+            score = float(self._model(**inputs).logits.softmax(-1)[0, 1])
+        if not math.isfinite(score):
+            raise EvaluationError(
+                f"{KEY}: it gives {score} for two responses; its weights are broken"
+            )
+        return score
 
 
 def cached_classifier(

@@ -55,7 +55,9 @@ def render_table(results: Results) -> str:
         for row in [_clip_cells(above, widths), *rows]
     ]
     first = results.runs[0].points[0]
-    lines.append(f"{first.num_prompts} prompts, {first.num_samples} responses each")
+    prompts = "prompt" if first.num_prompts == 1 else "prompts"
+    responses = "response" if first.num_samples == 1 else "responses"
+    lines.append(f"{first.num_prompts} {prompts}, {first.num_samples} {responses} each")
     for run in results.runs:
         for point in run.points:
             lines += [
@@ -67,7 +69,7 @@ def render_table(results: Results) -> str:
 
 
 def _flags(point: Point) -> str:
-    return ", ".join(flag.name for flag in point.flags)
+    return ", ".join(dict.fromkeys(flag.name for flag in point.flags))
 
 
 def _blank_repeats(kinds: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ A flag takes a point off the fronts; a notice leaves it there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from nemo_gdpo.evaluation.results import Comparison, Point, Results, Run
 
@@ -89,14 +90,21 @@ def _counted(results: Results) -> list[str]:
         name for _, point in _points(results) for name in point.counts if name.startswith(UNREAD)
     )
     for name in measures:
-        where = _by_point(results, lambda p, name=name: p.counts.get(name, 0))  # type: ignore[misc]
-        measure = name.removeprefix(UNREAD)
-        found.append(f"Written in characters that {_what(measure)} does not know: {where}.")
+        where = _by_point(results, partial(_unread, name))
+        if where:
+            what = _what(name.removeprefix(UNREAD))
+            found.append(f"Written in characters that {what} does not know: {where}.")
     return found
 
 
 def _what(measure: str) -> str:
     return "the encoder" if measure == "encoder" else f"the reward {measure}"
+
+
+def _unread(name: str, point: Point) -> int:
+    """Responses that a measure cannot read; none where a flag says so already."""
+    flagged = any(flag.name == "unread" for flag in point.flags)
+    return 0 if flagged else point.counts.get(name, 0)
 
 
 def _ended_otherwise(point: Point) -> int:

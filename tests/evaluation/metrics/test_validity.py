@@ -10,7 +10,6 @@ from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_toke
 
 from ..written_runs import GOOD
 
-
 SENTENCE = " ".join(f"w{n}" for n in range(24)) + " "
 PARAGRAPH = " ".join(f"p{n}" for n in range(120)) + " "
 

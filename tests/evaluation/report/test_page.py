@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from nemo_gdpo.evaluation.report.page import (
     Finding,
     Section,
     Table,
+    folded,
+    interval,
     number,
     render,
     visible,
     write_report,
 )
 from nemo_gdpo.evaluation.report.text import reading
-from nemo_gdpo.evaluation.results import Headline, Results, SampleResponses
+from nemo_gdpo.evaluation.results import Headline, Interval, Results, SampleResponses
 from tests.evaluation.made_up_results import HOSTILE, METRICS, film_results
 
 VOID = {"meta", "link", "input", "br"}
@@ -213,3 +216,38 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
         write_report(film_results(), tmp_path / "file")
+
+
+def test_long_texts_are_folded_between_words() -> None:
+    text = "good film " * 1500
+    shown, rest = folded(text)
+    assert shown + rest == text
+    assert 1000 < len(shown) <= 1200
+    assert shown.endswith("film") or shown.endswith("good")
+    assert folded("x" * 1400) == ("x" * 1400, "")
+    assert folded("x" * 1401) == ("x" * 1200, "x" * 201)
+    accented = "e\N{COMBINING ACUTE ACCENT}" * 1000
+    assert not folded(accented)[1].startswith("\N{COMBINING ACUTE ACCENT}")
+
+
+def test_a_response_of_15000_characters_and_a_blank_one() -> None:
+    results = film_results()
+    sample = results.samples[0]
+    first = replace(
+        sample.responses[0],
+        outputs=["<b>" + "long " * 3000, " \n\u200b"],
+        finish_reasons=["stop", "stop"],
+        rewards={},
+    )
+    shown = replace(results, samples=[replace(sample, responses=[first])])
+    page = render(shown, title="t")
+    assert '<details class="rest"><summary>13' in page
+    assert page.count("&lt;b&gt;long") == 1
+    assert "<b>long" not in page
+    assert "(blank: 3 characters that cannot be seen)" in page
+
+
+def test_zero_has_no_minus_and_one_prompt_no_interval() -> None:
+    assert [number(value) for value in (-0.0, -0.0001, -0.001)] == ["0.000", "0.000", "−0.001"]
+    assert "(one prompt)" in interval(Interval(0.5, 0.5, 0.5, 1))
+    assert "[0.400," in interval(Interval(0.5, 0.4, 0.6, 2))
