@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from nemo_gdpo.errors import EXIT_INTERRUPTED, Stopped
+from nemo_gdpo.launch.slurm import step_status
 from nemo_gdpo.launch.time_limit import TimeLimit
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -265,7 +266,7 @@ class _Watch:
                 action()
         if self._rank == 0:
             os.write(2, f"nemo-gdpo: {message}\n".encode())
-        os._exit(status)
+        os._exit(step_status(status, os.environ))
 
     def _not_raised(self, unraisable: sys.UnraisableHookArgs) -> None:
         """A `Stopped` that came in a destructor, where nothing can be raised, comes again."""

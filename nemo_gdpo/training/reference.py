@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
 from nemo_gdpo.control.failure import Wrap
+from nemo_gdpo.control.watch import moved_on
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.errors import RunError, Stopped
@@ -123,6 +124,7 @@ class _Computation:
                         f"stopped by the end of its time ({limit.key}) while another run computes "
                         f"{self.directory}; the same command goes on"
                     ) from None
+                moved_on()  # it may take as long as it takes, and is no rank that is stuck
                 time.sleep(_POLL_SECONDS)
                 continue
             if not self.directory.exists():
