@@ -12,6 +12,7 @@ import pytest
 from nemo_gdpo import cli
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN, RunConfig
+from nemo_gdpo.data.from_config import SPLITS
 from nemo_gdpo.data.inspect import inspect_data
 from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from nemo_gdpo.training.first_look import refuse_bad_pairs
@@ -177,6 +178,12 @@ def test_prepare_writes_nothing_before_all_was_read(
     write_jsonl(held_out, pairs(4, seed=3))
     assert cli.main(["prepare", *given]) == EXIT_DONE
     assert (tmp_path / "out" / "train" / "manifest.json").is_file()
+    ready = [*given, *(f"data.{name}_path={tmp_path / 'out' / name}" for name in SPLITS)]
+    capsys.readouterr()
+    assert cli.main(["validate", *ready]) == EXIT_DONE
+    assert "  train      8 prepared pairs\n" in capsys.readouterr().out
+    assert cli.main(["validate", *ready, "data.max_length=64"]) == EXIT_USER_ERROR
+    assert "prepared with other settings (max_length 96 instead of 64)" in capsys.readouterr().err
 
 
 def test_what_training_and_validation_share(
