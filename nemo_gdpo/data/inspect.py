@@ -104,6 +104,7 @@ def inspect_data(
                 load_tokenizer(assets),
                 stop_token_ids=stop_token_ids(assets),
                 chat_template=read_template(config.data.chat_template),
+                date=config.data.date,
             )
         except UserError as error:
             found.problems.append(str(error))
