@@ -21,7 +21,6 @@ from nemo_gdpo.io.files import digest_of, file_sha256
 from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.training.model_source import ModelSource
 
-
 READING = 1
 """Raised by hand when readers, checks or templates make other tokens of the same input."""
 
