@@ -11,14 +11,10 @@ from typing import TypeVar
 
 from nemo_gdpo.config.evaluation import EvaluationConfig
 from nemo_gdpo.evaluation.judging.judge import win_rate
+from nemo_gdpo.evaluation.metrics import per_prompt
 from nemo_gdpo.evaluation.metrics.diversity import (
     distinct_k,
-    distinct_n,
-    distinct_openings,
-    expectation_adjusted_distinct,
-    self_bleu,
     semantic_diversity,
-    utility_k,
     vendi_score,
 )
 from nemo_gdpo.evaluation.metrics.excess_nll import (
@@ -32,11 +28,8 @@ from nemo_gdpo.evaluation.metrics.excess_nll import (
 from nemo_gdpo.evaluation.metrics.metric import (
     Metric,
     Parameters,
-    PromptResponses,
     Reading,
 )
-from nemo_gdpo.evaluation.metrics.novelty import utility_score
-from nemo_gdpo.evaluation.metrics.words import have_words, words
 
 T = TypeVar("T")
 
@@ -78,83 +71,6 @@ def _utility(evaluation: EvaluationConfig) -> Sequence[Parameters]:
         "patience": novelty.patience,
     }
     return [Parameters(settings)]
-
-
-# --- functions that only pick from what is known ------------------------------------------------
-
-
-def _has_ngrams(responses: Sequence[str], n: int) -> bool:
-    return have_words(responses) and any(len(words(text) or ()) >= n for text in responses)
-
-
-def _distinct(prompt: PromptResponses, n: int) -> float | None:
-    outputs = prompt.row.outputs
-    return distinct_n(outputs, n) if _has_ngrams(outputs, n) else None
-
-
-def _ead(prompt: PromptResponses, n: int, vocabulary_size: int) -> float | None:
-    outputs = prompt.row.outputs
-    if not _has_ngrams(outputs, n):
-        return None
-    return expectation_adjusted_distinct(outputs, n, vocabulary_size)
-
-
-def _self_bleu(prompt: PromptResponses) -> float | None:
-    outputs = prompt.row.outputs
-    comparable = len(outputs) > 1 and any(text.strip() for text in outputs)
-    return self_bleu(outputs) if comparable and have_words(outputs) else None
-
-
-def _openings(prompt: PromptResponses) -> float | None:
-    outputs = prompt.row.outputs
-    return distinct_openings(outputs) if have_words(outputs) else None
-
-
-def _rewards(prompt: PromptResponses, reward: str) -> list[float] | None:
-    """Values of all responses; None where one of them has none: the others are not the prompt's."""
-    values = prompt.rewards.get(reward, ())
-    known = [value for value in values if value is not None]
-    return known if known and len(known) == len(values) else None
-
-
-def _reward_of(choose: Callable[[Sequence[float]], float]) -> Callable[..., float | None]:
-    def function(prompt: PromptResponses, reward: str) -> float | None:
-        values = _rewards(prompt, reward)
-        return None if values is None else choose(values)
-
-    return function
-
-
-def _reward_std(prompt: PromptResponses, reward: str) -> float | None:
-    values = _rewards(prompt, reward)
-    return statistics.stdev(values) if values is not None and len(values) > 1 else None
-
-
-def _utility_k(
-    prompt: PromptResponses, reward: str, thresholds: Sequence[float], patience: float
-) -> float | None:
-    values = _rewards(prompt, reward)
-    if prompt.classes is None or values is None:
-        return None
-    scores = [utility_score(value, thresholds) for value in values]
-    return utility_k(scores, prompt.classes, patience)
-
-
-def _repetition(prompt: PromptResponses) -> float | None:
-    repeated = [check.repetition for check in prompt.checks if check.repetition is not None]
-    return statistics.fmean(repeated) if repeated else None
-
-
-def _length_words(prompt: PromptResponses) -> float | None:
-    outputs = prompt.row.outputs
-    if not have_words(outputs):
-        return None
-    return statistics.fmean(len(words(text) or ()) for text in outputs)
-
-
-def _length_tokens(prompt: PromptResponses) -> float | None:
-    ids = prompt.row.token_ids
-    return None if ids is None else statistics.fmean(map(len, ids))
 
 
 # --- the rows -----------------------------------------------------------------------------------
@@ -206,7 +122,7 @@ DIVERSITY_ROWS = (
             "Short responses score higher: longer ones repeat words by necessity. Compare only at "
             "matched length, or use the expectation-adjusted form.",
         ),
-        _distinct,
+        per_prompt.distinct,
         columns=("distinct_2",),
         over=_each_distinct,
     ),
@@ -221,7 +137,7 @@ DIVERSITY_ROWS = (
             "vocabulary would give.",
             "It assumes uniform draws, which language is not; some effect of length stays.",
         ),
-        _ead,
+        per_prompt.ead,
         over=_each_ead,
     ),
     Metric(
@@ -236,7 +152,7 @@ DIVERSITY_ROWS = (
             "It sees three words and nothing of the rest, and it falls with the number of samples; "
             "a prompt that dictates the beginning leaves nothing to vary.",
         ),
-        _openings,
+        per_prompt.openings,
     ),
     Metric(
         "self_bleu",
@@ -249,7 +165,7 @@ DIVERSITY_ROWS = (
             "It sees words, not meaning: paraphrases look diverse. It depends on the tokeniser and "
             "on the number of samples.",
         ),
-        _self_bleu,
+        per_prompt.overlap,
         columns=("self_bleu",),
     ),
     Metric(
@@ -290,7 +206,7 @@ REWARD_ROWS = (
         "",
         "Mean of {kind} over responses",
         QUALITY,
-        _reward_of(statistics.fmean),
+        per_prompt.reward_of(statistics.fmean),
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -301,7 +217,7 @@ REWARD_ROWS = (
         "",
         "Best response of a prompt",
         QUALITY,
-        _reward_of(max),
+        per_prompt.reward_of(max),
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -312,7 +228,7 @@ REWARD_ROWS = (
         "",
         "Worst response of a prompt",
         QUALITY,
-        _reward_of(min),
+        per_prompt.reward_of(min),
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -323,7 +239,7 @@ REWARD_ROWS = (
         "",
         "Standard deviation over the responses of a prompt",
         QUALITY,
-        _reward_std,
+        per_prompt.reward_std,
         over=_each_reward,
         own_readings={"vader": _VADER},
     ),
@@ -340,7 +256,7 @@ QUALITY_ROWS = (
             "only new ones count.",
             "It needs a trustworthy score for each response; a weak reward makes it a count.",
         ),
-        _utility_k,
+        per_prompt.utility,
         needs="classes",
         columns=("utility_k",),
         over=_utility,
@@ -411,7 +327,7 @@ QUALITY_ROWS = (
             "How much of a response repeats itself.",
             "Refrains and lists repeat with good reason; look at the samples.",
         ),
-        _repetition,
+        per_prompt.repetition,
         columns=("repetition",),
     ),
     Metric(
@@ -493,7 +409,7 @@ LENGTH_ROWS = (
         "words",
         "Mean length; compare diversity at similar length only",
         LENGTH,
-        _length_words,
+        per_prompt.length_words,
         columns=("length_words",),
     ),
     Metric(
@@ -503,6 +419,6 @@ LENGTH_ROWS = (
         "tokens",
         "Mean length in the model's tokens, an end token included",
         LENGTH,
-        _length_tokens,
+        per_prompt.length_tokens,
     ),
 )
