@@ -20,9 +20,8 @@ from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform, detect_capabilities
 from nemo_gdpo.training.batches import BatchBuilder
-from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_mesh
+from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_mesh
 from nemo_gdpo.training.optimizer import build_optimizer
-from nemo_gdpo.training.run import layout_of
 
 LLAMA3_8B = MegatronModelConfig(
     family="llama",

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import gathered
 from nemo_gdpo.control.start import start_together
 from nemo_gdpo.control.watch import group_timeout, set_limit, start_watch, stop_watch
@@ -38,6 +39,22 @@ class Mesh:
     def is_main(self) -> bool:
         """The rank that prints, logs and writes the small files."""
         return self.rank == 0
+
+
+def layout_of(config: RunConfig) -> ParallelLayout:
+    """How the `model` section cuts the model."""
+    model = config.model
+    return ParallelLayout(
+        tensor=model.tensor_model_parallel_size,
+        pipeline=model.pipeline_model_parallel_size,
+        virtual_pipeline=model.virtual_pipeline_model_parallel_size,
+        context=model.context_parallel_size,
+        sequence_parallel=model.sequence_parallel,
+        recompute=model.activations_checkpoint_granularity,
+        layers=model.layers,
+        attention_backend=model.attention_backend,
+        vocab_divisible_by=model.make_vocab_size_divisible_by,
+    )
 
 
 def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:

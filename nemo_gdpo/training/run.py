@@ -31,7 +31,6 @@ from nemo_gdpo.launch import rank_log
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.launch.signals import ALL_SIGNALS, BEFORE_TRAINING, StopRequest, begun_at
 from nemo_gdpo.launch.time_limit import time_limit
-from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
@@ -47,7 +46,7 @@ from nemo_gdpo.training.export import (
 )
 from nemo_gdpo.training.first_look import refuse_bad_pairs
 from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
-from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, leave_world
+from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
 from nemo_gdpo.training.record import begin_logs, lock_output, refuse_length, write_record
@@ -64,7 +63,7 @@ from nemo_gdpo.training.resume import (
     resume,
 )
 from nemo_gdpo.training.signals import stopped_together
-from nemo_gdpo.training.summary import SUMMARY, Ending, summarise, summary_lines, write_summary
+from nemo_gdpo.training.summary import Ending, end_lines
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
@@ -82,22 +81,6 @@ class NemoClass(Protocol):
     """NeMo's class around a model; `train` passes one, nothing else needs nemo."""
 
     def __call__(self, config: RunConfig, core: PreferenceModel) -> MegatronGPTPreferenceModel: ...
-
-
-def layout_of(config: RunConfig) -> ParallelLayout:
-    """How the `model` section cuts the model."""
-    model = config.model
-    return ParallelLayout(
-        tensor=model.tensor_model_parallel_size,
-        pipeline=model.pipeline_model_parallel_size,
-        virtual_pipeline=model.virtual_pipeline_model_parallel_size,
-        context=model.context_parallel_size,
-        sequence_parallel=model.sequence_parallel,
-        recompute=model.activations_checkpoint_granularity,
-        layers=model.layers,
-        attention_backend=model.attention_backend,
-        vocab_divisible_by=model.make_vocab_size_divisible_by,
-    )
 
 
 @dataclass
@@ -497,13 +480,8 @@ class Run:
             checkpoint=trainer.checkpointer.newest(trainer.progress.step) if trainer else None,
         )
         lines, starts = read_metrics(self.output_dir / METRICS), self.clock.starts()
-        summary = summarise(ending, lines, starts, self.output_dir)
-        for line in summary_lines(summary):
+        for line in end_lines(ending, lines, starts, self.output_dir):
             self.say(line)
-        try:
-            write_summary(summary, self.output_dir)
-        except (OSError, ValueError) as error:
-            self.say(f"{self.output_dir / SUMMARY} could not be written ({error})")
 
     def _export(self, checkpoint: Path) -> None:
         """Write what was asked for besides the checkpoint. Collective."""

@@ -179,3 +179,25 @@ def write_summary(summary: Mapping[str, Any], output_dir: Path) -> None:
         ValueError: a number is not finite.
     """
     write_json(output_dir / SUMMARY, summary)
+
+
+def end_lines(
+    ending: Ending,
+    lines: Sequence[Mapping[str, Any]],
+    starts: Sequence[Mapping[str, Any]],
+    output_dir: Path,
+) -> Iterator[str]:
+    """What a run says at its end, and writes down as it does. No disk makes it a failure.
+
+    Args:
+        ending: how it ended.
+        lines: of `metrics.jsonl`.
+        starts: of the run (`RunClock.starts`).
+        output_dir: of the run.
+    """
+    summary = summarise(ending, lines, starts, output_dir)
+    yield from summary_lines(summary)
+    try:
+        write_summary(summary, output_dir)
+    except (OSError, ValueError) as error:
+        yield f"{output_dir / SUMMARY} could not be written ({error})"

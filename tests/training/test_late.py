@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.io.files import file_sha256
+from nemo_gdpo.io.manifest import why_invalid
+from nemo_gdpo.io.staged import stage
 from nemo_gdpo.launch.signals import StopRequest
-from nemo_gdpo.training import checkpoint as checkpoint_module
 from nemo_gdpo.training import reference as reference_module
-from nemo_gdpo.training.checkpoint import Checkpointer
+from nemo_gdpo.training.checkpoint_save import Saving
 from nemo_gdpo.training.reference_shards import ShardWriter
 from nemo_gdpo.training.reference_store import load_cache
 from tests.training.test_reference_store import CUT, KEY
@@ -24,39 +26,25 @@ from tests.training.test_reference_store import CUT, KEY
 DELAY = 0.4
 
 
-def test_a_checkpoint_lists_what_another_rank_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    staged = tmp_path / "staged"
-    (staged / "dist").mkdir(parents=True)
-    (staged / "dist" / "own").write_bytes(b"12345")
-    (staged / "dist" / "grows").write_bytes(b"1")
-    seen_by_other = {"dist/late": 3, "dist/grows": 4}
-    heard: list[Any] = []
-
-    def gathered(value: Any) -> list[Any]:
-        heard.append(value)
-        return [value, seen_by_other] if len(heard) == 1 else [value]
-
-    def appear() -> None:
-        (staged / "dist" / "late").write_bytes(b"123")
-        (staged / "dist" / "grows").write_bytes(b"1234")
-
-    monkeypatch.setattr(checkpoint_module, "gathered", gathered)
-    own_mesh: Any = SimpleNamespace(rank=0, world_size=1)
-    nothing: Any = None
-    checkpointer = Checkpointer(
-        tmp_path, nothing, nothing, own_mesh, write_assets=lambda path: None, keep=1
-    )
-    timer = threading.Timer(DELAY, appear)
-    timer.start()
-    described = checkpointer._describe(staged)
-    timer.join()
-    assert heard[0] == {"dist/own": 5, "dist/grows": 1}
-    assert described == {
-        f"dist/{name}": {"bytes": size, "sha256": file_sha256(staged / "dist" / name)}
-        for name, size in (("own", 5), ("late", 3), ("grows", 4))
+def test_a_checkpoint_lists_what_another_rank_wrote(tmp_path: Path) -> None:
+    saving = Saving(tmp_path / "checkpoints" / "step_00000004")
+    staged = stage(saving.final, also="step_*")
+    saving._staged = staged
+    own, late = staged.path / "dist" / "own", tmp_path / "other node"
+    own.parent.mkdir()
+    own.write_bytes(b"12345")
+    late.write_bytes(b"123")
+    # As the ranks tell each other: each has hashed what it wrote itself.
+    described = {
+        f"dist/{name}": {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        for name, file in (("own", own), ("late", late))
     }
+    timer = threading.Timer(DELAY, lambda: late.rename(own.with_name("late")))
+    timer.start()
+    saving._move(dict(described))
+    timer.join()
+    assert json.loads((saving.final / "manifest.json").read_text())["files"] == described
+    assert why_invalid(saving.final) is None
 
 
 def _pair(number: int) -> TokenizedPair:

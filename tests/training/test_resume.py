@@ -17,8 +17,8 @@ from nemo_gdpo.objectives import DPO, GDPO, OBJECTIVES
 from nemo_gdpo.training.checkpoint import step_directory
 from nemo_gdpo.training.resume import (
     _check_identity,
-    _find,
     _leaves,
+    find_newest,
     identity_of,
     refuse_unreadable_metrics,
 )
@@ -109,12 +109,12 @@ class TestUnusable:
             (directory / "manifest.json").unlink()
 
     def test_no_checkpoint_is_a_new_run(self, tmp_path: Path) -> None:
-        assert _find(tmp_path, identity(), None).found.path is None
+        assert find_newest(tmp_path, identity()).found.path is None
 
     def test_an_older_whole_one_is_taken(self, tmp_path: Path) -> None:
         self._checkpoint(tmp_path, 2, whole=True)
         self._checkpoint(tmp_path, 4, whole=False)
-        found = _find(tmp_path, identity(), None)
+        found = find_newest(tmp_path, identity())
         assert found.found.path == step_directory(tmp_path, 2)
         (line,) = found.found.skipped
         assert line.startswith("checkpoint step_00000004 skipped: it has no manifest.json")
@@ -125,14 +125,14 @@ class TestUnusable:
         with pytest.raises(
             UserError, match=r"none of the 2 checkpoints in .* \(step_00000004 skip"
         ):
-            _find(tmp_path, identity(), None)
+            find_newest(tmp_path, identity())
 
     def test_what_was_found_holds_while_the_same_are_there(self, tmp_path: Path) -> None:
         self._checkpoint(tmp_path, 2, whole=True)
-        known = _find(tmp_path, identity(), None)
-        assert _find(tmp_path, identity(), known) is known
+        known = find_newest(tmp_path, identity())
+        assert find_newest(tmp_path, identity(), known) is known
         self._checkpoint(tmp_path, 3, whole=True)
-        newer = _find(tmp_path, identity(), known)
+        newer = find_newest(tmp_path, identity(), known)
         assert newer.found.path == step_directory(tmp_path, 3)
 
     @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.builder import transformer_config
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training import optimizer
-from nemo_gdpo.training.run import layout_of
+from nemo_gdpo.training.mesh import layout_of
 from nemo_gdpo.verbs.start import detect_hardware
 from tests.gpu_path import gpu
 from tests.gpu_path.fakes.fields import watched_fields

@@ -31,9 +31,9 @@ from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
-from nemo_gdpo.training.mesh import build_mesh, join_world, leave_world
+from nemo_gdpo.training.mesh import build_mesh, join_world, layout_of, leave_world
 from nemo_gdpo.training.reference_store import ReferenceStore
-from nemo_gdpo.training.run import Run, layout_of
+from nemo_gdpo.training.run import Run
 from nemo_gdpo.training.trainer import PreferenceTrainer
 from nemo_gdpo.verbs.start import detect_hardware
 from tests.gpu_path import gpu
