@@ -289,7 +289,7 @@ def _jobs(noted: Mapping[Job, Mapping[str, Any]]) -> list[str]:
             str(short["pairs"] or "–"),
             "–" if asked is None else f"{asked:.0f}",
             *[
-                "–" if short.get(key) is None else f"{short[key]:.3f}"
+                "–" if short.get(key) is None else f"{short[key]:z.3f}"
                 for key in ("loss", "rewards/margins")
             ],
             f"{sum(facts['seconds'].values()):.0f}",

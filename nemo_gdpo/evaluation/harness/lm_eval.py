@@ -54,6 +54,8 @@ def model_name(config: LmEvalConfig) -> str:
         return config.name
     assert config.model.restore_from_path is not None
     path = Path(config.model.restore_from_path).resolve()
+    if path.parent.name == "snapshots":  # of the hub's cache: models--owner--name/snapshots/commit
+        return path.parent.parent.name.rpartition("--")[2]
     return path.parent.name if path.name == "hf" else path.name
 
 
@@ -181,8 +183,8 @@ def lm_eval_rows(answers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                         str(answer["name"]),
                         str(task),
                         metric if which == "none" else f"{metric} ({which})",
-                        f"{value:.4f}",
-                        f"{error:.4f}" if isinstance(error, int | float) else "",
+                        f"{value:z.4f}",
+                        f"{error:z.4f}" if isinstance(error, int | float) else "",
                         str(shots),
                         "all" if limit is None else f"first {limit}",
                     ]
