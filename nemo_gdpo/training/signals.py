@@ -87,6 +87,10 @@ class Stopping:
             self._began = time.time()
             self._longest_save = max(self._longest_save or 0.0, self._began - begun)
 
+    def note_save(self, seconds: float) -> None:
+        """A checkpoint took so long, also where training went on meanwhile."""
+        self._longest_save = max(self._longest_save or 0.0, seconds)
+
     def _end_turn(self) -> None:
         if self._began is not None:
             self._longest_turn = max(self._longest_turn, time.time() - self._began)

@@ -190,6 +190,7 @@ class PreferenceTrainer:
         if self._last_saved != self.progress.step:
             with self.stopping.saving(), self.clock.within(CHECKPOINTS):
                 self.checkpointer.save(self.progress.step, self.state())
+            self.stopping.note_save(sum(self.checkpointer.timings.values()))
             self._last_saved = self.progress.step
             self.clock.note(self.progress.step, force=True)
 
