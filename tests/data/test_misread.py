@@ -318,8 +318,8 @@ def test_json_that_is_no_list_of_rows_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.jsonl", gzip.compress(b"{}"), "is compressed with gzip; decompress it"),
-        ("p.jsonl.gz", gzip.compress(b"{}"), "is compressed with gzip; decompress it"),
+        ("p.jsonl", gzip.compress(b"{}", mtime=0), "is compressed with gzip; decompress it"),
+        ("p.jsonl.gz", gzip.compress(b"{}", mtime=0), "is compressed with gzip; decompress it"),
         ("p.jsonl", json.dumps(GOOD).encode("utf-16"), "is UTF-16, not UTF-8; save the file as"),
         ("p.jsonl", b"PAR1xxxx", "is a Parquet file; name it .parquet"),
         ("p.jsonl", b"PK\x03\x04xx", "is a zip archive; unpack it"),
