@@ -301,17 +301,19 @@ def test_a_judge_that_goes_away_and_comes_back(tmp_path: Path) -> None:
             ),
         )
 
+    is_back = False
     # Equal responses, whose two orders are one question each.
-    with judge_server(lambda a, b, number: "[[TIE]]" if number <= 2 else None) as judge:
+    with judge_server(lambda a, b, number: "[[TIE]]" if number <= 2 or is_back else None) as judge:
         gone = judged(judge.url)
-    assert gone.status == 1
-    assert "gone or failing" in gone.complaints[-1]
-    transcript = output / "judge" / "transcript.jsonl"
-    assert len(transcript.read_text().splitlines()) == 2
-    with judge_server(lambda a, b, number: "[[TIE]]") as judge:
+        assert gone.status == 1
+        assert "gone or failing" in gone.complaints[-1]
+        transcript = output / "judge" / "transcript.jsonl"
+        assert len(transcript.read_text().splitlines()) == 2
+        assert "reward.vader" in read_results(output).runs[1].points[0].metrics
+        asked, is_back = len(judge.requests), True
         done = judged(judge.url)
         assert done.status == 0, done.err
-        assert len(judge.requests) == 2
+        assert len(judge.requests) - asked == 2
     (comparison,) = read_results(output).comparisons
     assert (comparison.ties, comparison.inconsistent) == (4, 0)
     assert comparison.win_rate is not None
