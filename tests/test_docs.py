@@ -66,3 +66,21 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
     for page in (ROOT / "docs").rglob("*.md"):
         assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
+
+
+def test_variables_that_pages_name_are_read_somewhere() -> None:
+    """A page that tells to export a name that nothing reads would do harm in silence."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(r"NEMO_GDPO_[A-Z_]*[A-Z]", page.read_text())
+    }
+    folders = ("nemo_gdpo", "conf", "slurm", "tools", "tests/image", "tests/system")
+    files = [
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".yaml", ".sh", ".sub"}
+    ]
+    read = "".join(path.read_text(encoding="utf-8") for path in [*files, ROOT / "Dockerfile"])
+    assert "NEMO_GDPO_MAX_RESTARTS" in named
+    assert {name for name in named if not re.search(rf"\b{name}\b", read)} == set()
