@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ STOPS = [
     Stop("validation", "SIGUSR1", f"{TRAINER}._per_pair", 5, "after 4 of 6 steps; the checkpoint"),
     Stop("last validation", "SIGTERM", f"{TRAINER}._per_pair", 9,
          "after 6 of 6 steps; the checkpoint"),
-    Stop("saving", "SIGINT", "training.checkpoint:Checkpointer._publish", 1,
+    Stop("saving", "SIGINT", "training.checkpoint_save:Saving.publish", 1,
          "after 3 of 6 steps; the checkpoint"),
     Stop("exporting", "SIGTERM", "training.run:export_run", 1, "the same command makes it"),
     Stop("the reference alone", "SIGTERM", SCORED, 2, "8 of 16 pairs are kept", verb="reference"),
@@ -177,8 +178,9 @@ def test_a_run_stops_with_one_line(runs: Runs, stop: Stop) -> None:
     name = "Ctrl-C" if stop.signal == "SIGINT" else stop.signal
     assert f"stopped by {name}" in result.complaints[0]
     if "the checkpoint" in stop.said:
-        (written,) = [word for word in result.complaints[0].split() if "/step_" in word]
-        assert (Path(written) / "manifest.json").is_file()
+        written = re.search(r"the checkpoint (/.*/step_\d+)", result.complaints[0])
+        assert written is not None
+        assert (Path(written[1]) / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=lambda stop: stop.name)
@@ -350,7 +352,7 @@ import os, signal, sys
 from nemo_gdpo.cli import main
 from tests.support.signals_at import signal_at
 with signal_at("SIGINT", "training.trainer:PreferenceTrainer.train_step", 2):
-    with signal_at("SIGINT", "training.checkpoint:Checkpointer._prepare"):
+    with signal_at("SIGINT", "training.checkpoint_save:Saving.prepare"):
         sys.exit(main(sys.argv[1:]))
 """
 
