@@ -146,6 +146,8 @@ class Watch:
         self._activity: Activity | None = None
         self._active = time.monotonic()
         """When this process last did something."""
+        self.is_ending = False
+        """All ranks end: what fails in this one from now on is a consequence."""
 
     def start(self) -> None:
         """Begin to look."""
@@ -204,6 +206,7 @@ class Watch:
 
     def _end_together(self) -> None:
         """Tell where this rank is, hear where the others are, and end."""
+        self.is_ending = True
         told: dict[int, Report] = {self._rank: self._report()}
         asking = threading.Thread(target=self._ask, args=(told,), daemon=True)
         asking.start()
@@ -325,3 +328,12 @@ def stop_watch() -> None:
     if _watch is not None:
         _watch.stop()
         _watch = None
+
+
+def let_the_watch_end() -> None:
+    """Where the watch is about to end this process, leave it to it.
+
+    A rank that it has ended already closes its connections, and this one must not report that.
+    """
+    if _watch is not None and _watch.is_ending:
+        time.sleep(3 * _watch._poll + _STORE_SECONDS + 2.0)

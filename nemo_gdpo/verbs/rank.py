@@ -79,9 +79,11 @@ def _of_all_ranks(
     """The error that every rank ends with. If this one failed alone, its process ends here."""
     from nemo_gdpo.control.alone import end_process, is_one_of_several, note_of_another
     from nemo_gdpo.control.start import refuse_to_start
+    from nemo_gdpo.control.watch import let_the_watch_end
 
     if isinstance(error, UserError | RunError) and error.agreed:
         return error
+    let_the_watch_end()
     if was_asked_to_stop() and isinstance(error, RuntimeError | ConnectionError):
         # A rank that was stopped, too, has gone, and the connection to it is closed.
         stopped = Stopped(BEFORE_TRAINING.replace("{signal}", "a signal"))

@@ -80,6 +80,7 @@ def test_all_end_and_one_says_who_is_missing(
 ) -> None:
     ended = _run(folder, case, victim)
     assert ended.status == 1, ended.err
+    assert len(ended.lines) == 1, ended.lines
     (line,) = ended.lines
     assert line.startswith(f"nemo-gdpo: error: {stage}{WAITED}"), ended.err
     assert missing in line
