@@ -88,13 +88,13 @@ def _load(model: HasChunks, checkpoint: Path) -> None:
     fill_weights(model, loaded["model"])
 
 
-def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap | None = None) -> None:
+def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap) -> None:
     """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective.
 
     Args:
         model: of this rank.
         checkpoint: to write to.
-        wrap: see `on_every_rank`.
+        wrap: makes the error that all ranks raise when one cannot write.
     """
     save_sharded(lambda: {"model": sharded_weights(model)}, checkpoint / DIST, wrap)
 
@@ -102,7 +102,7 @@ def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap | None = None) -
 def save_sharded(
     state: Callable[[], dict[str, Any]],
     directory: Path,
-    wrap: Wrap | None,
+    wrap: Wrap,
     reason: Callable[[BaseException], str] = describe,
 ) -> None:
     """`dist_checkpointing.save` in stages. Collective.
@@ -113,7 +113,7 @@ def save_sharded(
     Args:
         state: makes the sharded state of this rank; may be collective.
         directory: to write to; exists.
-        wrap: see `on_every_rank`.
+        wrap: makes the error that all ranks raise when one cannot write.
         reason: see `on_every_rank`.
     """
     together = partial(on_every_rank, wrap=wrap, reason=reason)

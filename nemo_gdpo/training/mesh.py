@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import HashStore
 from nemo_gdpo.control import gathered
 from nemo_gdpo.control.start import start_together
 from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.platform import Platform
 
@@ -59,7 +59,7 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     except BaseException as error:
         # The caller may join another world: nothing of this one stays behind. Where the others are
         # not known to leave too, leaving could wait for them.
-        if alone or getattr(error, "agreed", False):
+        if alone or (isinstance(error, UserError | RunError) and error.agreed):
             leave_world()
         raise
 
