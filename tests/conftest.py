@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from nemo_gdpo.launch.slurm import WORLD
 from nemo_gdpo.platform import current_platform
 
 TESTS = Path(__file__).parent
@@ -22,7 +23,7 @@ SLOW_ROOMS = ("families", "gpu_path", "parallel", "system", "traces")
 RANK_ROOMS = ("families", "gpu_path", "parallel", "traces")
 """Folders whose tests start several ranks."""
 
-WORLD_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+WORLD_VARIABLES = (*WORLD, "LOCAL_RANK")
 """By which a process knows that it is one of several ranks."""
 
 current_platform()

@@ -150,7 +150,7 @@ def save_sharded(
     state: Callable[[], dict[str, Any]],
     directory: Path,
     metadata: dict[str, Any],
-    wrap: Wrap | None,
+    wrap: Wrap,
     reason: Callable[[BaseException], str] = describe,
 ) -> None:
     """All steps, one after the other. Collective.
@@ -159,7 +159,7 @@ def save_sharded(
         state: makes the sharded state of this rank; may be collective.
         directory: to write to; exists.
         metadata: what the checkpoint says of its content.
-        wrap: see `on_every_rank`.
+        wrap: makes the error that all ranks raise when one cannot write.
         reason: see `on_every_rank`.
     """
     together = partial(on_every_rank, wrap=wrap, reason=reason)

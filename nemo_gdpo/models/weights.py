@@ -87,13 +87,13 @@ def _load(model: HasChunks, checkpoint: Path) -> None:
     fill_weights(model, loaded["model"])
 
 
-def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap | None = None) -> None:
+def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap) -> None:
     """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective.
 
     Args:
         model: of this rank.
         checkpoint: to write to.
-        wrap: see `on_every_rank`.
+        wrap: makes the error that all ranks raise when one cannot write.
     """
     save_sharded(
         lambda: {"model": sharded_weights(model)}, checkpoint / DIST, SHARDING_METADATA, wrap

@@ -15,7 +15,7 @@ from nemo_gdpo.control import gathered
 from nemo_gdpo.control.start import start_together
 from nemo_gdpo.control.watch import group_timeout, set_limit, start_watch, stop_watch
 from nemo_gdpo.control.world import control_group, forget_control_group, is_control_group
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.launch import rank_log
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.platform import Platform
@@ -78,7 +78,7 @@ def join_world(platform: Platform, *, timeout_minutes: float = 30.0) -> None:
     except BaseException as error:
         # The caller may join another world: nothing of this one stays behind. Where the others are
         # not known to leave too, leaving could wait for them.
-        if alone or getattr(error, "agreed", False):
+        if alone or (isinstance(error, UserError | RunError) and error.agreed):
             leave_world()
         raise
 

@@ -8,6 +8,8 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
+from tests.gpu_path.source import LOCK as SOURCE_LOCK
+from tests.gpu_path.source import pinned
 from tools.environments.ownership import normalised
 from tools.environments.recipes import ENVIRONMENTS, LOCKS, ROOT, read_lock
 
@@ -28,9 +30,10 @@ def requirements(*extras: str) -> list[Requirement]:
 
 def test_every_lock_is_of_an_environment_and_has_exact_versions() -> None:
     used = {name for recipe in ENVIRONMENTS.values() for name in recipe.files}
-    # Downloaded by the tests, and never installed.
-    source = "transformer-engine-source.lock"
-    assert used == {path.name for path in LOCKS.glob("*.lock")} - {source}
+    # One is downloaded by the tests, checked by its hash (`pinned`), and never installed.
+    assert used | {SOURCE_LOCK.name} == {path.name for path in LOCKS.glob("*.lock")}
+    assert SOURCE_LOCK.name not in used
+    assert re.fullmatch(r"[\d.]+", pinned()[0])
     for name in used:
         assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in read_lock(name)), name
         assert pins(name)

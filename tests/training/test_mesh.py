@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training import mesh
 
@@ -86,6 +87,36 @@ def test_no_rank_splits_the_world_when_the_mesh_is_cut(
     assert splits.devices == []
     # NCCL takes the current device: it is selected before there is a group.
     assert platform.began_with[0] is False
+
+
+class _FailingCpu(_Gpu):
+    """Cannot start: without a device, or when the world is there already."""
+
+    distributed_backend = "gloo"
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def device(self, local_rank: int) -> torch.device:
+        if self.at == "device":
+            raise UserError("no device")
+        return torch.device("cpu")
+
+    def settle_arithmetic(self) -> list[str]:
+        assert dist.is_initialized()
+        raise ValueError("no arithmetic")
+
+
+@pytest.mark.parametrize("at", ["device", "arithmetic"])
+def test_a_world_of_one_that_cannot_be_joined_leaves_nothing(at: str) -> None:
+    """Whoever starts ranks from this process next would make them wait for a rank 0."""
+    platform: Any = _FailingCpu(at)
+    before = dict(os.environ)
+    with pytest.raises(ValueError, match=f"no {at}"):
+        mesh.join_world(platform)
+    assert not dist.is_initialized()
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(
