@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
+from nemo_gdpo.launch.ports import free_port
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
 GRACE_SECONDS = 15.0
@@ -20,13 +20,6 @@ STOP_SECONDS = 120.0
 """Time for the other ranks to end after one that was stopped: loggers may have much to send."""
 FAILURE = "failure.txt"
 """File beside the ranks' configuration in which a rank leaves the reason why they ended."""
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -72,11 +65,9 @@ class _Ranks:
         patience: float | None = None
         while True:
             statuses = [process.poll() for process in self.processes]
-            # A rank that asks to be requeued has not failed: it wrote a checkpoint first.
-            done = (None, EXIT_DONE, EXIT_REQUEUE)
-            failed = {rank: s for rank, s in enumerate(statuses) if s not in done}
-            if failed:
-                return self._stop_after_failure(failed)
+            if _failures(statuses):
+                # Looked at again: what made one fail may have been seen alive a moment before.
+                return self._stop_after_failure(_failures([p.poll() for p in self.processes]))
             if None not in statuses:
                 return EXIT_REQUEUE if EXIT_REQUEUE in statuses else EXIT_DONE
             if EXIT_REQUEUE in statuses:
@@ -88,14 +79,15 @@ class _Ranks:
                     return EXIT_REQUEUE
             time.sleep(0.1)
 
-    def _stop_after_failure(self, failed: Mapping[int, int | None]) -> int:
+    def _stop_after_failure(self, failed: Mapping[int, int]) -> int:
         _stop_ranks(self.processes, grace=GRACE_SECONDS)
         # A rank that found a mistake in the input takes others down with it; its word counts.
         if EXIT_USER_ERROR in [process.returncode for process in self.processes]:
             return EXIT_USER_ERROR
-        number, status = next(iter(failed.items()))
-        assert status is not None
-        if all(s is not None and -s in self.forwarded for s in failed.values()):
+        # One that was killed is the cause: those that lost their connection to it exit by
+        # themselves, perhaps before anybody has looked.
+        number, status = min(failed.items(), key=lambda item: (item[1] >= 0, item[0]))
+        if all(-s in self.forwarded for s in failed.values()):
             # Ranks answer a signal by themselves as soon as they have their handlers.
             if self.processes[0].returncode != EXIT_REQUEUE:  # it has not said so already
                 print("nemo-gdpo: stopped by a signal before training began", file=sys.stderr)
@@ -105,6 +97,12 @@ class _Ranks:
         )
         print(f"nemo-gdpo: rank {number} {how}; all ranks are stopped", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _failures(statuses: Sequence[int | None]) -> dict[int, int]:
+    """Rank -> status of each that failed. One that asks to be requeued has written a checkpoint."""
+    done = (EXIT_DONE, EXIT_REQUEUE)
+    return {rank: s for rank, s in enumerate(statuses) if s is not None and s not in done}
 
 
 def launch_ranks(size: int, command: list[str]) -> int:

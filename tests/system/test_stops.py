@@ -165,6 +165,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path, held
     for stop in STOPS:
         argv = command(model, data, held_out, root / stop.name, stop)
         cases[f"{stop.name}: stopped"] = [stop.word, *argv]
+        # Before the same command again: that one removes old checkpoints.
+        cases[f"{stop.name}: left"] = ["!", "find", str(root / stop.name), "-name", "manifest.json"]
         cases[f"{stop.name}: again"] = argv
         if stop.verb == "reference":
             cases[f"{stop.name}: trained"] = ["train", *argv[1:]]
@@ -180,7 +182,7 @@ def test_a_run_stops_with_one_line(runs: Runs, stop: Stop) -> None:
     if "the checkpoint" in stop.said:
         written = re.search(r"the checkpoint (/.*/step_\d+)", result.complaints[0])
         assert written is not None
-        assert (Path(written[1]) / "manifest.json").is_file()
+        assert f"{written[1]}/manifest.json" in runs[0][f"{stop.name}: left"].out.splitlines()
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=lambda stop: stop.name)
