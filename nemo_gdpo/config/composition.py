@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_gdpo.config.base import Section, defaults_of, plain_data
+from nemo_gdpo.config.lengths import resolve_lengths
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.secrets import refuse_secrets
@@ -36,6 +37,7 @@ from nemo_gdpo.io.text import is_text
 OmegaConf.register_new_resolver(
     "unless", lambda given, value: value if given is None else None, replace=True
 )
+resolve_lengths()
 
 _PROBE = "parallel"
 """A folder that the directory of presets always has."""

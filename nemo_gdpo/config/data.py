@@ -14,8 +14,10 @@ from nemo_gdpo.config.base import (
     OnResume,
     Section,
     Text,
+    derived,
     from_environment,
 )
+from nemo_gdpo.config.lengths import USUAL_LENGTH, fitting_prompt
 
 Length = Annotated[int, Field(ge=1)]
 
@@ -48,10 +50,17 @@ class DataConfig(Section):
     """Split of a Hugging Face data set to validate on."""
     on_bad_pair: Literal["error", "drop"] = "error"
     """A pair that cannot be learned from (empty, identical) stops the run, or is counted."""
-    max_prompt_length: Length = 512
-    """Longer prompts are cut as `truncation_mode` says."""
-    max_length: Length = 1024
-    """Prompt and response together; responses are cut at their end and marked incomplete."""
+    max_length: Length = derived(
+        lambda _: USUAL_LENGTH, "${fitting_length:${model.restore_from_path}}"
+    )
+    """Prompt and response together; responses are cut at their end and marked incomplete. Not set,
+    it is 1024, or the model's positions where it has fewer."""
+    max_prompt_length: Length = derived(
+        lambda above: fitting_prompt(above.get("max_length")),
+        "${fitting_prompt:${data.max_length}}",
+    )
+    """Longer prompts are cut as `truncation_mode` says. Not set, it is 512, at most half of
+    `max_length`."""
     truncation_mode: Literal["keep_end", "keep_start", "error"] = "keep_end"
     """Which part of a long prompt stays; error refuses anything too long."""
     seed: Annotated[int, Field(ge=0), FIXED] = 1234

@@ -12,9 +12,9 @@ from nemo_gdpo.config.base import (
     FREE,
     OnResume,
     Section,
-    Text,
     from_environment,
 )
+from nemo_gdpo.config.places import StartPath
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -23,8 +23,9 @@ class ModelConfig(Section):
     """Names follow NeMo's. Sizes of the mesh count ranks; batch sizes count pairs."""
 
     on_resume: ClassVar[OnResume | None] = FREE
-    restore_from_path: Annotated[Text | None, CONTENT] = from_environment("NEMO_GDPO_MODEL")
-    """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`."""
+    restore_from_path: Annotated[StartPath | None, CONTENT] = from_environment("NEMO_GDPO_MODEL")
+    """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`; also a run's
+    directory or its `checkpoints`, or a hub's name whose files lie in the local cache."""
     cache_converted: bool = False
     """Convert a Hugging Face directory to a Megatron checkpoint on disk first and load that; false
     reads each rank's slices straight from the directory."""

@@ -76,5 +76,17 @@ def model_place(configured: str) -> str:
     return str(cached_snapshot(configured) or configured)
 
 
+def start_place(configured: str) -> str:
+    """The directory that a setting of the model to start from stands for.
+
+    As `model_place`; where a run has no export, or its checkpoints are named, the newest of these.
+    """
+    place = model_place(configured)
+    return place if place != configured else str(checkpoint_place(Path(configured)))
+
+
 ModelPath = Annotated[PathText, AfterValidator(model_place)]
 """A Hugging Face directory, a run's directory with its export, or a hub's name in the cache."""
+
+StartPath = Annotated[PathText, AfterValidator(start_place)]
+"""The same, or a Megatron checkpoint, a run's checkpoints or their `latest`, or a `.nemo`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nemo_gdpo.config.base import FIXED, FREE, Section, Text, derived
 from nemo_gdpo.config.data import DataConfig
+from nemo_gdpo.config.lengths import fitting_length
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
 from nemo_gdpo.config.root import Root
@@ -49,6 +50,16 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
     logger: LoggerConfig = LoggerConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        """A configuration made in Python has the lengths that a composed one has."""
+        if "max_length" not in self.data.model_fields_set:
+            length = fitting_length(self.model.restore_from_path)
+            given = {name: getattr(self.data, name) for name in self.data.model_fields_set}
+            fitted = DataConfig(**given | {"max_length": length})
+            object.__setattr__(self, "data", fitted)  # the one change before anybody has it
+        return self
 
 
 TRAIN = Root(
