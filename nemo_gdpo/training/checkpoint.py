@@ -31,7 +31,7 @@ from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.control.world import rank_and_size
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.errors import RunError, UserError
-from nemo_gdpo.io.manifest import Listed, read_manifest, why_incomplete, why_invalid
+from nemo_gdpo.io.manifest import Listed, read_manifest, why_incomplete
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import DIST, OPTIMIZER_METADATA, fill_weights, sharded_weights
 from nemo_gdpo.training.checkpoint_check import why_damaged_together
@@ -53,7 +53,6 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Found",
-    "find_newest_valid",
     "find_newest_whole",
     "newest_trainer_state",
     "step_directory",
@@ -95,11 +94,6 @@ def _candidates(root: Path) -> list[Path]:
 def checkpoint_names(root: Path) -> tuple[str, ...]:
     """Names of all checkpoints below `root`, whole or not, the newest first."""
     return tuple(path.name for path in _candidates(root))
-
-
-def find_newest_valid(root: Path) -> Found:
-    """The newest complete checkpoint below `root`, which this process reads alone."""
-    return _newest(root, lambda path: why_invalid(path, REQUIRED))
 
 
 def _newest(root: Path, why_not: Callable[[Path], str | None]) -> Found:

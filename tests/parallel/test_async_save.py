@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_gdpo.io.manifest import list_files
-from nemo_gdpo.training.checkpoint import find_newest_valid
+from nemo_gdpo.training.checkpoint import find_newest_whole
 from tests.parallel.async_ranks import MODEL
 from tests.parallel.settings import save_models
 from tests.support.ranks import run_ranks
@@ -46,7 +46,7 @@ def test_it_is_the_checkpoint_of_its_step(tmp_path: Path, case: str) -> None:
         manifests = [json.loads((path / "manifest.json").read_text()) for path in (one, other)]
         shards = [{n: e for n, e in m["files"].items() if "distcp" in n} for m in manifests]
         assert shards[0] == shards[1] and len(shards[0]) == (2 if case == "plain" else 1)
-        assert find_newest_valid(one.parent).skipped == ()
+        assert find_newest_whole(one.parent).skipped == ()
     assert any("checkpoint step_00000004: " in line for line in said[0].splitlines())
     assert "beside training" in said[0] and "beside training" not in said[1]
 
@@ -60,7 +60,7 @@ def test_a_failure_in_the_background_is_told_by_all(tmp_path: Path) -> None:
         assert kind == "CheckpointError"
         assert line.startswith(f"could not write a checkpoint in {checkpoints} (rank 1: ")
         assert "No space left on device" in line
-    newest = find_newest_valid(checkpoints)
+    newest = find_newest_whole(checkpoints)
     assert newest.path is not None and newest.path.name == "step_00000001"
     assert newest.skipped == ()
     assert (checkpoints / "latest").read_text() == "step_00000001\n"
@@ -71,7 +71,7 @@ def test_an_error_of_training_waits_for_it(tmp_path: Path) -> None:
     found, codes, said = _ranks(tmp_path, "error")
     assert codes == [0, 0], said
     assert [rank["told"] for rank in found] == ["the loss is not finite"] * 2
-    newest = find_newest_valid(tmp_path / "error" / "error" / "checkpoints").path
+    newest = find_newest_whole(tmp_path / "error" / "error" / "checkpoints").path
     assert newest is not None and newest.name == "step_00000001"
 
 
@@ -79,7 +79,7 @@ def test_killed_in_the_middle_the_one_before_is_whole(tmp_path: Path) -> None:
     _, codes, said = _ranks(tmp_path, "killed")
     assert codes == [-signal.SIGKILL] * 2, said
     checkpoints = tmp_path / "killed" / "killed" / "checkpoints"
-    newest = find_newest_valid(checkpoints)
+    newest = find_newest_whole(checkpoints)
     assert newest.path is not None and newest.path.name == "step_00000001"
     assert newest.skipped == ()
     (left,) = checkpoints.glob(".step_00000002.*.tmp")

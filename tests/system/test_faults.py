@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_gdpo.training.checkpoint import find_newest_valid
+from nemo_gdpo.training.checkpoint import find_newest_whole
 from tests.support.commands import (
     DEADLINE,
     common,
@@ -123,7 +123,7 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(
     assert "killed by SIGKILL" in line
     for rank in ranks:
         assert not Path(f"/proc/{rank}").exists()
-    found = find_newest_valid(output / "checkpoints")
+    found = find_newest_whole(output / "checkpoints")
     assert found.path is not None
     assert found.path.name >= "step_00000020"
 
@@ -135,7 +135,7 @@ def test_a_signal_while_the_reference_is_computed(root: Path, model: Path) -> No
     with started("train", *common(model, many, output, *steps(1))) as process:
         limit = time.monotonic() + DEADLINE
         while (
-            not (output / "reference" / ".train.partial").exists()
+            not any((output / "reference").glob(".train.partial/shard-*"))
             and time.monotonic() < limit
             and process.poll() is None
         ):

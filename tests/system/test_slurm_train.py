@@ -132,8 +132,8 @@ class Job:
         return time.monotonic()
 
     def wait_for_reference(self) -> None:
-        """Until the reference is being computed."""
-        self.wait_until(lambda: any((self.output / "reference").glob(".train.*")))
+        """Until a part of the reference has been computed."""
+        self.wait_until(lambda: any((self.output / "reference").glob(".train.*/shard-*")))
 
     def wait_for_step(self, step: int) -> None:
         """Until the line of `step` is in the log of metrics."""
@@ -263,6 +263,13 @@ def assert_undisturbed(job: Job, whole: Path, *, restarts: int) -> None:
         assert torch.equal(value, theirs[tensor]), tensor
 
 
+def assert_reference_went_on(job: Job) -> None:
+    """What was scored before the reference was stopped was not scored again."""
+    (line,) = re.findall(r"reference train: continuing, (\d+) of (\d+) pairs", job.log)
+    before, pairs = map(int, line)
+    assert 0 < before < pairs
+
+
 def test_preemption_in_the_reference_and_again_in_training(
     submit: Callable[..., Job], whole: Path, slurm: SlurmCluster
 ) -> None:
@@ -286,6 +293,7 @@ def test_preemption_in_the_reference_and_again_in_training(
     tell("preempted in training", begun, nodes_free=over, resumed=again)
     assert_undisturbed(job, whole, restarts=2)
     assert len(job.resumed()) == 1
+    assert_reference_went_on(job)
 
 
 def test_the_limit_in_the_reference_and_preemption_with_a_time_of_grace(
@@ -311,6 +319,7 @@ def test_the_limit_in_the_reference_and_preemption_with_a_time_of_grace(
     again = job.wait_until(lambda: bool(job.resumed()))
     tell("preempted with grace", begun, step_over=over, resumed=again)
     assert_undisturbed(job, whole, restarts=2)
+    assert_reference_went_on(job)
     (resumed,) = job.resumed()
     assert resumed > EVERY  # from where it stopped, not from the interval's checkpoint
 

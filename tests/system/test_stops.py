@@ -77,6 +77,7 @@ STOPS = [
     Stop("tokenising", "SIGINT", "training.datasets:save_prepared", 1, BEGINNING),
     Stop("building", "SIGTERM", "training.run:PreferenceModel", 1, BEGINNING),
     Stop("loading", "SIGUSR1", "training.model_source:load_hf_into_model", 1, BEGINNING),
+    Stop("beginning to score", "SIGUSR1", "training.reference:start_cache", 1, BEGINNING),
     Stop("scoring", "SIGINT", SCORED, 3, "12 of 16 pairs are kept"),
     Stop("first step", "SIGTERM", f"{TRAINER}.train_step", 1, "after 1 of 6 steps; the checkpoint"),
     Stop("a step", "SIGINT", f"{TRAINER}.train_step", 5, "after 5 of 6 steps; the checkpoint"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.io.manifest import describe, list_files, why_invalid, write_manifest
-from nemo_gdpo.training.checkpoint import find_newest_valid, step_directory
+from nemo_gdpo.training.checkpoint import find_newest_whole, step_directory
 
 
 def make(directory: Path) -> Path:
@@ -60,7 +60,7 @@ def test_the_newest_complete_one_is_found_by_number(tmp_path: Path) -> None:
     make(tmp_path / ".step_00002000.tmp")
     (tmp_path / "step_latest").mkdir()
     (tmp_path / "latest").write_text("step_00001000\n")
-    found = find_newest_valid(tmp_path)
+    found = find_newest_whole(tmp_path)
     assert found.path == step_directory(tmp_path, 10)
     assert [line.split(": ", 1)[0] for line in found.skipped] == [
         "checkpoint step_00001000 skipped",
@@ -69,6 +69,6 @@ def test_the_newest_complete_one_is_found_by_number(tmp_path: Path) -> None:
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
-    found = find_newest_valid(tmp_path / "checkpoints")
+    found = find_newest_whole(tmp_path / "checkpoints")
     assert found.path is None
     assert found.skipped == ()

@@ -259,8 +259,6 @@ def _reference(job: Job, world: World, train_path: Path) -> None:
         done = Path(cache) / ".done"
         if done.is_file():
             return
-        # An unfinished cache is refused by the command, rightly; here it is known to be ours.
-        shutil.rmtree(cache, ignore_errors=True)
         world.command(world.job_dir(job) / "reference.log", "reference", *overrides)
         done.touch()
 
