@@ -439,6 +439,19 @@ def test_ranks_get_torchruns_variables(tmp_path: Path) -> None:
     assert first[5] == second[5]
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_rank_that_was_killed_is_named(
+    killed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the one that lost its connection to it, though both have ended when one looks."""
+    ranks = _Ranks()
+    ranks.start(2, _rank(f"os.kill(os.getpid(), 9) if rank == {killed} else sys.exit(1)"))
+    for process in ranks.processes:
+        process.wait()
+    assert ranks.wait() == EXIT_FAILED
+    assert f"rank {killed} was killed by SIGKILL" in capsys.readouterr().err
+
+
 def test_when_a_rank_dies_the_others_stop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from nemo_gdpo.gpu_check.machine import describe_machine
 from nemo_gdpo.gpu_check.stage import RESULT
 from nemo_gdpo.gpu_check.stages import Stage
 from nemo_gdpo.io.files import write_file
-from nemo_gdpo.launch.ranks import free_port
+from nemo_gdpo.launch.ports import free_port
 
 SHORTEST_S = 20.0
 """Seconds under which no further stage is begun."""

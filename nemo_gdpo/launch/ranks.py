@@ -5,25 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR
+from nemo_gdpo.launch.ports import free_port
 
 GRACE_SECONDS = 15.0
 """Time for the other ranks to notice that one failed, and then to obey SIGTERM."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -69,23 +62,22 @@ class _Ranks:
         """Wait for all; when one fails, stop the others, which may wait for it for ever."""
         while True:
             statuses = [process.poll() for process in self.processes]
-            # A rank that asks to be requeued has not failed: it wrote a checkpoint first.
-            done = (None, EXIT_DONE, EXIT_REQUEUE)
-            failed = {rank: s for rank, s in enumerate(statuses) if s not in done}
-            if failed:
-                return self._stop_after_failure(failed)
+            if _failures(statuses):
+                # Looked at again: what made one fail may have been seen alive a moment before.
+                return self._stop_after_failure(_failures([p.poll() for p in self.processes]))
             if None not in statuses:
                 return EXIT_REQUEUE if EXIT_REQUEUE in statuses else EXIT_DONE
             time.sleep(0.1)
 
-    def _stop_after_failure(self, failed: Mapping[int, int | None]) -> int:
+    def _stop_after_failure(self, failed: Mapping[int, int]) -> int:
         _stop_ranks(self.processes, grace=GRACE_SECONDS)
         # A rank that found a mistake in the input takes others down with it; its word counts.
         if EXIT_USER_ERROR in [process.returncode for process in self.processes]:
             return EXIT_USER_ERROR
-        number, status = next(iter(failed.items()))
-        assert status is not None
-        if all(s is not None and -s in self.forwarded for s in failed.values()):
+        # One that was killed is the cause: those that lost their connection to it exit by
+        # themselves, perhaps before anybody has looked.
+        number, status = min(failed.items(), key=lambda item: (item[1] >= 0, item[0]))
+        if all(-s in self.forwarded for s in failed.values()):
             # Ranks answer a signal with a checkpoint as soon as they have something to lose.
             print("nemo-gdpo: stopped by a signal before training began", file=sys.stderr)
             return EXIT_REQUEUE
@@ -94,6 +86,12 @@ class _Ranks:
         )
         print(f"nemo-gdpo: rank {number} {how}; all ranks are stopped", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _failures(statuses: Sequence[int | None]) -> dict[int, int]:
+    """Rank -> status of each that failed. One that asks to be requeued has written a checkpoint."""
+    done = (EXIT_DONE, EXIT_REQUEUE)
+    return {rank: s for rank, s in enumerate(statuses) if s is not None and s not in done}
 
 
 def launch_ranks(size: int, command: list[str]) -> int:

@@ -10,7 +10,7 @@ from nemo_gdpo import cli
 from nemo_gdpo.control import start
 from nemo_gdpo.control.start import NotAllCameError, refuse_to_start, start_together
 from nemo_gdpo.errors import EXIT_USER_ERROR, UserError
-from nemo_gdpo.launch.ranks import free_port
+from nemo_gdpo.launch.ports import free_port
 from nemo_gdpo.launch.slurm import WORLD, is_invited
 
 ERROR = UserError("data.train_path=x does not exist; correct the path")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.ranks import ROOT, clean_environment, free_port
+from nemo_gdpo.launch.ports import free_port
+from tests.support.ranks import ROOT, clean_environment
 
 DEADLINE = 150.0
 """Seconds after which a command is taken to hang."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from nemo_gdpo.launch.ports import free_port
 
 PACKAGES = ("slurm-wlm", "munge")
 READY_SECONDS = 30.0
@@ -50,12 +51,11 @@ def install() -> None:
             raise RuntimeError(f"apt-get {command[0]} failed: {done.stderr[-500:]}; {remedy}")
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+def _ports(count: int) -> list[int]:
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class SlurmCluster:
 def _write_configuration(
     directory: Path, munge_socket: Path, nodes: int, cpus: int, gpus: int
 ) -> Path:
-    controller, *daemons = _free_ports(1 + nodes)
+    controller, *daemons = _ports(1 + nodes)
     lines = [
         "ClusterName=test",
         "SlurmctldHost=localhost(127.0.0.1)",

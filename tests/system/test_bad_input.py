@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_gdpo.launch.ports import free_port
 from tests.support.commands import Result, cli, common, several, steps
 from tests.support.data import pairs, write_jsonl
 from tests.support.models import save_model
-from tests.support.ranks import free_port, rank_environment
+from tests.support.ranks import rank_environment
 
 
 def _copy(model: Path, target: Path) -> Path:

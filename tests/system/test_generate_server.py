@@ -18,8 +18,9 @@ import pytest
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR
 from nemo_gdpo.generation import environment
 from nemo_gdpo.generation.engine_arguments import environment as engine_environment
+from nemo_gdpo.launch.ports import free_port
 from tests.support.commands import DEADLINE, finish, started
-from tests.support.ranks import ROOT, clean_environment, free_port
+from tests.support.ranks import ROOT, clean_environment
 
 from .sampled_runs import NUM_SAMPLES, Sampled, Trained, generate, rows
 
