@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.launch.ports import JOB_PORTS
 
 WORLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """torchrun's variables without which nobody can join."""
@@ -39,7 +40,7 @@ def adopt_slurm_world(environ: MutableMapping[str, str]) -> bool:
         "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
         "MASTER_ADDR": first_node(nodes),
         # The same on every node without talking, and different for jobs that share a node.
-        "MASTER_PORT": str(20_000 + (job * 16 + int(step) % 16) % 10_000),
+        "MASTER_PORT": str(JOB_PORTS[(job * 16 + int(step) % 16) % len(JOB_PORTS)]),
     }.items():
         environ.setdefault(name, value)
     return True
