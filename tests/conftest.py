@@ -14,17 +14,14 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from nemo_gdpo.launch.slurm import WORLD
 from nemo_gdpo.platform import current_platform
+from tests.support.ranks import WORLD
 
 TESTS = Path(__file__).parent
 SLOW_ROOMS = ("families", "gpu_path", "parallel", "system", "traces")
 """Folders whose tests start ranks, command lines, engines, a browser or Slurm."""
 RANK_ROOMS = ("families", "gpu_path", "parallel", "traces")
 """Folders whose tests start several ranks."""
-
-WORLD_VARIABLES = (*WORLD, "LOCAL_RANK")
-"""By which a process knows that it is one of several ranks."""
 
 current_platform()
 # How long an example takes says how busy the machine is, and nothing else.
@@ -40,9 +37,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _nobodys_rank() -> Iterator[None]:
     """A test that leaves this process one of several ranks would break whichever comes after."""
-    before = {name: os.environ.get(name) for name in WORLD_VARIABLES}
+    before = {name: os.environ.get(name) for name in WORLD}
     yield
-    assert {name: os.environ.get(name) for name in WORLD_VARIABLES} == before
+    assert {name: os.environ.get(name) for name in WORLD} == before
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -20,6 +20,7 @@ from nemo_gdpo.gpu_check.stage import RESULT
 from nemo_gdpo.gpu_check.stages import Stage
 from nemo_gdpo.io.files import write_file
 from nemo_gdpo.launch.ports import free_port
+from nemo_gdpo.launch.ranks import rank_variables
 
 SHORTEST_S = 20.0
 """Seconds under which no further stage is begun."""
@@ -100,7 +101,7 @@ class Check:
 
 def _run_ranks(command: list[str], size: int, log: Path, limit_s: float) -> int | None:
     """Run the ranks of a stage; the first status that is not 0, or 0; None when time was over."""
-    port = str(free_port())
+    port = free_port()
     end = time.monotonic() + limit_s
     with log.open("wb") as output:
         ranks = [
@@ -122,13 +123,9 @@ def _run_ranks(command: list[str], size: int, log: Path, limit_s: float) -> int 
                 _kill(rank)
 
 
-def _environment(rank: int, size: int, port: str) -> dict[str, str]:
-    world = {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-    }  # fmt: skip
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
     # A stage of one rank builds its worlds itself.
-    world = world if size > 1 else {}
+    world = rank_variables(rank, size, port) if size > 1 else {}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | world
 

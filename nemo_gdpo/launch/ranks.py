@@ -22,9 +22,9 @@ FAILURE = "failure.txt"
 """File beside the ranks' configuration in which a rank leaves the reason why they ended."""
 
 
-def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
+def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun sets for one of `size` ranks of this machine, which meet at `port`."""
     return {
-        **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
@@ -48,7 +48,7 @@ class _Ranks:
     def start(self, size: int, command: list[str]) -> None:
         port = free_port()
         for rank in range(size):
-            environment = _rank_environment(rank, size, port)
+            environment = {**os.environ, **rank_variables(rank, size, port)}
             # A separate group: what the rank started can be stopped after the rank is gone.
             self.processes.append(subprocess.Popen(command, env=environment, process_group=0))
 

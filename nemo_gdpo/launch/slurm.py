@@ -10,6 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
+from nemo_gdpo.launch.ports import JOB_PORTS
 
 STATUS_FILE = "NEMO_GDPO_STATUS_FILE"
 """Variable with the path of a file for the status of a step, on a disk that all nodes see. The job
@@ -47,7 +48,7 @@ def adopt_slurm_world(environ: MutableMapping[str, str]) -> bool:
         "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
         "MASTER_ADDR": first_node(nodes),
         # The same on every node without talking, and different for jobs that share a node.
-        "MASTER_PORT": str(20_000 + (job * 16 + int(step) % 16) % 10_000),
+        "MASTER_PORT": str(JOB_PORTS[(job * 16 + int(step) % 16) % len(JOB_PORTS)]),
     }.items():
         environ.setdefault(name, value)
     return True

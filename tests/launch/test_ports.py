@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_gdpo.errors import RunError
 from nemo_gdpo.launch import ports
 
 
@@ -14,17 +15,16 @@ def test_no_connection_can_take_the_port() -> None:
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     found = [ports.free_port() for _ in range(200)]
     assert all(10_000 <= port <= 65_535 for port in found)
+    assert not set(found) & set(ports.JOB_PORTS)
     if high - low < 50_000:
         assert not any(low <= port <= high for port in found)
         assert len(set(found)) > 150  # two that choose at once choose differently
 
 
 def test_a_port_in_use_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken, socket.socket() as other:
-        for one in (taken, other):
-            one.bind(("127.0.0.1", 0))
-        used, unused = (one.getsockname()[1] for one in (taken, other))
-        other.close()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports.free_port()))
+        used, unused = taken.getsockname()[1], ports.free_port()
         low, high = sorted((used, unused))
         monkeypatch.setattr(ports, "_FIRST", low)
         monkeypatch.setattr(ports, "_LAST", high)
@@ -35,12 +35,12 @@ def test_a_port_in_use_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_none_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", ports.free_port()))
         port = taken.getsockname()[1]
         monkeypatch.setattr(ports, "_FIRST", port)
         monkeypatch.setattr(ports, "_LAST", port)
         monkeypatch.setattr(ports, "_ephemeral_range", lambda: (1, 1))
-        with pytest.raises(OSError, match=f"between {port} and {port} is free"):
+        with pytest.raises(RunError, match=f"between {port} and {port} is free"):
             ports.free_port()
 
 

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_gdpo.launch.ports import free_port
+from nemo_gdpo.launch.ranks import rank_variables
 
 ROOT = Path(__file__).parents[2]
-WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+WORLD = tuple(rank_variables(0, 1, 0))
+"""By which a process knows that it is one of several ranks."""
 LAST_WORDS = 5.0
 """Seconds that the other ranks get to say why they fail, once one has failed."""
 
@@ -29,9 +31,8 @@ def clean_environment() -> dict[str, str]:
 
 def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun sets for one rank."""
-    values = (str(rank), str(size), str(rank), "127.0.0.1", str(port))
     kept = {name: v for name, v in clean_environment().items() if not name.startswith("SLURM_")}
-    return kept | dict(zip(WORLD, values, strict=True)) | {"PYTHONPATH": str(ROOT)}
+    return kept | rank_variables(rank, size, port) | {"PYTHONPATH": str(ROOT)}
 
 
 def run_ranks(

@@ -17,9 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from nemo_gdpo.launch.ranks import rank_variables
+from tests.support.ranks import WORLD
 from tests.support.signals_at import signal_at
-
-WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_one(case: dict[str, Any], rank: int | None, size: int) -> int:
@@ -30,8 +30,7 @@ def run_one(case: dict[str, Any], rank: int | None, size: int) -> int:
     for name in WORLD:
         os.environ.pop(name, None)
     if rank is not None:
-        values = (rank, size, rank, "127.0.0.1", case["port"])
-        os.environ.update(zip(WORLD, map(str, values), strict=True))
+        os.environ.update(rank_variables(rank, size, case["port"]))
     suffix = f".rank{rank}" if rank else ""
     saved = [os.dup(1), os.dup(2)]
     try:
