@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from nemo_gdpo.config.base import PathText, Section, Text, Written
+from nemo_gdpo.config.base import Day, PathText, Section, Text, Written
 from nemo_gdpo.config.places import ModelPath
 from nemo_gdpo.config.root import Root
 
@@ -187,6 +187,10 @@ class EvaluationConfig(Section):
     """JSONL of `id` and `reference_field`; the prompts file or the pairs, where they have it."""
     reference_field: Text = "chosen"
     """Text, or messages of which the last is the response."""
+    date: Day | None = None
+    """Day that a reward model's template writes where it has a clock (Llama 3's date), as
+    2026-01-31; null takes the day that the first run's prompts bear, else that of an earlier
+    evaluation in output_dir, else today."""
     device: Text = "auto"
     """Device of the models: cpu, cuda, cuda:1; auto takes a GPU where there is one."""
     batch_tokens: Count = 4096

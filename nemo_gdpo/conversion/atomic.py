@@ -17,7 +17,7 @@ from nemo_gdpo.io.files import digest_of
 from nemo_gdpo.io.locks import BusyError
 from nemo_gdpo.io.manifest import LOCK, Entry, Listed, describe
 from nemo_gdpo.io.progress_file import PROGRESS, ProgressFile
-from nemo_gdpo.io.remedies import remedy_of
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 from nemo_gdpo.io.staged import StagedDirectory, stage_resumable
 
 MARKER = "nemo_gdpo_conversion.json"
@@ -191,8 +191,9 @@ def staged_directory(
         expected_bytes: refused at once when the disk has less.
 
     Raises:
-        UserError: `destination` holds something else, another process is writing it, or the disk is
-            full or read-only. What was there before is untouched.
+        UserError: `destination` holds something else, another process is writing it, its disk has
+            too little room, or it may not be written.
+        RunError: the disk filled up or failed. In both cases what was there before is untouched.
     """
     destination = destination.absolute()
     staged: StagedDirectory | None = None
@@ -211,9 +212,10 @@ def staged_directory(
             staged.discard()
         if not isinstance(error, OSError):
             raise
-        raise UserError(
+        raise unwritable(
+            error,
             f"{destination} could not be written ({error.strerror or error}); what was there "
-            f"before is untouched: {remedy_of(error)}, then run it again"
+            f"before is untouched: {remedy_of(error)}, then run it again",
         ) from error
     finally:
         if staged is not None:

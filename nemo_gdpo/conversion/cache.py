@@ -31,6 +31,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import digest_of, file_sha256
 from nemo_gdpo.io.locks import held
 from nemo_gdpo.io.manifest import why_damaged
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 
 ENVIRONMENT = "NEMO_GDPO_CACHE"
 
@@ -159,9 +160,11 @@ def get_or_convert(
     except OSError as error:
         if isinstance(error, PermissionError) and _is_whole(directory):
             return directory, True  # of a cache that this user may only read
-        raise UserError(
+        raise unwritable(
+            error,
             f"{directory}: the cache of converted models cannot be used "
-            f"({error.strerror or error}); set {ENVIRONMENT} to a directory that all ranks share"
+            f"({error.strerror or error}); {remedy_of(error)}, or set {ENVIRONMENT} to a directory "
+            "that all ranks share",
         ) from None
 
 

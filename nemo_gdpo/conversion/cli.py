@@ -24,7 +24,7 @@ from nemo_gdpo.conversion.formats.megatron_io import CheckpointModel
 from nemo_gdpo.conversion.formats.nemo_archive import target_of
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.conversion.own_archive import SUFFIX, convert_megatron_to_nemo
-from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, UserError
+from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, RunError, UserError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -275,6 +275,6 @@ def main(
     """
     try:
         return _run(_parser().parse_args(argv), megatron_logits)
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.status

@@ -36,7 +36,7 @@ from nemo_gdpo.conversion.formats.tokenizer_size import check_tokenizer_fits
 from nemo_gdpo.conversion.layouts import VocabMapping
 from nemo_gdpo.conversion.model_config import padded_vocab_size, read_json_object
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.remedies import remedy_of
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 from nemo_gdpo.io.staged import StagedDirectory, stage
 from nemo_gdpo.progress import progress_bar
 
@@ -159,9 +159,10 @@ def _staged(archive: Path, expected_bytes: int) -> Iterator[Path]:
         check_space(archive.parent, expected_bytes, archive)
         yield staged.path
     except OSError as error:
-        raise UserError(
+        raise unwritable(
+            error,
             f"{archive} could not be written ({error.strerror or error}); what was there before is "
-            f"untouched: {remedy_of(error)}, then run it again"
+            f"untouched: {remedy_of(error)}, then run it again",
         ) from error
     finally:
         if staged is not None:

@@ -26,7 +26,7 @@ from nemo_gdpo.conversion.nemo1.archive import extract
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.conversion.own_archive import SUFFIX
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.remedies import remedy_of
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 
 
 def is_own_archive(archive: Path) -> bool:
@@ -95,10 +95,11 @@ def _fingerprint(source: Path, files: list[Path]) -> str:
     try:
         return source_fingerprint(source, files, progress=True)
     except OSError as error:
-        raise UserError(
+        raise unwritable(
+            error,
             f"{source}: its fingerprint cannot be computed, or not be kept in {cache_root()} "
             f"({error}); {remedy_of(error)}, or set {ENVIRONMENT} to a directory that can be "
-            "written"
+            "written",
         ) from None
 
 

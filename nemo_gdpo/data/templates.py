@@ -17,23 +17,18 @@ space before whatever it is given (SentencePiece's) would otherwise teach `Answe
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
+import copy
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.data.checks import response_text
+from nemo_gdpo.data.clock import has_clock, stopped_clock, today
 from nemo_gdpo.data.faults import BadPairError, EveryRowError
 from nemo_gdpo.data.types import Messages, RawPair
 from nemo_gdpo.errors import UserError
 
-_CLOCK = "strftime_now"
-"""What a template calls to write the date; transformers provides it."""
-_CALL = re.compile(rf"{_CLOCK}\s*\(")
-_CALL_WITH_FORMAT = re.compile(rf"{_CLOCK}\s*\(\s*(['\"])((?:(?!\1)[^\\])*)\1\s*\)")
 _PROBE: Messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 _UNSEEN = " \t\r\n\f\v\ufeff\u200b"
@@ -72,10 +67,8 @@ class PairEncoder:
         date: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.chat_template = (
-            _default_template(tokenizer) if chat_template is None else chat_template
-        )
-        self.date = None if not self.has_clock else date or datetime.date.today().isoformat()
+        self.chat_template = default_template(tokenizer) if chat_template is None else chat_template
+        self.date = date or today() if self.has_clock else None
         """Day that the template writes; None for one without a clock."""
         self._is_replaced = chat_template is not None
         self.stop_token_ids = None if stop_token_ids is None else frozenset(stop_token_ids)
@@ -95,7 +88,13 @@ class PairEncoder:
     @property
     def has_clock(self) -> bool:
         """Whether what the template writes depends on the day."""
-        return self.chat_template is not None and _CLOCK in self.chat_template
+        return has_clock(self.chat_template)
+
+    def on(self, date: str) -> PairEncoder:
+        """The same encoder on another day, if its template has a clock."""
+        other = copy.copy(self)
+        other.date = date if self.has_clock else None
+        return other
 
     # --- end and padding tokens -------------------------------------------------------------
 
@@ -338,10 +337,13 @@ class PairEncoder:
                 "data.chat_template, use the instruction-tuned model's tokenizer, or give prompt "
                 "and responses as text"
             )
+        template = self.chat_template
+        if self.date is not None:
+            template = stopped_clock(template, self.date)
         try:
             text = self.tokenizer.apply_chat_template(
                 conversation,
-                chat_template=self._clock() + self.chat_template,
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -363,29 +365,6 @@ class PairEncoder:
                 f"conversation of {roles}; correct the template, or use the model's own"
             ) from None
         return str(text)
-
-    def _clock(self) -> str:
-        """A clock that stands still, to be put before the template, in the template's own language.
-
-        transformers passes no functions on, so each format that the template asks for is written
-        out. The line ends in a new line, which Jinja drops after a block.
-
-        Raises:
-            UserError: the template works its formats out.
-        """
-        if self.date is None:
-            return ""
-        formats = {match[2] for match in _CALL_WITH_FORMAT.finditer(self.chat_template or "")}
-        if len(_CALL.findall(self.chat_template or "")) != len(
-            _CALL_WITH_FORMAT.findall(self.chat_template or "")
-        ):
-            raise UserError(
-                f"chat template: it calls {_CLOCK} with a format that is not written out, so its "
-                "date cannot be kept; write the format, or the date, into the template"
-            )
-        day = datetime.datetime.fromisoformat(self.date)
-        known = json.dumps({asked: day.strftime(asked) for asked in sorted(formats)})
-        return f"{{% macro {_CLOCK}(format) %}}{{{{ {known}[format] }}}}{{% endmacro %}}\n"
 
     def _refuse_special_tokens(self, pair: RawPair, where: str) -> None:
         """Text that spells a special token would be read as one: a forged turn, an early end."""
@@ -437,7 +416,7 @@ def read_template(path: str | None) -> str | None:
     return text
 
 
-def _default_template(tokenizer: Any) -> str | None:
+def default_template(tokenizer: Any) -> str | None:
     """The tokenizer's template; of several named ones, the one called default."""
     template = tokenizer.chat_template
     if not isinstance(template, dict):
@@ -445,6 +424,7 @@ def _default_template(tokenizer: Any) -> str | None:
     if "default" not in template:
         names = ", ".join(sorted(template))
         raise UserError(
-            f"tokenizer: its chat templates are {names}, none is default; set data.chat_template"
+            f"tokenizer: its chat templates are {names}, none is default; name one so, "
+            "or set data.chat_template"
         )
     return str(template["default"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import torch
 
 from nemo_gdpo import __version__
 from nemo_gdpo.config.evaluation import EvaluateConfig
+from nemo_gdpo.data.clock import today
+from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.checks import REFERENCE
 from nemo_gdpo.evaluation.compare import check_points, compare_runs, evenly
@@ -29,6 +32,7 @@ from nemo_gdpo.evaluation.results import (
     Run,
     Sample,
     SampleResponses,
+    read_results,
 )
 from nemo_gdpo.evaluation.rows import Generations, align, read_run
 from nemo_gdpo.evaluation.run_metadata import training_metadata
@@ -77,13 +81,23 @@ def measure_all(config: EvaluateConfig) -> tuple[Results, Failures]:
     metadata = {run.name: _metadata(run, config) for run in runs}
     failures = Failures()
     with Cache(Path(config.output_dir) / CACHE) as cache:
-        evaluator = Evaluator(config, cache, failures)
+        date = _date(runs, config)
+        evaluator = Evaluator(config, cache, failures, date)
+        if evaluation.date is not None and not evaluator.has_clock:
+            raise UserError(
+                f"evaluation.date: {evaluation.date} would not be read: no reward model's template "
+                "has a clock; set it to null"
+            )
         policies = {run.name: evaluator.policy_of(run) for run in runs}
         measured = {run.name: evaluator.measure(run, policies[run.name]) for run in runs}
     comparisons = compare_runs(runs, references, config, failures) if judging else []
     results = Results(
         versions=_versions(),
-        settings={"seed": config.seed, **evaluation.model_dump(mode="json")},
+        settings={
+            "seed": config.seed,
+            **evaluation.model_dump(mode="json"),
+            "date": date if evaluator.has_clock else None,
+        },
         metrics={metric.name: metric.info() for metric in metrics_of(evaluation)},
         headline=headline(evaluation),
         runs=[_run(run, metadata[run.name], measured[run.name], config) for run in runs],
@@ -92,6 +106,14 @@ def measure_all(config: EvaluateConfig) -> tuple[Results, Failures]:
         missing=failures.missing,
     )
     return results, failures
+
+
+def _date(runs: Sequence[Generations], config: EvaluateConfig) -> str:
+    """One day for all runs, so that a reward model sees the same of each, now and later."""
+    earlier = None
+    with contextlib.suppress(UserError):  # none is there, or it is of another version
+        earlier = read_results(Path(config.output_dir)).settings.get("date")
+    return config.evaluation.date or runs[0].date or earlier or today()
 
 
 # --- summing up -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from nemo_gdpo.evaluation.metrics.novelty import (
     cached_classifier,
     partition,
 )
-from nemo_gdpo.evaluation.metrics.rewards import Answer, Reward, build_reward
+from nemo_gdpo.evaluation.metrics.rewards import Answer, ModelReward, Reward, build_reward
 from nemo_gdpo.evaluation.metrics.table import metrics_of, offered
 from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
 from nemo_gdpo.evaluation.metrics.words import words
@@ -74,19 +74,20 @@ class Evaluator:
         config: what is wanted.
         cache: of what was computed before.
         failures: gets what could not be measured.
+        date: ISO date that templates with a clock write.
 
     Raises:
         UserError: a model or a reward cannot be had.
     """
 
-    def __init__(self, config: EvaluateConfig, cache: Cache, failures: Failures) -> None:
-        evaluation = config.evaluation
+    def __init__(self, config: EvaluateConfig, cache: Cache, failures: Failures, date: str) -> None:
+        evaluation, self._date = config.evaluation, date
         self._evaluation, self._cache, self._failures = evaluation, cache, failures
         self._device = resolve_device(evaluation.device)
         self._metrics = metrics_of(evaluation)
         tokens = evaluation.batch_tokens
         self._rewards: list[Reward] = [
-            build_reward(reward, cache, self._device, tokens) for reward in evaluation.rewards
+            build_reward(reward, cache, self._device, tokens, date) for reward in evaluation.rewards
         ]
         self._encoder: Encoder | None = None
         if evaluation.encoder is not None:
@@ -98,7 +99,12 @@ class Evaluator:
         self._reference: ScoringModel | None = None
         if evaluation.reference_model is not None:
             path = Path(evaluation.reference_model)
-            self._reference = open_model("evaluation.reference_model", path)
+            self._reference = open_model("evaluation.reference_model", path, date)
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether a template that is applied here writes the day."""
+        return any(isinstance(reward, ModelReward) and reward.has_clock for reward in self._rewards)
 
     def measure(
         self, run: Generations, policy: ScoringModel | None
@@ -110,7 +116,7 @@ class Evaluator:
             policy: see `policy_of`.
         """
         return {
-            sampling: self._measure_point(run.name, sampling, rows, policy)
+            sampling: self._measure_point(run, sampling, rows, policy)
             for sampling, rows in run.points.items()
         }
 
@@ -127,16 +133,20 @@ class Evaluator:
         path = self._evaluation.models.get(run.name)
         if path is None:
             return reference if run.model_hash == reference.weights else None
-        policy = open_model(f"evaluation.models.{run.name}", Path(path))
+        policy = open_model(f"evaluation.models.{run.name}", Path(path), self._date)
         refuse_other_model(policy, run.model_hash)
         refuse_other_tokens(policy, reference)
         # The same files: one copy of the weights is enough.
         return reference if policy.fingerprint == reference.fingerprint else policy
 
     def _measure_point(
-        self, run: str, sampling: SamplingPoint, rows: Sequence[Row], policy: ScoringModel | None
+        self,
+        run: Generations,
+        sampling: SamplingPoint,
+        rows: Sequence[Row],
+        policy: ScoringModel | None,
     ) -> Measured:
-        where = f"{run} at {sampling.label()}"
+        where = f"{run.name} at {sampling.label()}"
         attempt = self._failures.attempt
         unscored: list[Unscored] = []
         rewards: dict[str, list[list[float | None]]] = {}
@@ -148,7 +158,8 @@ class Evaluator:
                 rewards[reward.name] = scores
         embeddings = attempt(f"embeddings of {where}", lambda: self._embeddings(rows))
         scored = attempt(
-            f"perplexity and divergence of {where}", lambda: self._scores(rows, sampling, policy)
+            f"perplexity and divergence of {where}",
+            lambda: self._scores(rows, sampling, policy, run.date or self._date),
         )
         known = offered(self._evaluation) - (set() if policy is not None else {"policy"})
         metrics = [metric for metric in self._metrics if metric.needs in known]
@@ -223,7 +234,11 @@ class Evaluator:
         return embed_rows(rows, self._encoder, self._cache, self._evaluation.batch_tokens)
 
     def _scores(
-        self, rows: Sequence[Row], sampling: SamplingPoint, policy: ScoringModel | None
+        self,
+        rows: Sequence[Row],
+        sampling: SamplingPoint,
+        policy: ScoringModel | None,
+        date: str,
     ) -> RowScores | None:
         if self._reference is None:
             return None
@@ -236,6 +251,7 @@ class Evaluator:
             self._cache,
             self._device,
             self._evaluation.batch_tokens,
+            date,
         )
 
     def _count_cut(self, rows: Sequence[Row]) -> dict[str, int]:

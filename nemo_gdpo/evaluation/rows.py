@@ -27,6 +27,12 @@ class Generations:
     points: dict[SamplingPoint, tuple[Row, ...]]
 
     @property
+    def date(self) -> str | None:
+        """Day that the prompts bear, as 2026-01-31; None where their template has no clock."""
+        date = self.settings.get("date")
+        return date if isinstance(date, str) else None
+
+    @property
     def prompts(self) -> tuple[StoredPrompt, ...]:
         return tuple(row.prompt for row in next(iter(self.points.values())))
 

@@ -43,5 +43,5 @@ def is_disk_failure(error: OSError) -> bool:
 
 
 def unwritable(error: OSError, message: str) -> UserError | RunError:
-    """The error of a file that could not be written, with the exit status of its cause."""
+    """The error of a file that cannot be read or written, with the exit status of its cause."""
     return RunError(message) if is_disk_failure(error) else UserError(message)

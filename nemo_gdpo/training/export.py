@@ -28,6 +28,12 @@ from nemo_gdpo.training.summary import VALIDATION, last_step, validations
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run
 
+STOPPED = (
+    "stopped by {signal}; all {steps} steps are done and their checkpoint is written, what is "
+    "missing is an export, and the same command makes it"
+)
+"""Said of a signal during an export."""
+
 
 def _logged(output_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl with a validation, and the last one."""

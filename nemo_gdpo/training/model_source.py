@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_
 from nemo_gdpo.conversion.resolve import fingerprint_of, is_hf_directory, resolve_checkpoint
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.late import sizes_of, wait_for_files
+from nemo_gdpo.io.remedies import unwritable
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.models.weights import load_weights
 from nemo_gdpo.training.mesh import Mesh
@@ -44,7 +46,7 @@ def _as_input() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(str(error)) from error
+        raise unwritable(error, str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,20 @@ class ModelSource:
         check_tokenizer_fits(self.assets, self.bridge)
         return tokenizer
 
-    def load_into(self, model: PreferenceModel) -> None:
-        """Load the weights into a model on the mesh. Collective.
+    def load_into(self, model: PreferenceModel) -> float:
+        """Load the weights into a model on the mesh; returns the seconds it took. Collective.
 
         Raises:
             UserError: on every rank, when any of them cannot read its part.
         """
+        begun = time.monotonic()
         if self.shards is None:
             load_weights(model, self.directory)
         else:
             shards = self.shards
             on_every_rank(READING, lambda: self._load_slices(model, shards))
         model.hf_assets = self.assets
+        return time.monotonic() - begun
 
     @_as_input()
     def _load_slices(self, model: PreferenceModel, shards: HuggingFaceSource) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -346,8 +347,10 @@ def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) 
         on_every_rank(
             "looking for the checkpoint", lambda: wait_for_files(path, newest.sizes, remedy)
         )
+        begun = time.monotonic()
         state = trainer.checkpointer.load(path)
         on_every_rank("resuming", lambda: trainer.restore(state))
+        trainer.stopping.expect_save(time.monotonic() - begun)  # it has as many bytes
         step, last = trainer.progress.step, trainer.total_steps
         lines.append(f"resumed {path.name}: {step} of {last} steps")
         seconds = {"look and hash": newest.found.seconds, **trainer.checkpointer.timings}

@@ -39,6 +39,7 @@ from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
 from nemo_gdpo.training.export import (
+    STOPPED,
     export_run,
     model_card_of,
     trained_template,
@@ -62,17 +63,13 @@ from nemo_gdpo.training.resume import (
     refuse_unreadable_metrics,
     resume,
 )
-from nemo_gdpo.training.signals import stopped_together
+from nemo_gdpo.training.signals import first_save, stopped_together
 from nemo_gdpo.training.summary import Ending, end_lines
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
-EXPORTING = (
-    "stopped by {signal}; all {steps} steps are done and their checkpoint is written, what is "
-    "missing is an export, and the same command makes it"
-)
 References = Mapping[str, ReferenceStore | None]
 """Split -> its cached reference; None where a resident copy serves."""
 
@@ -101,6 +98,8 @@ class Run:
     newest: Newest | None = None
     """The checkpoint to resume from, as the start of the run has found it."""
     clock: RunClock = field(default_factory=RunClock)
+    loading_seconds: float = 0.0
+    """Of the base weights."""
     lock: OutputLock | None = None
     """On output_dir, on the main rank, until the run leaves."""
     trainer: PreferenceTrainer | None = None
@@ -209,12 +208,12 @@ class Run:
                 end_token_id=train.end_token_id,
             ),
         )
-        source.load_into(model)
+        took = source.load_into(model)
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )
         run = cls(
-            config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock
+            config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock, took
         )
         from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
         return run, plan
@@ -387,6 +386,7 @@ class Run:
             ),
         )  # fmt: skip
         trainer.clock = self.clock
+        trainer.stopping.expect_save(first_save(self.loading_seconds, self.mesh.data_size))
         return trainer
 
     def fit(self, trainer: PreferenceTrainer) -> Outcome:
@@ -455,7 +455,7 @@ class Run:
             )
             self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
         elif self.config.export_nemo or self.config.export_hf:
-            stop.interrupts = EXPORTING.replace("{steps}", str(last))
+            stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step
             if why is not None:
                 raise stopped_together(stop.interrupts.replace("{signal}", why))

@@ -16,6 +16,8 @@ from nemo_gdpo.launch.signals import StopRequest, name_of, obeyed
 
 _TIME_IS_UP = 1 << 16
 """Greater than the number of any signal."""
+_WEIGHT_BYTES, _CHECKPOINT_BYTES = 2, 14
+"""A parameter in bf16; and in a checkpoint, with the optimizer's own in fp32 and two moments."""
 
 
 def highest(*values: int) -> list[int]:
@@ -37,19 +39,30 @@ def stopped_together(message: str) -> Stopped:
     return error
 
 
+def first_save(loading_seconds: float, replicas: int) -> float:
+    """Seconds that a run's first checkpoint may take, from those that the base weights took.
+
+    The same disk has to take, once, what each of `replicas` data-parallel replicas read, and more.
+    """
+    return loading_seconds * max(1.0, _CHECKPOINT_BYTES / (_WEIGHT_BYTES * replicas))
+
+
 class Stopping:
     """Tells a loop, on all ranks alike, when to end early.
 
     Ranks receive a signal at different moments, and their clocks differ; leaving the loop at
     different steps would hang. Before the end of the job's time the loop is left early enough for
-    one more turn and one more checkpoint, each as long as the longest so far.
+    one more turn and one more checkpoint, each as long as the longest so far; before the first, as
+    long as `expect_save` says.
     """
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
+        self._since = time.time()
         self._began: float | None = None
         self._longest_turn = 0.0
         self._longest_save: float | None = None
+        self._expected_save = 0.0
         self.why: str | None = None
         """Why the loop ends, as in `stopped by SIGTERM`, once it does."""
 
@@ -87,6 +100,10 @@ class Stopping:
             self._began = time.time()
             self._longest_save = max(self._longest_save or 0.0, self._began - begun)
 
+    def expect_save(self, seconds: float) -> None:
+        """The first checkpoint will take about so long."""
+        self._expected_save = seconds
+
     def note_save(self, seconds: float) -> None:
         """A checkpoint took so long, also where training went on meanwhile."""
         self._longest_save = max(self._longest_save or 0.0, seconds)
@@ -101,7 +118,9 @@ class Stopping:
             return self._stop.received
         if limit is None:
             return 0
-        save = limit.margin if self._longest_save is None else self._longest_save
+        save = self._longest_save
+        if save is None:  # nothing was measured: no more than a tenth of the time is kept free
+            save = max(limit.margin, min(self._expected_save, (limit.end - self._since) / 10))
         needed = self._longest_turn + save + limit.margin
         return _TIME_IS_UP if time.time() + needed > limit.end else 0
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict, replace
@@ -18,7 +16,7 @@ from nemo_gdpo.io import output_lock
 from nemo_gdpo.io.manifest import LOCK
 from nemo_gdpo.io.output_lock import Holder, InUseError, OutputLock, hold
 from nemo_gdpo.io.processes import Process, this_process
-from tests.support.ranks import ROOT
+from tests.support.locks import holding
 
 ELSEWHERE = Process("node-7", 4321, "99", "another boot pid:[1]")
 
@@ -30,24 +28,6 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
         str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in found
     }
-
-
-def holding(directory: Path, **variables: str) -> subprocess.Popen[str]:
-    """Another process that holds it until it is killed."""
-    code = (
-        "import sys, time; from pathlib import Path; from nemo_gdpo.io.output_lock import hold\n"
-        "hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(directory)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **variables},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 def record_of(directory: Path, **changes: object) -> Holder:

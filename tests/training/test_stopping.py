@@ -14,7 +14,7 @@ from nemo_gdpo.launch.time_limit import TimeLimit
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training import signals
 from nemo_gdpo.training.mesh import join_world, leave_world
-from nemo_gdpo.training.signals import Stopping, highest, stopped_together
+from nemo_gdpo.training.signals import Stopping, first_save, highest, stopped_together
 
 END = 10_000.0
 
@@ -104,6 +104,25 @@ def test_why(clock: Clock) -> None:
         assert both.due() == "Ctrl-C"
         signal.raise_signal(signal.SIGTERM)
         assert both.due() == "SIGTERM"
+
+
+def test_the_first_checkpoint_takes_as_long_as_what_was_read_says(clock: Clock) -> None:
+    """Fourteen bytes are written once where each replica read two; of a short time a tenth."""
+    assert first_save(30.0, 1) == 210.0
+    assert first_save(30.0, 4) == 52.5
+    assert first_save(30.0, 64) == 30.0
+    stopping = limited()
+    stopping.expect_save(first_save(30.0, 1))
+    ended = turns(stopping, clock, 10.0)
+    assert END - 60.0 - 210.0 - 10.0 <= ended <= END - 60.0 - 210.0
+    clock.now = 0.0
+    stopping = limited()
+    stopping.expect_save(1e6)
+    assert END - 60.0 - 1000.0 - 10.0 <= turns(stopping, clock, 10.0) <= END - 60.0 - 1000.0
+    clock.now = 0.0
+    stopping = limited()
+    stopping.expect_save(1e6)  # is forgotten once one was made
+    assert turns(stopping, clock, 10.0, save=1.0) > END - 60.0 - 1.0 - 10.0 - 11.0
 
 
 def test_without_a_limit_time_does_not_matter(clock: Clock) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nemo_gdpo.conversion.compare.logits import LogitsComparison
 from nemo_gdpo.conversion.compare.verify import VerifyReport
-from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 
 MARKDOWN, JSON = "report.md", "report.json"
 _SHOWN = 20
@@ -124,7 +124,8 @@ class Comparison:
             write_file(directory / JSON, json.dumps(self.to_dict(), indent=1) + "\n")
             write_file(directory / MARKDOWN, self.markdown())
         except OSError as error:
-            raise UserError(
-                f"{directory}: the report cannot be written ({error.strerror}); give a directory "
-                "that can be"
+            raise unwritable(
+                error,
+                f"{directory}: the report cannot be written ({error.strerror or error}); "
+                f"{remedy_of(error)}, or give another directory",
             ) from None

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.io.remedies import remedy_of
+from nemo_gdpo.io.remedies import remedy_of, unwritable
 
 MAX_MEMBERS = 200_000
 """zarr made a file of every piece of every tensor; more than this is not a checkpoint."""
@@ -65,6 +65,7 @@ def extract(archive: Path, directory: Path) -> None:
 
     Raises:
         UserError: it is not a readable archive, is refused, or does not fit.
+        RunError: the disk filled up or failed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -82,7 +83,8 @@ def extract(archive: Path, directory: Path) -> None:
             raise
         raise UserError(f"{archive}: is not a readable .nemo archive ({error})") from None
     except OSError as error:
-        raise UserError(
+        raise unwritable(
+            error,
             f"{archive}: could not be unpacked to {directory} ({error.strerror or error}); "
-            f"{remedy_of(error)}, or copy the archive again if it is damaged"
+            f"{remedy_of(error)}, or copy the archive again if it is damaged",
         ) from None

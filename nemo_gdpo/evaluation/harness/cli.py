@@ -8,6 +8,7 @@ from pathlib import Path
 from nemo_gdpo.config.downstream import ALPACA_EVAL, LM_EVAL, MT_BENCH
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE
+from nemo_gdpo.io.output_lock import InUseError, hold
 
 
 def lm_eval(request: Request) -> int:
@@ -20,12 +21,23 @@ def lm_eval(request: Request) -> int:
     for row in lm_eval_rows([a for a in read_answers(output_dir) if a["name"] == path.stem]):
         print(" ".join(row[:4]) + (f" ± {row[4]}" if row[4] else ""))
     print(f"kept: {path}")
-    from nemo_gdpo.evaluation.report.page import write_report
-    from nemo_gdpo.evaluation.results import FILE_NAME, read_results
+    from nemo_gdpo.evaluation.results import FILE_NAME
 
     if (output_dir / FILE_NAME).is_file():
-        print(f"report: {write_report(read_results(output_dir), output_dir)}")
+        write_report_of(output_dir)
     return EXIT_DONE
+
+
+def write_report_of(output_dir: Path) -> None:
+    """With what lm-eval said; an evaluation that is under way there will write it itself."""
+    from nemo_gdpo.evaluation.report.page import write_report
+    from nemo_gdpo.evaluation.results import read_results
+
+    try:
+        with hold(output_dir):
+            print(f"report: {write_report(read_results(output_dir), output_dir)}")
+    except InUseError as error:
+        print(f"report: left to the one that is under way ({error})")
 
 
 def alpaca_eval(request: Request) -> int:

@@ -55,14 +55,19 @@ class ScoringModel:
         return self.model
 
 
-def open_model(what: str, directory: Path) -> ScoringModel:
+def open_model(what: str, directory: Path, date: str) -> ScoringModel:
     """Identify a model and read its tokenizer; its weights are loaded when they are needed.
+
+    Args:
+        what: key of the configuration that names it.
+        directory: Hugging Face model.
+        date: ISO date that its template writes, if it has a clock.
 
     Raises:
         UserError: its files cannot be read.
     """
     tokenizer = load_tokenizer(what, directory)
-    encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids(directory))
+    encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids(directory), date=date)
     return ScoringModel(
         what,
         directory,
@@ -185,6 +190,7 @@ def score_rows(
     cache: Cache,
     device: torch.device,
     batch_tokens: int,
+    date: str,
 ) -> list[list[SequenceScores | None]]:
     """Scores of every response, row by row; None for a response without a token.
 
@@ -196,8 +202,10 @@ def score_rows(
         cache: of responses that were scored before.
         device: to run on.
         batch_tokens: of one forward pass.
+        date: ISO date that the prompts bore when they were answered, if the template has a clock.
     """
-    per_row = [token_sequences(row, reference.encoder) for row in rows]
+    encoder = reference.encoder.on(date)
+    per_row = [token_sequences(row, encoder) for row in rows]
     flat = [item for items in per_row for item in items if item is not None]
     identity = [
         reference.fingerprint,

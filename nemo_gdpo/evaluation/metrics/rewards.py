@@ -10,6 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from nemo_gdpo.config.evaluation import RewardConfig
+from nemo_gdpo.data.clock import has_clock, stopped_clock
+from nemo_gdpo.data.templates import default_template
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.metrics.sentiment import vader_sentiment
 from nemo_gdpo.evaluation.metrics.unread import unread_by_tokenizer, unread_without_latin
@@ -181,9 +184,9 @@ class ModelReward:
     """
 
     def __init__(
-        self, config: RewardConfig, cache: Cache, device: torch.device, batch_tokens: int
+        self, config: RewardConfig, cache: Cache, device: torch.device, batch_tokens: int, date: str
     ) -> None:
-        """Load the model.
+        """Load the model; `date` is the day that a template with a clock writes.
 
         Raises:
             UserError: it is not such a model, or lacks the label.
@@ -193,7 +196,7 @@ class ModelReward:
         assert config.path is not None
         self.name = config.title
         self._config, self._cache, self._device = config, cache, device
-        self._batch_tokens = batch_tokens
+        self._batch_tokens, self._date = batch_tokens, date
         path = Path(config.path)
         self._key = f"evaluation.rewards: {self.name}"
         scalar = config.kind == "hf_reward_model"
@@ -229,6 +232,25 @@ class ModelReward:
             f"{', '.join(str(label) for label in labels.values())}"
         )
 
+    @property
+    def has_clock(self) -> bool:
+        """Whether its template writes the day."""
+        return self._config.kind == "hf_reward_model" and has_clock(self._tokenizer.chat_template)
+
+    @cached_property
+    def _template(self) -> str:
+        """The chat template, whose clock shows the evaluation's day."""
+        try:
+            template = default_template(self._tokenizer)
+            if template is not None:
+                return stopped_clock(template, self._date)
+        except UserError as error:
+            raise UserError(f"{self._key}: {error}") from None
+        raise UserError(
+            f"{self._key}: its tokenizer has no chat template, and the prompts are "
+            "conversations; add chat_template.jinja to its directory"
+        )
+
     def _ids(self, answer: Answer) -> list[int] | Unscored:
         text = self._text(answer)
         if isinstance(text, Unscored):
@@ -259,14 +281,14 @@ class ModelReward:
             return _as_text(answer, self._config.with_prompt), True
         if isinstance(answer.prompt, str):
             return answer.prompt + answer.response, True
-        if self._tokenizer.chat_template is None:
-            raise UserError(
-                f"{self._key}: its tokenizer has no chat template, and the prompts are "
-                "conversations; add chat_template.jinja to its directory"
-            )
+        template = self._template
         conversation = [*answer.prompt, {"role": "assistant", "content": answer.response}]
         try:
-            text = self._tokenizer.apply_chat_template(conversation, tokenize=False)
+            text = self._tokenizer.apply_chat_template(
+                conversation,
+                chat_template=template,
+                tokenize=False,
+            )
         except Exception as error:  # noqa: BLE001 - a template may raise anything
             roles = ", ".join(turn["role"] for turn in conversation)
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -328,9 +350,16 @@ class ModelReward:
 
 
 def build_reward(
-    config: RewardConfig, cache: Cache, device: torch.device, batch_tokens: int
+    config: RewardConfig, cache: Cache, device: torch.device, batch_tokens: int, date: str
 ) -> Reward:
     """The reward that a section describes.
+
+    Args:
+        config: the section.
+        cache: of what was computed before.
+        device: of its model.
+        batch_tokens: of one forward pass.
+        date: ISO date that its model's template writes, if it has a clock.
 
     Raises:
         UserError: its model or its function cannot be had.
@@ -340,4 +369,4 @@ def build_reward(
     if config.kind == "python":
         assert config.entry_point is not None
         return _python_reward(config.title, config.entry_point)
-    return ModelReward(config, cache, device, batch_tokens)
+    return ModelReward(config, cache, device, batch_tokens, date)

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.evaluation.harness.cli import lm_eval
+from nemo_gdpo.evaluation.harness.cli import lm_eval, write_report_of
 from nemo_gdpo.evaluation.harness.lm_eval import lm_eval_rows, read_answers
 from nemo_gdpo.evaluation.results import write_results
 from tests.evaluation.made_up_results import film_results
+from tests.support.locks import holding
 from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[3]
@@ -126,3 +127,17 @@ def test_a_foreign_file_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "lm_eval" / "x.json").write_text("{}")
     with pytest.raises(UserError, match="not written by nemo-gdpo evaluate lm-eval; remove it"):
         read_answers(tmp_path)
+
+
+def test_an_evaluation_under_way_writes_the_report_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two that wrote one report would leave that of whoever came last."""
+    write_results(film_results(), tmp_path)
+    with holding(tmp_path) as other:
+        write_report_of(tmp_path)
+        assert not (tmp_path / "report.html").exists()
+        assert "another run is writing into" in capsys.readouterr().out
+        other.kill()
+    write_report_of(tmp_path)
+    assert (tmp_path / "report.html").is_file()

@@ -33,8 +33,11 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
         yield opened
 
 
-def build(cache: Cache, tokens: int = 4096, **settings: Any) -> Reward:
-    return build_reward(RewardConfig(**settings), cache, CPU, tokens)
+DAY = "2031-01-31"
+
+
+def build(cache: Cache, tokens: int = 4096, date: str = DAY, **settings: Any) -> Reward:
+    return build_reward(RewardConfig(**settings), cache, CPU, tokens, date)
 
 
 def answers(*texts: str, prompt: Any = "a film ") -> list[Answer]:
@@ -122,6 +125,29 @@ def test_reward_model_against_transformers(
             expected.append(float(model(torch.tensor([ids])).logits[0, 0]))
     assert found == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 4) for value in found}) == 4
+
+
+def test_a_template_with_a_clock_writes_the_day_of_the_evaluation(
+    cache: Cache, tmp_path: Path
+) -> None:
+    """Not the one on which it happens to be applied: a score would depend on it."""
+    directory = save_reward_model(tmp_path / "model", pad=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    plain = tokenizer.chat_template
+
+    def scored(template: Any, date: str = DAY) -> list[float]:
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(directory)
+        reward = build(cache, date=date, kind="hf_reward_model", path=str(directory))
+        return reward(answers("good", prompt=CHAT))
+
+    written = scored("31 Jan 2031 " + plain)
+    clock = "{{ strftime_now('%d %b %Y') }} " + plain
+    assert scored(clock) == written
+    assert scored({"default": clock, "tool_use": "{{ 1 }}"}) == written
+    assert scored(clock, "2031-02-28") == scored("28 Feb 2031 " + plain) != written
+    with pytest.raises(UserError, match=r"hf_reward_model: chat template: .* not written out"):
+        scored("{% set f = '%d' %}{{ strftime_now(f) }}" + plain)
 
 
 def test_values_are_cached_by_content(
