@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import signal
 import sys
@@ -28,13 +27,13 @@ from nemo_gdpo.generation.sweep import sampling_points
 from nemo_gdpo.generation.types import Completed, NotMade, Request, SamplingPoint
 from nemo_gdpo.io.files import file_sha256, write_file
 from nemo_gdpo.io.http import REFUSED_AT_FIRST, RefusedError
+from nemo_gdpo.io.processes import end_with_parent
 from nemo_gdpo.launch.failures import guarded
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 from nemo_gdpo.progress import progress_bar
 
 SKIPPED = "skipped.jsonl"
 INTERRUPTED = "stopped by a signal before sampling began; the same command starts again"
-_PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -368,12 +367,6 @@ def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict
     return built
 
 
-def _end_with_parent() -> None:
-    """Make Linux kill this process when `nemo-gdpo generate` is killed: it holds the lock."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent(signal.SIGKILL)  # it holds the lock, and each row is whole once it is written
     sys.exit(main(sys.argv[1:]))

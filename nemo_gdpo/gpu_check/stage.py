@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from nemo_gdpo.gpu_check.findings import NotHereError, StageResult, Status, judg
 from nemo_gdpo.gpu_check.machine import describe_machine
 from nemo_gdpo.gpu_check.stages import STAGES, Stage
 from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.processes import end_with_parent
 from nemo_gdpo.launch.logging import quiet_libraries
 
 RESULT = "result.json"
@@ -51,4 +53,5 @@ def main(name: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(signal.SIGKILL)
     sys.exit(main(sys.argv[1], Path(sys.argv[2])))

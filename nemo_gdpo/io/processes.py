@@ -1,11 +1,16 @@
-"""Processes by name, across machines: is the one that a file names still there?"""
+"""Processes: by name across machines, is the one that a file names still there; and their ends."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -51,3 +56,13 @@ def _started(pid: int) -> str:
         return ""
     fields = text.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have Linux send this process a signal when the one that started it has ended.
+
+    A launcher that is killed can stop nobody, and what it started would go on: with the lock on the
+    output_dir, and with the GPUs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

@@ -7,12 +7,14 @@ builds NeMo's classes, so a rank that computes a reference never imports nemo.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, Stopped, UserError
+from nemo_gdpo.io.processes import end_with_parent
 from nemo_gdpo.launch.failures import guarded, report, report_alone, say
 from nemo_gdpo.launch.rank_log import record_failure
 from nemo_gdpo.launch.ranks import FAILURE
@@ -159,4 +161,5 @@ def main(task: str, file: Path) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(signal.SIGTERM)  # it keeps what it has, as at any signal
     sys.exit(main(sys.argv[1], Path(sys.argv[2])))

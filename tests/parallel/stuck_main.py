@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from nemo_gdpo.io.processes import end_with_parent
+
 LIMIT_MINUTES = 0.15
 RANKS = 3
 
@@ -119,6 +121,7 @@ def main(case: str, victim: str, config: Path) -> int:
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
+        end_with_parent(signal.SIGKILL)  # of a test that has waited long enough
         sys.exit(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
     from nemo_gdpo.launch.ranks import launch_ranks
 

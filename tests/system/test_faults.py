@@ -128,6 +128,34 @@ def test_a_rank_that_dies_takes_the_others_down_within_a_minute(
     assert found.path.name >= "step_00000020"
 
 
+def _runs(process: int) -> bool:
+    """Whether it has not ended, if only to be waited for by a parent that is gone."""
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_ranks_of_a_launcher_that_is_killed_save_and_end(
+    root: Path, model: Path, data: Path
+) -> None:
+    """They would go on without anybody who could stop them."""
+    output = root / "launcher"
+    long = [*steps(5000), "parallel=pp2", "trainer.save_interval=5000"]
+    with started("train", *common(model, data, output, *long)) as process:
+        wait_for_step(process, output, 3)
+        ranks = _children(process)
+        process.kill()
+        killed = time.monotonic()
+        while any(_runs(rank) for rank in ranks):
+            assert time.monotonic() - killed < 60
+            time.sleep(0.1)
+    found = find_newest_whole(output / "checkpoints")
+    assert found.path is not None
+    assert found.path.name >= "step_00000003"
+    assert metrics(output)[-1]["step"] == int(found.path.name[-8:]) - 1
+
+
 def test_a_signal_while_the_reference_is_computed(root: Path, model: Path) -> None:
     """What is finished is kept, and the run can be queued again."""
     many = write_jsonl(root / "many.jsonl", pairs(6000))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nemo_gdpo.training.resume import IDENTITY
 from tests.support.commands import (
     DEADLINE,
     common,
@@ -114,24 +115,31 @@ def test_killed_it_loses_what_was_not_written(tmp_path: Path, model: Path, data:
     shards[1].write_bytes(content)
     (partial / ".shard-half.host-1-00000000.tmp").write_bytes(b"half")
     shutil.copytree(output, tmp_path / "other")
+    shutil.copytree(output, tmp_path / "unknown")
+    (tmp_path / "unknown" / IDENTITY).unlink()
     done = several(
         tmp_path / "logs",
         {
             "again": ["reference", *arguments],
             "whole": ["reference", *common(model, data, tmp_path / "whole", *GDPO)],
-            "other": [
-                "reference",
-                *common(model, data, tmp_path / "other", *GDPO),
-                "objective.eos_temperature=0.5",
-            ],
+            **{
+                name: [
+                    "reference",
+                    *common(model, data, tmp_path / name, *GDPO),
+                    "objective.eos_temperature=0.5",
+                ]
+                for name in ("other", "unknown")
+            },
         },
     )
-    assert [result.status for result in done.values()] == [0, 0, 0], done
+    assert [result.status for result in done.values()] == [0, 0, 2, 0], done
     assert "reference train: continuing, 4 of 16 pairs" in done["again"].out
     assert rows(output / "reference" / "train") == rows(tmp_path / "whole" / "reference" / "train")
     assert [path.name for path in (output / "reference").iterdir()] == ["train"]
-    assert "differs in columns, eos_temperature is dropped" in done["other"].out
-    assert "continuing" not in done["other"].out
+    # Other settings are another run; where nothing says so, the key does.
+    assert "was made with another objective (objective.eos_temp" in done["other"].complaints[0]
+    assert "differs in columns, eos_temperature is dropped" in done["unknown"].out
+    assert "continuing" not in done["unknown"].out
 
 
 def test_another_rope_base_is_another_model(tmp_path: Path, model: Path, data: Path) -> None:
@@ -171,13 +179,21 @@ def test_a_cache_of_another_key_in_a_runs_own_directory_is_refused(
             "first": ["reference", *given],
             "other": ["reference", *given, "objective.eos_temperature=0.5"],
             "bf16": ["reference", *given, "precision=bf16"],
+            "forget": ["!", "rm", str(tmp_path / "run" / IDENTITY)],
+            "other unknown": ["reference", *given, "objective.eos_temperature=0.5"],
+            "bf16 unknown": ["reference", *given, "precision=bf16"],
         },
     )
     assert done["first"].status == 0
-    for name, named in (("other", "columns, eos_temperature"), ("bf16", "precision")):
-        assert done[name].status == 2
+    for name, said in {
+        "other": "was made with another objective (objective.eos_temperature: 1.0, now 0.5)",
+        "bf16": "precision",
+        "other unknown": "belongs to another run: it differs in columns, eos_temperature;",
+        "bf16 unknown": "belongs to another run: it differs in precision;",
+    }.items():
+        assert done[name].status == 2, name
         (line,) = done[name].complaints
-        assert f"belongs to another run: it differs in {named};" in line
+        assert said in line
 
 
 @pytest.mark.parallel

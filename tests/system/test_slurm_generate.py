@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,19 +93,3 @@ def test_the_job_fails_with_the_reason_of_the_run(slurm: SlurmCluster, tmp_path:
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
     assert "/none does not exist" in log.read_text()
     assert ended["Restarts"] == "0"
-
-
-def test_a_job_is_not_queued_again_for_ever(tmp_path: Path) -> None:
-    called = tmp_path / "called"
-    fake = tmp_path / "scontrol"
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{called}\n')
-    fake.chmod(0o755)
-    own = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    own |= {"NEMO_GDPO_MAX_RESTARTS": "2", "NEMO_GDPO_HOME": str(ROOT)}
-    for restarts in ("0", "1", "2"):
-        subprocess.run(
-            ["bash", "-uc", f"source {ROOT}/slurm/env.sh; requeue"],
-            env=own | {"SLURM_RESTART_COUNT": restarts},
-            check=True,
-        )
-    assert called.read_text().splitlines() == ["requeue 7", "requeue 7"]
