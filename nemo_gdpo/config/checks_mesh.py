@@ -86,13 +86,7 @@ def check_mesh(config: RunConfig) -> Iterator[Problem]:
             f"set it to false, or {TP} to 2 or more",
         )
     cp = model.context_parallel_size
-    if cp > 1 and config.data.packing:
-        yield Problem(
-            "data.packing",
-            "packed sequences are not cut over context-parallel ranks",
-            f"set it to false, or {CP} to 1",
-        )
-    if cp > 1:
+    if cp > 1 and not config.data.packing:
         split = 2 * cp * (model.tensor_model_parallel_size if model.sequence_parallel else 1)
         if config.data.max_length % split:
             down = config.data.max_length // split * split
@@ -141,6 +135,14 @@ def check_world(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:
 
 def _check_batch(config: RunConfig, copies: int) -> Iterator[Problem]:
     model = config.model
+    if config.data.packing:  # as many micro-batches as the pairs need, and the mesh
+        if model.global_batch_size < copies:
+            yield Problem(
+                "model.global_batch_size",
+                f"{model.global_batch_size} pairs leave some of {copies} data-parallel ranks idle",
+                f"set it to {copies} or more, or use fewer ranks",
+            )
+        return
     step = model.micro_batch_size * copies
     whole = "model.global_batch_size"
     if model.global_batch_size % step:

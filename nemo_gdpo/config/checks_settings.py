@@ -63,6 +63,12 @@ def check_data(config: RunConfig, *, files: bool) -> Iterator[Problem]:
             f"{data.format} would be ignored: preset={data.preset} decides the columns",
             "leave it at auto, or set data.preset=null",
         )
+    if data.pack_tokens is not None and not data.packing:
+        yield Problem(
+            "data.pack_tokens",
+            "nothing reads it with data.packing=false",
+            "set it to null, or data.packing=true",
+        )
     if data.train_path is None:
         yield Problem(
             "data.train_path", "is not set", "set data.train_path=FILE, or export NEMO_GDPO_TRAIN"

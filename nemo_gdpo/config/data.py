@@ -66,7 +66,11 @@ class DataConfig(Section):
     seed: Annotated[int, Field(ge=0), FIXED] = 1234
     """Seed of the order of pairs."""
     packing: Annotated[bool, FREE] = False
-    """Padding-free micro-batches: all sequences in one row, with the same result."""
+    """Padding-free micro-batches: sequences one after the other in one row, as many pairs as fit,
+    with the same result."""
+    pack_tokens: Annotated[Annotated[int, Field(ge=2)] | None, FREE] = None
+    """Positions of a packed row at most, for `packing`; null takes what the padded rows of
+    `model.micro_batch_size` pairs of `data.max_length` would."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
     date: Annotated[Day | None, FIXED] = None

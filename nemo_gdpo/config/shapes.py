@@ -40,6 +40,17 @@ def fp8_multiples(precision: str, *, sequence_parallel: bool) -> Multiples:
     return Multiples()
 
 
+def sequence_multiple(context: int) -> int:
+    """Each sequence of a packed row takes a multiple of this, in tokens.
+
+    Each is cut over the ranks by itself, in two chunks a rank.
+
+    Args:
+        context: context-parallel ranks.
+    """
+    return 2 * context if context > 1 else 1
+
+
 def length_multiple(
     *, tensor: int, context: int, sequence_parallel: bool, precision: str, rows: int
 ) -> int:
@@ -54,7 +65,7 @@ def length_multiple(
     """
     # Context parallelism gives each rank 2 of 2 * CP chunks; sequence parallelism cuts its part.
     sequence = tensor if sequence_parallel else 1
-    chunks = 2 * context if context > 1 else 1
+    chunks = sequence_multiple(context)
     tokens = fp8_multiples(precision, sequence_parallel=sequence_parallel).tokens
     # A rank has rows x length / (sequence x context) tokens.
     of_a_row = tokens // math.gcd(tokens, rows)

@@ -49,10 +49,11 @@ class PaddedBatch(BatchRows):
 
 @dataclass(frozen=True)
 class PackedBatch(BatchRows):
-    """N sequences one after the other in one row.
+    """N sequences one after the other in one row, each with its filling, if it needs some.
 
     `cu_seqlens` (int32) holds the N + 1 boundaries of the sequences, and one more at S when the row
-    is filled up: the filling is a separate sequence, so that every position attends to something.
+    is filled up: that filling is a separate sequence, so that every position attends to something.
+    What fills a sequence up stands behind it, where causality hides it.
     """
 
     tokens_1S: Tensor
@@ -100,9 +101,15 @@ def pad_batch(pairs: Sequence[TokenizedPair], seq_length: int, pad_id: int) -> P
 
 
 def pack_batch(
-    pairs: Sequence[TokenizedPair], total_length: int | None, pad_id: int
+    pairs: Sequence[TokenizedPair], total_length: int | None, pad_id: int, *, multiple: int = 1
 ) -> PackedBatch:
     """Lay pairs out as one row; None for `total_length` is exactly as long as needed.
+
+    Args:
+        pairs: one or more.
+        total_length: of the row, a multiple of `multiple`.
+        pad_id: token that fills up.
+        multiple: of which each sequence takes whole ones.
 
     Raises:
         UserError: the sequences do not fit.
@@ -113,15 +120,16 @@ def pack_batch(
     bounds = [0]
     for pair, response in _sequences(pairs):
         row_ids, row_labels = _ids_and_labels(pair, response)
-        tokens += row_ids
-        labels += row_labels
-        positions += range(len(row_ids))
+        filling = -len(row_ids) % multiple
+        tokens += [*row_ids, *[pad_id] * filling]
+        labels += [*row_labels, *[IGNORE] * filling]
+        positions += range(len(row_ids) + filling)
         bounds.append(len(tokens))
     fill = 0 if total_length is None else total_length - len(tokens)
     if fill < 0:
         raise UserError(
             f"{len(pairs)} pairs need {len(tokens)} packed positions, there are {total_length}; "
-            "lower model.micro_batch_size or data.max_length"
+            "raise data.pack_tokens or lower data.max_length"
         )
     if fill:
         tokens += [pad_id] * fill

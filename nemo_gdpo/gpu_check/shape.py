@@ -22,6 +22,7 @@ from nemo_gdpo.platform import current_platform, detect_capabilities
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_mesh
 from nemo_gdpo.training.optimizer import build_optimizer
+from nemo_gdpo.training.packing import packed_row
 
 LLAMA3_8B = MegatronModelConfig(
     family="llama",
@@ -128,7 +129,7 @@ def measure(work: Workload, precision: str) -> Speed:
     )
     model.prepare_for_training()
     optimizer = build_optimizer(config, model.policy_chunks)
-    batches = _batches(work, model, mesh, config.data.packing)
+    batches = _batches(work, model, mesh, packed_row(config))
     times = []
     for _ in range(WARM_UPS + UPDATES):
         _synchronize(mesh.device)
@@ -151,7 +152,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _batches(
-    work: Workload, model: PreferenceModel, mesh: Mesh, packing: bool
+    work: Workload, model: PreferenceModel, mesh: Mesh, pack_tokens: int | None
 ) -> list[PreferenceMicroBatch]:
     """Micro-batches with the reference's log-probs in them."""
     draw = torch.Generator().manual_seed(3)
@@ -167,8 +168,8 @@ def _batches(
         for number in range(work.pairs)
     ]
     builder = BatchBuilder(
-        pairs=pairs, pad_token_id=0, layout=mesh.layout, micro_batch_size=1, packing=packing,
-        precision=model.config.precision,
+        pairs=pairs, pad_token_id=0, layout=mesh.layout, micro_batch_size=1,
+        pack_tokens=pack_tokens, precision=model.config.precision,
         data_rank=mesh.data_rank, data_size=mesh.data_size, device=mesh.device,
     )  # fmt: skip
     batches = builder.build(list(range(work.pairs)), None)

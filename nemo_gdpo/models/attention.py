@@ -53,6 +53,24 @@ def zigzag_positions(length: int, rank: int, world: int, device: torch.device) -
     return torch.cat([chunks[rank], chunks[2 * world - 1 - rank]])
 
 
+def packed_positions(cu_seqlens: Tensor, rank: int, world: int) -> Tensor:
+    """Places in a packed row [T / world] that context-parallel rank `rank` holds.
+
+    Each sequence is cut by itself, as `zigzag_positions` says, and its parts stay in order: what
+    megatron's rotary embedding and Transformer Engine's attention expect of packed rows.
+
+    Args:
+        cu_seqlens: bounds; every sequence has a multiple of 2 * world positions.
+        rank: of the context-parallel group.
+        world: size of the group.
+    """
+    parts = [
+        start + zigzag_positions(stop - start, rank, world, cu_seqlens.device)
+        for start, stop in pairwise(cu_seqlens.tolist())
+    ]
+    return torch.cat(parts)
+
+
 def window_mask(query_S: Tensor, key_S: Tensor, window: int | None) -> Tensor:
     """Which keys each query may see, bool [len(query), len(key)], from their positions.
 
@@ -153,13 +171,38 @@ class CoreAttention(nn.Module):
 
     def _packed(self, q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor) -> Tensor:
         if self.cp_group is not None:
-            raise ValueError("packed sequences under context parallelism need Transformer Engine")
+            return self._packed_context_parallel(q_TND, k_TGD, v_TGD, cu_seqlens)
         outputs = []
         bounds = cu_seqlens.tolist()
         for start, stop in pairwise(bounds):
             q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_TND, k_TGD, v_TGD))
             mask = self._dense_mask(stop - start, q_TND.device)
             outputs.append(self._attend(q, k, v, mask)[0].transpose(0, 1))
+        return torch.cat(outputs)
+
+    def _packed_context_parallel(
+        self, q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor
+    ) -> Tensor:
+        """Queries stay; keys and values of the complete row are gathered, and put into order."""
+        group = self.cp_group
+        assert group is not None
+        world, device = group.size(), q_TND.device
+        places = torch.cat([packed_positions(cu_seqlens, r, world) for r in range(world)])
+        order = places.argsort().to(device)
+        k_all = _GatherSequence.apply(k_TGD, group)[order]  # type: ignore[no-untyped-call]
+        v_all = _GatherSequence.apply(v_TGD, group)[order]  # type: ignore[no-untyped-call]
+        outputs, own = [], 0
+        for start, stop in pairwise(cu_seqlens.tolist()):
+            length = stop - start
+            q = q_TND[own : own + length // world].transpose(0, 1)[None]
+            k, v = (x[start:stop].transpose(0, 1)[None] for x in (k_all, v_all))
+            mask = window_mask(
+                zigzag_positions(length, group.rank(), world, device),
+                torch.arange(length, device=device),
+                self.window,
+            )
+            outputs.append(self._attend(q, k, v, mask)[0].transpose(0, 1))
+            own += length // world
         return torch.cat(outputs)
 
     def _context_parallel(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
-from nemo_gdpo.data.collate import PackedBatch
+from nemo_gdpo.data.collate import PackedBatch, PaddedBatch
 from nemo_gdpo.logprobs import MainGrad, selected_logprobs
-from nemo_gdpo.models.attention import zigzag_positions
+from nemo_gdpo.models.attention import packed_positions, zigzag_positions
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 
 
@@ -158,24 +158,25 @@ def forward_logits(model: Any, tokens_NS: Tensor, options: HeadOptions) -> Tenso
     return output
 
 
-def _context_slice(x_NS: Tensor) -> Tensor:
-    """This context-parallel rank's columns of [N, S]."""
-    group = parallel_state.get_context_parallel_group()
-    if group.size() == 1:
-        return x_NS
-    return x_NS[:, zigzag_positions(x_NS.shape[1], group.rank(), group.size(), x_NS.device)]
+def _columns(rows: PaddedBatch | PackedBatch, rank: int, world: int) -> Tensor:
+    """Columns of the rows that a context-parallel rank holds, int64."""
+    if isinstance(rows, PackedBatch):
+        # Bounds are read on the host, once a rank: they lie where the batch is.
+        return packed_positions(rows.cu_seqlens, rank, world)
+    return zigzag_positions(rows.tokens_NS.shape[1], rank, world, rows.tokens_NS.device)
 
 
-def _gather_context(values_TC: Tensor, labels_NS: Tensor) -> Tensor:
+def _gather_context(
+    values_TC: Tensor, labels_NS: Tensor, rows: PaddedBatch | PackedBatch
+) -> Tensor:
     """Put the context-parallel ranks' tokens back into the order of the complete rows."""
     group = parallel_state.get_context_parallel_group()
     if group.size() == 1:
         return values_TC
-    length, device = labels_NS.shape[1], labels_NS.device
     order, counts = [], []
-    flat_index_NS = torch.arange(labels_NS.numel(), device=device).view_as(labels_NS)
+    flat_index_NS = torch.arange(labels_NS.numel(), device=labels_NS.device).view_as(labels_NS)
     for rank in range(group.size()):
-        columns = zigzag_positions(length, rank, group.size(), device)
+        columns = _columns(rows, rank, group.size())
         mine = flat_index_NS[:, columns][labels_NS[:, columns] >= 0]
         order.append(mine)
         counts.append(mine.numel())
@@ -203,14 +204,16 @@ def forward_logprobs(
             max_seqlen_kv=rows.max_seqlen,
         )
     tokens, labels, position_ids = batch.inputs
+    group = parallel_state.get_context_parallel_group()
+    own = slice(None) if group.size() == 1 else _columns(rows, group.rank(), group.size())
     output: Tensor = model(
-        input_ids=_context_slice(tokens),
-        position_ids=_context_slice(position_ids),
+        input_ids=tokens[:, own],
+        position_ids=position_ids[:, own],
         # None: rows are padded on the right, where causality hides the padding.
         attention_mask=None,
-        labels=_context_slice(labels),
+        labels=labels[:, own],
         packed_seq_params=packed,
         output_processor=_head,
         output_processor_context=options,
     )
-    return _gather_context(output, labels) if is_last_stage else output
+    return _gather_context(output, labels, rows) if is_last_stage else output

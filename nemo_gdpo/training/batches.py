@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from nemo_gdpo.config.shapes import length_multiple
-from nemo_gdpo.data.collate import pack_batch, pad_batch
+from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.config.shapes import sequence_multiple
+from nemo_gdpo.data.bins import level_bins, share_bins
+from nemo_gdpo.data.collate import PackedBatch, PaddedBatch, pack_batch, pad_batch
+from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
+from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.packing import packed_row, pair_too_long, row_multiple, up_to
 from nemo_gdpo.training.reference_store import ReferenceStore
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A micro-batch before it is laid out."""
+
+    positions: tuple[int, ...]
+    """Of its pairs in the global batch; empty for one that only fills up the schedule."""
+    length: int
+    """Of its rows."""
 
 
 @dataclass(frozen=True)
 class BatchBuilder:
     """Cuts global batches over data-parallel ranks and micro-batches, and lays out tokens.
 
-    Every rank knows every pair, so that all ranks agree on one row length for a global batch
-    without talking to each other.
+    Every rank knows every pair, so that all ranks agree on the cut without talking to each other.
+
+    Padded: micro-batches of `micro_batch_size` pairs, rows as long as the longest of the global
+    batch. Packed: as few rows as hold the batch within `pack_tokens`, about equally full, and as
+    many on every rank. A row is as long as it needs to be; the stages of a pipeline, which pass on
+    buffers of one size, have rows as long as the longest of their replica.
     """
 
     pairs: Sequence[TokenizedPair]
@@ -30,81 +49,150 @@ class BatchBuilder:
     layout: ParallelLayout
     precision: str
     micro_batch_size: int
-    packing: bool
+    pack_tokens: int | None
+    """Positions of a packed row at most, see `packed_row`; None lays out padded rows."""
     data_rank: int
     data_size: int
     device: torch.device
 
-    def _row_tokens(self, pair: TokenizedPair) -> tuple[int, int]:
+    @classmethod
+    def of(cls, config: RunConfig, data: PreferenceDataset, mesh: Mesh) -> BatchBuilder:
+        """The builder of a run's split on this rank."""
+        return cls(
+            pairs=data,
+            pad_token_id=data.pad_token_id,
+            layout=mesh.layout,
+            precision=config.precision,
+            micro_batch_size=config.model.micro_batch_size,
+            pack_tokens=packed_row(config),
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_size,
+            device=mesh.device,
+        )
+
+    @cached_property
+    def _multiple(self) -> int:
+        rows = 1 if self.pack_tokens else 2 * self.micro_batch_size
+        return row_multiple(self.layout, self.precision, rows)
+
+    def _whole(self, length: int) -> int:
+        return up_to(self._multiple, length)
+
+    def _sequences(self, pair: TokenizedPair) -> tuple[int, int]:
+        """Tokens of both sequences of a pair."""
         prompt = len(pair.prompt_ids)
         return prompt + len(pair.chosen.ids), prompt + len(pair.rejected.ids)
 
-    def _common_length(self, groups: Sequence[Sequence[int]]) -> int:
-        """Row length for all micro-batches of a global batch: padded rows, or one packed row."""
-        fold = sum if self.packing else max
-        longest = max(
-            fold(length for index in group for length in self._row_tokens(self.pairs[index]))
-            for group in groups
-        )
-        multiple = length_multiple(
-            tensor=self.layout.tensor,
-            context=self.layout.context,
-            sequence_parallel=self.layout.sequence_parallel,
-            precision=self.precision,
-            rows=1 if self.packing else 2 * self.micro_batch_size,
-        )
-        return math.ceil(longest / multiple) * multiple
+    def packed_length(self, pair: TokenizedPair) -> int:
+        """Positions that a pair takes in a packed row."""
+        each = sequence_multiple(self.layout.context)
+        return sum(up_to(each, length) for length in self._sequences(pair))
+
+    # -- who gets what ---------------------------------------------------------------------------
+
+    def plan(self, indices: Sequence[int]) -> list[list[Planned]]:
+        """Micro-batches of each data-parallel rank, for the global batch `indices`.
+
+        Raises:
+            UserError: a pair is longer than a packed row, or the batch cannot be divided.
+        """
+        if self.pack_tokens is None:
+            return self._padded(indices)
+        capacity = self.pack_tokens
+        real = [position for position, index in enumerate(indices) if index != SENTINEL]
+        lengths = [self.packed_length(self.pairs[indices[position]]) for position in real]
+        for position, length in zip(real, lengths, strict=True):
+            if length > capacity:
+                raise pair_too_long(self.pairs[indices[position]].id, length, capacity)
+        stages, chunks = self.layout.pipeline, self.layout.virtual_pipeline or 1
+        rows = level_bins(
+            lengths, capacity,
+            # Interleaved stages take micro-batches in groups of as many as there are stages.
+            multiple=self.data_size * (stages if chunks > 1 else 1),
+            # With fewer than stages, some would always wait.
+            least=min(self.data_size * stages, len(real)),
+        )  # fmt: skip
+        loads = [self._whole(max(1, sum(lengths[item] for item in row))) for row in rows]
+        found = []
+        for share in share_bins(loads, self.data_size):
+            longest = max(loads[row] for row in share)
+            found.append(
+                [
+                    Planned(
+                        tuple(real[item] for item in sorted(rows[row])),
+                        longest if stages > 1 else loads[row],
+                    )
+                    for row in share
+                ]
+            )
+        return found
+
+    def _padded(self, indices: Sequence[int]) -> list[list[Planned]]:
+        filled = self._fill(indices)
+        longest = max(max(self._sequences(self.pairs[index])) for index in filled)
+        return [
+            [
+                Planned(tuple(positions), self._whole(longest))
+                for positions in PreferenceSampler.micro_batches(
+                    range(len(indices)), rank, self.data_size, self.micro_batch_size
+                )
+            ]
+            for rank in range(self.data_size)
+        ]
 
     def token_slots(self, indices: Sequence[int]) -> int:
         """Token positions that the global batch `indices` occupies, padding included."""
-        filled = self._fill(indices)
-        groups = self._groups(filled)
-        rows = len(groups) if self.packing else 2 * len(filled)
-        return rows * self._common_length(groups)
+        rows = 1 if self.pack_tokens else 2 * self.micro_batch_size
+        return sum(rows * one.length for share in self.plan(indices) for one in share)
 
     def _fill(self, indices: Sequence[int]) -> list[int]:
         """Sentinels replaced by a real pair, whose weight will be zero."""
-        stand_in = next(index for index in indices if index != SENTINEL)
+        stand_in = self._stand_in(indices)
         return [stand_in if index == SENTINEL else index for index in indices]
+
+    def _stand_in(self, indices: Sequence[int]) -> int:
+        real = [index for index in indices if index != SENTINEL]
+        return min(real, key=lambda index: self.packed_length(self.pairs[index]))
+
+    # -- the tensors -----------------------------------------------------------------------------
 
     def build(
         self, indices: Sequence[int], reference: ReferenceStore | None
     ) -> list[PreferenceMicroBatch]:
         """This rank's micro-batches of the global batch `indices` (-1 marks a sentinel).
 
-        The number of indices must be a multiple of micro_batch_size x data_size.
+        Raises:
+            UserError: see `plan`.
         """
         filled = self._fill(indices)
-        length = self._common_length(self._groups(filled))
-        batch_indices = range(len(filled))
         return [
-            self._micro_batch(
-                [filled[index] for index in group],
-                [SENTINEL if indices[index] == SENTINEL else index for index in group],
-                length,
-                reference,
-            )
-            for group in PreferenceSampler.micro_batches(
-                batch_indices, self.data_rank, self.data_size, self.micro_batch_size
-            )
+            self._micro_batch(planned, indices, filled, reference)
+            for planned in self.plan(indices)[self.data_rank]
         ]
-
-    def _groups(self, filled: Sequence[int]) -> list[list[int]]:
-        """The micro-batches of all ranks; which rank gets which does not matter here."""
-        return PreferenceSampler.micro_batches(filled, 0, 1, self.micro_batch_size)
 
     def _micro_batch(
         self,
-        group: Sequence[int],
-        batch_indices: Sequence[int],
-        length: int,
+        planned: Planned,
+        indices: Sequence[int],
+        filled: Sequence[int],
         reference: ReferenceStore | None,
     ) -> PreferenceMicroBatch:
-        pairs = [self.pairs[index] for index in group]
-        lay_out = pack_batch if self.packing else pad_batch
-        rows = lay_out(pairs, length, self.pad_token_id).to(self.device)
+        group = [filled[position] for position in planned.positions]
+        marks = [
+            SENTINEL if indices[position] == SENTINEL else position
+            for position in planned.positions
+        ]
+        if not group:
+            group, marks = [self._stand_in(indices)], [SENTINEL]
+        rows = self._lay_out([self.pairs[index] for index in group], planned.length)
         return PreferenceMicroBatch(
-            rows=rows,
-            batch_index_B=torch.tensor(batch_indices, dtype=torch.int64, device=self.device),
+            rows=rows.to(self.device),
+            batch_index_B=torch.tensor(marks, dtype=torch.int64, device=self.device),
             reference_TC=None if reference is None else reference.columns(group).to(self.device),
         )
+
+    def _lay_out(self, pairs: Sequence[TokenizedPair], length: int) -> PaddedBatch | PackedBatch:
+        if self.pack_tokens is None:
+            return pad_batch(pairs, length, self.pad_token_id)
+        each = sequence_multiple(self.layout.context)
+        return pack_batch(pairs, length, self.pad_token_id, multiple=each)

@@ -20,6 +20,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import digest_of, file_sha256
 from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.training.model_source import ModelSource
+from nemo_gdpo.training.packing import refuse_long_pairs
 
 READING = 1
 """Raised by hand when readers, checks or templates make other tokens of the same input."""
@@ -176,6 +177,7 @@ def _plan_split(
             f"data.date: {config.data.date} would not be read: the chat template has no clock; set "
             "it to null"
         )
+    refuse_long_pairs(config, data)
     plan.here[name] = data
     return _planned(data)
 
@@ -184,8 +186,14 @@ def _planned(data: PreferenceDataset) -> Planned:
     return Planned(data.fingerprint, len(data), data.end_token_id, data.settings.get("date"))
 
 
-def given_data(data: dict[str, PreferenceDataset]) -> DataPlan:
-    """Pairs that every rank has in memory; nothing of them is written."""
+def given_data(config: RunConfig, data: dict[str, PreferenceDataset]) -> DataPlan:
+    """Pairs that every rank has in memory; nothing of them is written.
+
+    Raises:
+        UserError: a pair does not fit in a packed row.
+    """
+    for pairs in data.values():
+        refuse_long_pairs(config, pairs)
     return DataPlan({name: _planned(pairs) for name, pairs in data.items()}, data, {})
 
 

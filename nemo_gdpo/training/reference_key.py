@@ -20,6 +20,7 @@ from typing import Any
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.preference_model import PreferenceModel
+from nemo_gdpo.training.packing import packed_row
 
 FORMAT_VERSION = 2
 SCORER = 1
@@ -83,13 +84,15 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 class Cut:
     """How pairs are laid out for the model: with the key it decides the numbers to the bit.
 
-    The number of data-parallel ranks is not in it: which rank computes a micro-batch changes
-    nothing.
+    Which rank computes a micro-batch changes nothing; but packed rows are as many as the ranks
+    need, so that what is in one depends on their number.
     """
 
     global_batch_size: int
     micro_batch_size: int
-    packing: bool
+    pack_tokens: int | None
+    packed_for: int | None
+    """Data-parallel ranks; None for padded rows."""
     tensor: int
     pipeline: int
     context: int
@@ -98,13 +101,14 @@ class Cut:
     logprob_chunk_tokens: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> Cut:
-        """The cut of a run."""
-        model = config.model
+    def of(cls, config: RunConfig, data_size: int) -> Cut:
+        """The cut of a run on so many data-parallel ranks."""
+        model, pack_tokens = config.model, packed_row(config)
         return cls(
             global_batch_size=model.global_batch_size,
             micro_batch_size=model.micro_batch_size,
-            packing=config.data.packing,
+            pack_tokens=pack_tokens,
+            packed_for=None if pack_tokens is None else data_size,
             tensor=model.tensor_model_parallel_size,
             pipeline=model.pipeline_model_parallel_size,
             context=model.context_parallel_size,

@@ -181,7 +181,7 @@ class Run:
         if data is None:
             plan = plan_data(config, source, output_dir, earlier.date)
         else:
-            plan = given_data(data)
+            plan = given_data(config, data)
         clock.enter(MODEL)
         train = plan.splits["train"]
         on_every_rank("counting the pairs", lambda: refuse_length(config, train))
@@ -253,17 +253,7 @@ class Run:
 
     def batches(self, data: PreferenceDataset) -> BatchBuilder:
         """Micro-batches of `data` for this rank."""
-        return BatchBuilder(
-            pairs=data,
-            pad_token_id=data.pad_token_id,
-            layout=self.mesh.layout,
-            precision=self.config.precision,
-            micro_batch_size=self.config.model.micro_batch_size,
-            packing=self.config.data.packing,
-            data_rank=self.mesh.data_rank,
-            data_size=self.mesh.data_size,
-            device=self.mesh.device,
-        )
+        return BatchBuilder.of(self.config, data, self.mesh)
 
     # -- the reference ---------------------------------------------------------------------------
 
@@ -296,7 +286,7 @@ class Run:
         with computing(f"the reference of {name}"):
             store, reused = cached_reference(
                 self.model, self.mesh, self.batches(data), directory, key,
-                cut=Cut.of(self.config), stop=stop, label=f"reference {name}",
+                cut=Cut.of(self.config, self.mesh.data_size), stop=stop, label=f"reference {name}",
             )  # fmt: skip
         self.say(f"reference {name}: {'reused' if reused else 'computed'} {directory}")
         return store

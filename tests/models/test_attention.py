@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_gdpo.models.attention import CoreAttention, window_mask, zigzag_positions
+from nemo_gdpo.models.attention import (
+    CoreAttention,
+    packed_positions,
+    window_mask,
+    zigzag_positions,
+)
 from tests.models.megatron_parts import Groups, transformer_config
 
 from megatron.core.packed_seq_params import PackedSeqParams  # isort: skip - after the platform
@@ -158,3 +163,10 @@ def test_context_parallel_chunks_cover_and_balance() -> None:
 def test_window_mask_follows_positions_not_columns() -> None:
     seen = window_mask(torch.tensor([0, 3]), torch.tensor([3, 0, 1, 2]), 2)
     assert seen.tolist() == [[False, True, False, False], [True, False, True, True]]
+
+
+def test_each_packed_sequence_is_cut_by_itself() -> None:
+    bounds = torch.tensor([0, 8, 12, 24], dtype=torch.int32)
+    assert packed_positions(bounds, 0, 2).tolist() == [0, 1, 6, 7, 8, 11, 12, 13, 14, 21, 22, 23]
+    assert packed_positions(bounds, 1, 2).tolist() == [2, 3, 4, 5, 9, 10, 15, 16, 17, 18, 19, 20]
+    assert packed_positions(bounds, 0, 1).tolist() == list(range(24))

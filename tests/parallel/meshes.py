@@ -34,6 +34,8 @@ CP2 = ("model.context_parallel_size=2",)
 ZERO = ("optim.use_distributed_optimizer=true",)
 OVERLAP = ("optim.overlap_grad_reduce=true",)
 PACKED = ("data.packing=true",)
+TIGHT = (*PACKED, "data.pack_tokens=64")
+"""Rows that hold two or three of the pairs."""
 RESIDENT = ("reference=resident",)
 
 
@@ -68,6 +70,7 @@ ONE = [
         {
             "micro 4": micro(4),
             "packed, micro 8": PACKED + micro(8),
+            "packed tightly": TIGHT,
             "resident": RESIDENT,
             "recompute selective": recompute("selective"),
             "recompute full": recompute("full"),
@@ -92,6 +95,9 @@ TWO = [
             "PP2 VP2": PP2 + VP2,
             "PP2 micro 4": PP2 + micro(4),
             "PP2 packed": PP2 + PACKED,
+            "PP2 VP2 packed tightly": PP2 + VP2 + TIGHT,
+            "CP2 packed": CP2 + PACKED,
+            "DP2 packed tightly": TIGHT,
             "CP2 resident, micro 1": CP2 + RESIDENT + micro(1),
             "DP2 distributed optimizer": ZERO,
             "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
@@ -108,6 +114,9 @@ TWO = [
     Case("TP2 SP packed", "gdpo_db", TP2 + SP + PACKED, model="gemma3"),
     Case("CP2", "gdpo_db", CP2, model="gemma3"),
     Case("CP2", "gdpo_db", CP2, model="gemma2"),
+    Case("CP2 packed", "gdpo_db", CP2 + PACKED, model="gemma3"),
+    Case("CP2 packed", "gdpo_db", CP2 + TIGHT, model="gemma2"),
+    Case("CP2 packed", "gdpo_tb", CP2 + TIGHT),
     Case("TP2 recompute selective", "gdpo_db", TP2 + recompute("selective"), model="gemma2"),
 ]
 
@@ -121,6 +130,9 @@ FOUR = [
             "PP2 VP2 DP2 distributed optimizer, overlap": PP2 + VP2 + ZERO + OVERLAP,
             "TP2 CP2 SP": TP2 + SP + CP2,
             "CP2 DP2": CP2,
+            "TP2 CP2 SP packed": TP2 + SP + CP2 + PACKED,
+            "CP2 DP2 packed tightly": CP2 + TIGHT,
+            "PP2 DP2 packed tightly": PP2 + TIGHT,
         },
         ("gdpo_db",),
     ),

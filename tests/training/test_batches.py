@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from nemo_gdpo.config.shapes import length_multiple
+from nemo_gdpo.data.collate import PackedBatch
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training.batches import BatchBuilder
@@ -52,7 +54,7 @@ def layout(**sizes: int | bool) -> ParallelLayout:
 
 def builder(
     *,
-    packing: bool = False,
+    pack: int | None = None,
     rank: int = 0,
     size: int = 1,
     micro: int = 2,
@@ -60,7 +62,7 @@ def builder(
     **sizes: int | bool,
 ) -> BatchBuilder:
     return BatchBuilder(
-        PAIRS, PAD, layout(**sizes), precision, micro, packing, rank, size, torch.device("cpu")
+        PAIRS, PAD, layout(**sizes), precision, micro, pack, rank, size, torch.device("cpu")
     )
 
 
@@ -138,8 +140,8 @@ def test_rows_are_as_long_as_the_precision_asks() -> None:
         first, _ = builder(**settings).build([0, 2, 1, 3], None)
         return tuple(first.inputs[0].shape)
 
-    assert shape(precision="bf16", packing=True) == (1, 48)
-    assert shape(precision="fp8_mxfp8", packing=True) == (1, 64)
+    assert shape(precision="bf16", pack=48) == (1, 40)
+    assert shape(precision="fp8_mxfp8", pack=64) == (1, 64)
     # Four rows of up to 20 tokens: 4 x 24 are 96, a multiple of 16; 4 x 64 / 2 are 128.
     assert shape(precision="fp8_tensorwise") == (4, 24)
     assert shape(precision="fp8_blockwise", tensor=2, sequence_parallel=True) == (4, 64)
@@ -152,16 +154,68 @@ def test_all_micro_batches_of_a_global_batch_have_one_length() -> None:
     assert builder().token_slots([0, 2]) == 4 * 8
 
 
-def test_packed_rows_have_one_length_too() -> None:
-    first, second = builder(packing=True).build([0, 2, 1, 3], None)
-    # 6 + 8 + 3 + 4 = 21 and 12 + 5 + 20 + 9 = 46 tokens.
-    assert first.inputs[0].shape == second.inputs[0].shape == (1, 48)
-    assert builder(packing=True).token_slots([0, 2, 1, 3]) == 2 * 48
+def test_packed_rows_are_few_and_level() -> None:
+    # Pairs of 14, 7, 17 and 29 tokens in rows of up to 48: 29 + 7, and 17 + 14.
+    packed = builder(pack=48)
+    first, second = packed.build([0, 2, 1, 3], None)
+    assert [batch.batch_index_B.tolist() for batch in (first, second)] == [[1, 3], [0, 2]]
+    assert (first.inputs[0].shape, second.inputs[0].shape) == ((1, 40), (1, 32))
+    assert packed.token_slots([0, 2, 1, 3]) == 40 + 32
+    # Stages of a pipeline pass on buffers of one size.
+    staged = builder(pack=48, pipeline=2)
+    assert [b.inputs[0].shape for b in staged.build([0, 2, 1, 3], None)] == [(1, 40)] * 2
+    assert staged.token_slots([0, 2, 1, 3]) == 2 * 40
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_labels_are_the_responses_in_order(packing: bool) -> None:
-    (batch,) = builder(packing=packing).build([1, 2], None)
+def test_packed_rows_of_all_ranks_are_the_global_batch() -> None:
+    for size in (1, 2, 3, 4):
+        builders = [builder(pack=48, rank=rank, size=size) for rank in range(size)]
+        ranks = [own.build([3, 1, -1, 2], None) for own in builders]
+        assert len({len(batches) for batches in ranks}) == 1
+        places = [place for own in ranks for b in own for place in b.batch_index_B.tolist()]
+        assert sorted(place for place in places if place >= 0) == [0, 1, 3]
+        if size < 4:  # a sentinel is left out
+            assert len(places) == 3
+
+
+def test_a_rank_without_a_pair_gets_one_that_weighs_nothing() -> None:
+    (batch,) = builder(pack=48, rank=3, size=4).build([3, 1, -1, 2], None)
+    assert batch.weight_B.tolist() == [0.0]
+    assert batch.inputs[0].shape == (1, 8)  # of the shortest
+
+
+def test_interleaved_stages_take_groups_of_micro_batches() -> None:
+    def count(**sizes: int) -> int:
+        return len(builder(pack=96, **sizes).build([0, 2, 1, 3], None))
+
+    assert count() == 1
+    assert count(pipeline=2) == 2  # or a stage would always wait
+    assert count(pipeline=3) == 3
+    assert count(pipeline=3, virtual_pipeline=2) == 3
+    assert len(builder(pack=48, pipeline=3, virtual_pipeline=2).build([0, 1], None)) == 3
+
+
+def test_sequences_are_filled_up_for_context_parallel_ranks() -> None:
+    (batch,) = builder(pack=96, context=2).build([0, 2, 1, 3], None)
+    assert isinstance(batch.rows, PackedBatch)
+    # 6 12 3 20 and 8 5 4 9 tokens, each to whole fours; then the row to whole eights.
+    bounds = [0, 8, 12, 24, 44, 52, 56, 64, 76, 80]
+    assert batch.rows.cu_seqlens.tolist() == bounds
+    tokens, labels, positions = (row[0].tolist() for row in batch.inputs)
+    assert tokens[8:12] == [*PAIRS[2].prompt_ids, END, PAD]
+    assert labels[8:12] == [-100, END, -100, -100]
+    assert positions[6:12] == [6, 7, 0, 1, 2, 3]
+    assert batch.rows.max_seqlen == 20
+
+
+def test_a_pair_that_no_packed_row_holds_is_named() -> None:
+    with pytest.raises(UserError, match=r"data\.pack_tokens: pair 'p3' takes 29 .* has 24; set"):
+        builder(pack=24).build([0, 3], None)
+
+
+@pytest.mark.parametrize("pack", [None, 48])
+def test_labels_are_the_responses_in_order(pack: int | None) -> None:
+    (batch,) = builder(pack=pack).build([1, 2], None)
     _, labels, _ = batch.inputs
     said = [PAIRS[1].chosen, PAIRS[2].chosen, PAIRS[1].rejected, PAIRS[2].rejected]
     assert labels[labels != -100].tolist() == [token for s in said for token in s.ids]

@@ -130,10 +130,17 @@ def test_the_scorers_version_and_not_the_packages(monkeypatch: pytest.MonkeyPatc
 )
 def test_what_only_rounds_differently_shares_a_cache_and_no_unfinished_work(override: str) -> None:
     assert key(override) == key()
-    assert Cut.of(configured(override)) != Cut.of(configured())
+    assert Cut.of(configured(override), 1) != Cut.of(configured(), 1)
+
+
+def test_which_pairs_share_a_packed_row_depends_on_the_number_of_ranks() -> None:
+    packed, padded = configured("data.packing=true"), configured()
+    assert Cut.of(packed, 1) != Cut.of(packed, 2)
+    assert Cut.of(padded, 1) == Cut.of(padded, 2)
+    assert Cut.of(configured("data.packing=true", "data.pack_tokens=4096"), 1) != Cut.of(packed, 1)
 
 
 @pytest.mark.parametrize("override", ["seed=7", "optim.lr=1e-3", "objective.alpha=3"])
 def test_what_the_reference_does_not_depend_on(override: str) -> None:
     assert key(override) == key()
-    assert Cut.of(configured(override)) == Cut.of(configured())
+    assert Cut.of(configured(override), 1) == Cut.of(configured(), 1)
