@@ -8,7 +8,12 @@ from typing import Any
 from nemo_gdpo.config.checks_mesh import TP
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
-from nemo_gdpo.config.shapes import Multiples, fp8_multiples, length_multiple
+from nemo_gdpo.config.shapes import (
+    Multiples,
+    fp8_multiples,
+    length_multiple,
+    sequence_multiple,
+)
 
 IN_BF16 = 2
 """Layers that FP8 recipes leave in bfloat16: the first and the last."""
@@ -93,8 +98,10 @@ def check_dynamic_rope(config: RunConfig, model_config: dict[str, Any]) -> Itera
         precision=config.precision,
         rows=1 if data.packing else 2 * model.micro_batch_size,
     )
-    # What fills a packed row up is a sequence of its own.
-    filled = multiple - 1 if data.packing else -(-data.max_length // multiple) * multiple
+    # What fills a packed row up is a sequence of its own; what fills a sequence up, is not.
+    own = sequence_multiple(model.context_parallel_size) if data.packing else multiple
+    filled = -(-data.max_length // own) * own
+    filled = max(filled, multiple - 1) if data.packing else filled
     if data.max_length <= longest < filled:
         down = longest // multiple * multiple
         yield Problem(

@@ -131,6 +131,9 @@ def test_filling_must_not_stretch_a_dynamic_rope() -> None:
     ]
     # Its filling is a sequence of 7 at most.
     assert rope_problems(DYNAMIC, 97, packing=True) == []
+    # Under context parallelism sequences are filled up, too: to 104 for CP4.
+    cut = {"model": {"context_parallel_size": 4}}
+    assert len(rope_problems(DYNAMIC, 97, cut, packing=True)) == 1
     # Beyond 100 is refused by itself; other scalings do not look at the length.
     assert rope_problems(DYNAMIC, 101) == []
     for kind in ("linear", "yarn", "default"):
