@@ -304,6 +304,10 @@ CHANGES: dict[str, Change] = {
         ("data.packing=true",), lambda w: w.rows()[-1]["train/padding_fraction"]
         < metrics(w.control)[-1]["train/padding_fraction"],
     ),
+    "data.pack_tokens": Change(  # one row instead of four or so
+        ("data.packing=true", "data.pack_tokens=4096"),
+        lambda w: w.rows()[-1]["train/padding_fraction"] < 0.1,
+    ),
     "optim.lr": Change(
         ("optim.lr=2e-3", "optim.sched.name=constant"), _rate(2e-3)
     ),
