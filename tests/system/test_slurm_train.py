@@ -37,7 +37,8 @@ SCRIPT = ROOT / "slurm" / "gdpo_llama3_8b.sub"
 SECONDS = 540.0
 """A job here takes one to two minutes, on two cores that are busy several times as much."""
 STEPS, EVERY = 24, 6
-PAIRS = 200
+PAIRS = 3000
+"""Their rows are more than one shard of the reference holds, and the first says that it is begun."""
 GIVEN_UP = 60.0
 """A killed rank may hold the others no longer than this."""
 
@@ -132,7 +133,7 @@ class Job:
         return time.monotonic()
 
     def wait_for_reference(self) -> None:
-        """Until a part of the reference has been computed."""
+        """Until a part of the reference has been computed, and written."""
         self.wait_until(lambda: any((self.output / "reference").glob(".train.*/shard-*")))
 
     def wait_for_step(self, step: int) -> None:
