@@ -66,9 +66,9 @@ def _main_stage() -> Any:
 
 def _own_stage() -> Any:
     """In what each rank does by itself."""
-    from nemo_gdpo.training.checkpoint import Checkpointer
+    from nemo_gdpo.training.checkpoint_save import Saving
 
-    return mock.patch.object(Checkpointer, "_write_rng", hang)
+    return mock.patch.object(Saving, "_write_rng", hang)
 
 
 def _log() -> Any:

@@ -77,7 +77,7 @@ def test_a_log_file_has_lines_and_no_bar(whole: tuple[Result, Path]) -> None:
     assert [int(step) for step, _ in told] == [1, 5, 10, 12]
     for _, text in told:
         assert re.match(
-            r"loss \d\.\d{4}, margin -?\d+\.\d{3}, accuracy \d\.\d\d, lr \d\.\d\de-\d\d, "
+            r"loss \d\.\d{4}, margin -?\d+\.\d{3}, accuracy \d\.\d\d, lr \d\.\d\de[-+]\d\d, "
             r"\d+ tokens/s, \d+\.\d GiB(, .+ left)?$",
             text,
         ), text
