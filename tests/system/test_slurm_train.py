@@ -38,7 +38,7 @@ SECONDS = 540.0
 """A job here takes one to two minutes, on two cores that are busy several times as much."""
 STEPS, EVERY = 24, 6
 PAIRS = 3000
-"""Their rows are more than one shard of the reference holds, and the first says that it is begun."""
+"""Their rows are more than one shard of the reference holds; the first shows that it has begun."""
 GIVEN_UP = 60.0
 """A killed rank may hold the others no longer than this."""
 
