@@ -86,6 +86,12 @@ def check_mesh(config: RunConfig) -> Iterator[Problem]:
             f"set it to false, or {TP} to 2 or more",
         )
     cp = model.context_parallel_size
+    if cp > 1 and config.data.prefix_sharing:
+        yield Problem(
+            "data.prefix_sharing",
+            "shared prompts are not cut over context-parallel ranks",
+            f"set it to false, or {CP} to 1",
+        )
     if cp > 1 and not config.data.packing:
         split = 2 * cp * (model.tensor_model_parallel_size if model.sequence_parallel else 1)
         if config.data.max_length % split:

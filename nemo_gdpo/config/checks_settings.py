@@ -69,6 +69,12 @@ def check_data(config: RunConfig, *, files: bool) -> Iterator[Problem]:
             "nothing reads it with data.packing=false",
             "set it to null, or data.packing=true",
         )
+    if data.prefix_sharing and not data.packing:
+        yield Problem(
+            "data.prefix_sharing",
+            "prompts are shared in packed rows only",
+            "set data.packing=true, or it to false",
+        )
     if data.train_path is None:
         yield Problem(
             "data.train_path", "is not set", "set data.train_path=FILE, or export NEMO_GDPO_TRAIN"

@@ -71,6 +71,9 @@ class DataConfig(Section):
     pack_tokens: Annotated[Annotated[int, Field(ge=2)] | None, FREE] = None
     """Positions of a packed row at most, for `packing`; null takes what the padded rows of
     `model.micro_batch_size` pairs of `data.max_length` would."""
+    prefix_sharing: Annotated[bool, FREE] = False
+    """Compute each prompt once for both responses, which do not see each other, with the same
+    result; for `packing`."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
     date: Annotated[Day | None, FIXED] = None

@@ -48,6 +48,27 @@ class PaddedBatch(BatchRows):
 
 
 @dataclass(frozen=True)
+class SharedKeys:
+    """Which keys and values the sequences of a row attend to, where prompts are shared.
+
+    K counts keys with their repetitions: a sequence's queries are the last of its keys.
+    """
+
+    index_K: Tensor
+    """int64: place in the row of each key."""
+    cu_seqlens: Tensor
+    """int32: bounds of the sequences' keys."""
+    max_seqlen: int
+
+    def to(self, device: torch.device | str) -> SharedKeys:
+        return SharedKeys(
+            self.index_K.to(device, non_blocking=True),
+            self.cu_seqlens.to(device, non_blocking=True),
+            self.max_seqlen,
+        )
+
+
+@dataclass(frozen=True)
 class PackedBatch(BatchRows):
     """N sequences one after the other in one row, each with its filling, if it needs some.
 
@@ -61,6 +82,8 @@ class PackedBatch(BatchRows):
     position_ids_1S: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+    shared: SharedKeys | None = None
+    """Where prompts are shared; None: every sequence attends to itself alone."""
 
     def to(self, device: torch.device | str) -> PackedBatch:
         return PackedBatch(**_fields_on_device(self, device))
@@ -68,7 +91,11 @@ class PackedBatch(BatchRows):
 
 def _fields_on_device(batch: BatchRows, device: torch.device | str) -> dict[str, Any]:
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        key: value.to(device, non_blocking=True)
+        if isinstance(value, Tensor)
+        else value.to(device)
+        if isinstance(value, SharedKeys)
+        else value
         for key, value in vars(batch).items()
     }
 
@@ -83,7 +110,7 @@ def pad_batch(pairs: Sequence[TokenizedPair], seq_length: int, pad_id: int) -> P
     tokens_NS = torch.full((len(sequences), seq_length), pad_id, dtype=torch.int64)
     labels_NS = torch.full((len(sequences), seq_length), IGNORE, dtype=torch.int64)
     for row, (pair, response) in enumerate(sequences):
-        ids, labels = _ids_and_labels(pair, response)
+        ids, labels = ids_and_labels(pair, response)
         if len(ids) > seq_length:
             raise UserError(
                 f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}; lower "
@@ -114,16 +141,36 @@ def pack_batch(
     Raises:
         UserError: the sequences do not fit.
     """
+    sequences = [(*ids_and_labels(pair, response), 0) for pair, response in _sequences(pairs)]
+    return pack_sequences(sequences, pairs, total_length, pad_id, multiple=multiple)
+
+
+def pack_sequences(
+    sequences: Sequence[tuple[list[int], list[int], int]],
+    pairs: Sequence[TokenizedPair],
+    total_length: int | None,
+    pad_id: int,
+    *,
+    multiple: int = 1,
+) -> PackedBatch:
+    """Lay sequences out one after the other; see `pack_batch`.
+
+    Args:
+        sequences: (ids, labels, position of the first) of each.
+        pairs: of which they are.
+        total_length: of the row.
+        pad_id: token that fills up.
+        multiple: of which each sequence takes whole ones.
+    """
     tokens: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
     bounds = [0]
-    for pair, response in _sequences(pairs):
-        row_ids, row_labels = _ids_and_labels(pair, response)
-        filling = -len(row_ids) % multiple
-        tokens += [*row_ids, *[pad_id] * filling]
-        labels += [*row_labels, *[IGNORE] * filling]
-        positions += range(len(row_ids) + filling)
+    for own_ids, own_labels, first in sequences:
+        filling = -len(own_ids) % multiple
+        tokens += [*own_ids, *[pad_id] * filling]
+        labels += [*own_labels, *[IGNORE] * filling]
+        positions += range(first, first + len(own_ids) + filling)
         bounds.append(len(tokens))
     fill = 0 if total_length is None else total_length - len(tokens)
     if fill < 0:
@@ -175,9 +222,8 @@ def _sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[TokenizedPair, Toke
     return [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
 
 
-def _ids_and_labels(
-    pair: TokenizedPair, response: TokenizedResponse
-) -> tuple[list[int], list[int]]:
+def ids_and_labels(pair: TokenizedPair, response: TokenizedResponse) -> tuple[list[int], list[int]]:
+    """Tokens of prompt and response, and the label at each."""
     ids = [*pair.prompt_ids, *response.ids]
     labels = [IGNORE] * (len(pair.prompt_ids) - 1) + [*response.ids, IGNORE]
     return ids, labels

@@ -169,7 +169,7 @@ def _batches(
     ]
     builder = BatchBuilder(
         pairs=pairs, pad_token_id=0, layout=mesh.layout, micro_batch_size=1,
-        pack_tokens=pack_tokens, precision=model.config.precision,
+        pack_tokens=pack_tokens, prefix_sharing=False, precision=model.config.precision,
         data_rank=mesh.data_rank, data_size=mesh.data_size, device=mesh.device,
     )  # fmt: skip
     batches = builder.build(list(range(work.pairs)), None)

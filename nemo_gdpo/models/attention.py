@@ -23,6 +23,8 @@ from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nemo_gdpo.models.shared import SharedSeqParams
+
 
 class _GatherSequence(torch.autograd.Function):
     """All-gather along dim 0; in backward every rank gets the sum of its own part's gradients."""
@@ -169,6 +171,29 @@ class CoreAttention(nn.Module):
         positions = torch.arange(length, device=device)
         return window_mask(positions, positions, self.window)
 
+    def _shared(
+        self, q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, params: SharedSeqParams
+    ) -> Tensor:
+        """Each sequence's queries are the last of its keys."""
+        k_KGD, v_KGD = (x.index_select(0, params.keys.index_K) for x in (k_TGD, v_TGD))
+        outputs = []
+        for (start, stop), (first, last) in zip(
+            pairwise(params.bounds.tolist()),
+            pairwise(params.keys.cu_seqlens.tolist()),
+            strict=True,
+        ):
+            q = q_TND[start:stop].transpose(0, 1)[None]
+            k, v = (x[first:last].transpose(0, 1)[None] for x in (k_KGD, v_KGD))
+            positions = torch.arange(last - first, device=q_TND.device)
+            before = last - first - (stop - start)
+            mask = (
+                window_mask(positions[before:], positions, self.window)
+                if before
+                else self._dense_mask(stop - start, q_TND.device)
+            )
+            outputs.append(self._attend(q, k, v, mask)[0].transpose(0, 1))
+        return torch.cat(outputs)
+
     def _packed(self, q_TND: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor) -> Tensor:
         if self.cp_group is not None:
             return self._packed_context_parallel(q_TND, k_TGD, v_TGD, cu_seqlens)
@@ -252,6 +277,9 @@ class CoreAttention(nn.Module):
         del attn_mask_type
         if attention_mask is not None or attention_bias is not None:
             raise ValueError("core attention takes no explicit mask or bias: rows are right-padded")
+        if isinstance(packed_seq_params, SharedSeqParams):
+            out_TND = self._shared(query, key, value, packed_seq_params)
+            return out_TND.reshape(out_TND.shape[0], -1)
         if packed_seq_params is not None:
             out_TND = self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
             return out_TND.reshape(out_TND.shape[0], -1)

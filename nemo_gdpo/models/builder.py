@@ -30,6 +30,7 @@ from nemo_gdpo.models.attention import CoreAttention
 from nemo_gdpo.models.layers import LayerwiseRotaryAttention, ScaleEmbedding, with_post_norm
 from nemo_gdpo.models.norm import RMSNorm
 from nemo_gdpo.models.rope import FamilyRotaryEmbedding, attention_factor
+from nemo_gdpo.models.shared import take_angles, with_shared_keys
 from nemo_gdpo.platform import Platform
 from nemo_gdpo.platform.base import TRANSFORMER_ENGINE
 from nemo_gdpo.platform.layers import layers_for, recompute_modules
@@ -206,8 +207,11 @@ def _transformer_engine_spec(
             "model.attention_backend=local"
         )
     layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norms)
+    attention = layer.submodules.self_attention.submodules
     if backend is AttnBackend.local:
-        layer.submodules.self_attention.submodules.core_attention = CoreAttention
+        attention.core_attention = CoreAttention
+    else:
+        attention.core_attention = with_shared_keys(attention.core_attention)
     return _block(model, config, layer, vp_stage, TENorm)
 
 
@@ -279,6 +283,7 @@ def build_gpt_chunks(
             pg_collection=groups,
         )
         gpt.rotary_pos_emb = FamilyRotaryEmbedding(model, groups.cp)
+        gpt.decoder.register_forward_pre_hook(take_angles, with_kwargs=True)
         if first and model.embedding_scale is not None:
             gpt.embedding.register_forward_hook(ScaleEmbedding(model.embedding_scale))
         gpt.to(device)

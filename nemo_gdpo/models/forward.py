@@ -23,6 +23,7 @@ from nemo_gdpo.data.collate import PackedBatch, PaddedBatch
 from nemo_gdpo.logprobs import MainGrad, selected_logprobs
 from nemo_gdpo.models.attention import packed_positions, zigzag_positions
 from nemo_gdpo.models.batch import PreferenceMicroBatch
+from nemo_gdpo.models.shared import SharedSeqParams
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,9 @@ def forward_logprobs(
     """
     packed: PackedSeqParams | None = None
     rows = batch.rows
-    if isinstance(rows, PackedBatch):
+    if isinstance(rows, PackedBatch) and rows.shared is not None:
+        packed = SharedSeqParams.of(rows)
+    elif isinstance(rows, PackedBatch):
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=rows.cu_seqlens,

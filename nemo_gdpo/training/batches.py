@@ -14,6 +14,7 @@ from nemo_gdpo.data.bins import level_bins, share_bins
 from nemo_gdpo.data.collate import PackedBatch, PaddedBatch, pack_batch, pad_batch
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
+from nemo_gdpo.data.shared import share_batch
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
@@ -51,6 +52,8 @@ class BatchBuilder:
     micro_batch_size: int
     pack_tokens: int | None
     """Positions of a packed row at most, see `packed_row`; None lays out padded rows."""
+    prefix_sharing: bool
+    """Packed rows hold each prompt once."""
     data_rank: int
     data_size: int
     device: torch.device
@@ -65,6 +68,7 @@ class BatchBuilder:
             precision=config.precision,
             micro_batch_size=config.model.micro_batch_size,
             pack_tokens=packed_row(config),
+            prefix_sharing=config.data.prefix_sharing,
             data_rank=mesh.data_rank,
             data_size=mesh.data_size,
             device=mesh.device,
@@ -85,8 +89,15 @@ class BatchBuilder:
 
     def packed_length(self, pair: TokenizedPair) -> int:
         """Positions that a pair takes in a packed row."""
+        if self.prefix_sharing:
+            return self.computed_tokens(pair)
         each = sequence_multiple(self.layout.context)
         return sum(up_to(each, length) for length in self._sequences(pair))
+
+    def computed_tokens(self, pair: TokenizedPair) -> int:
+        """Tokens that are computed of a pair: of a shared prompt, the last one twice."""
+        both = sum(self._sequences(pair))
+        return both - (len(pair.prompt_ids) - 1 if self.prefix_sharing else 0)
 
     # -- who gets what ---------------------------------------------------------------------------
 
@@ -194,5 +205,7 @@ class BatchBuilder:
     def _lay_out(self, pairs: Sequence[TokenizedPair], length: int) -> PaddedBatch | PackedBatch:
         if self.pack_tokens is None:
             return pad_batch(pairs, length, self.pad_token_id)
+        if self.prefix_sharing:
+            return share_batch(pairs, length, self.pad_token_id)
         each = sequence_multiple(self.layout.context)
         return pack_batch(pairs, length, self.pad_token_id, multiple=each)

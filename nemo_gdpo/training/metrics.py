@@ -30,6 +30,8 @@ TIMING = frozenset(
 """What a line of the log says of the machine, not of the training."""
 
 
+PADDING, SHARED = "train/padding_fraction", "train/shared_fraction"
+"""Share of positions that hold no token; and, of tokens, of those that sharing prompts saved."""
 SKIPPED_STEPS = "train/skipped_steps"
 """Updates left out so far."""
 SKIPPED_FILE = "skipped_steps.jsonl"

@@ -52,8 +52,11 @@ def refuse_long_pairs(config: RunConfig, data: PreferenceDataset) -> None:
     each = sequence_multiple(config.model.context_parallel_size)
     prompt_B, chosen_B, rejected_B = np.diff(data.arrays.offsets).reshape(-1, 3).T
     pairs_B = np.zeros(len(data), dtype=np.int64)
-    for response_B in (chosen_B, rejected_B):
-        pairs_B += -(-(prompt_B + response_B) // each) * each
+    if config.data.prefix_sharing:
+        pairs_B += prompt_B + chosen_B + 1 + rejected_B
+    else:
+        for response_B in (chosen_B, rejected_B):
+            pairs_B += -(-(prompt_B + response_B) // each) * each
     longest = int(np.argmax(pairs_B))
     if pairs_B[longest] > capacity:
         raise pair_too_long(data.arrays.ids[longest], int(pairs_B[longest]), capacity)

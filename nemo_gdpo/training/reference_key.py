@@ -91,6 +91,7 @@ class Cut:
     global_batch_size: int
     micro_batch_size: int
     pack_tokens: int | None
+    prefix_sharing: bool
     packed_for: int | None
     """Data-parallel ranks; None for padded rows."""
     tensor: int
@@ -108,6 +109,7 @@ class Cut:
             global_batch_size=model.global_batch_size,
             micro_batch_size=model.micro_batch_size,
             pack_tokens=pack_tokens,
+            prefix_sharing=config.data.prefix_sharing,
             packed_for=None if pack_tokens is None else data_size,
             tensor=model.tensor_model_parallel_size,
             pipeline=model.pipeline_model_parallel_size,

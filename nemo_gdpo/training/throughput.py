@@ -10,6 +10,7 @@ of one length, this counts what is there:
 - attention, 4 x query size for every position that a query sees, with the row's own length, causal
   and within the layer's window: n (n + 1) / 2 positions without one (Megatron-LM halves n^2);
 - the head at labels only, since it is computed nowhere else;
+- of a shared prompt (`data.prefix_sharing`) one computation, which serves both responses;
 - a resident reference's forward pass on top; a cached reference costs a step nothing.
 """
 
@@ -127,13 +128,15 @@ class FlopCount:
         positions = sum(layers * attended(length, window) for window, layers in self.windows)
         return length * self.per_token + positions * self.per_position + labels * self.per_label
 
-    def of_pairs(self, pairs: Iterable[TokenizedPair]) -> int:
-        """FLOPs of both rows of every pair, forward."""
-        return sum(
-            self.forward(len(pair.prompt_ids) + len(response.ids), len(response.ids))
-            for pair in pairs
-            for response in (pair.chosen, pair.rejected)
-        )
+    def of_pairs(self, pairs: Iterable[TokenizedPair], *, prefix_sharing: bool = False) -> int:
+        """FLOPs of both rows of every pair, forward; of shared prompts once, but for a token."""
+        whole = repeated = 0
+        for pair in pairs:
+            for response in (pair.chosen, pair.rejected):
+                length = len(pair.prompt_ids) + len(response.ids)
+                whole += self.forward(length, len(response.ids))
+            repeated += self.forward(len(pair.prompt_ids) - 1, 0)
+        return whole - (repeated if prefix_sharing else 0)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class Speedometer:
     """TFLOP/s of one device; None where it is not known."""
     why_no_peak: str
     """One line; empty where there is one."""
+    prefix_sharing: bool = False
+    """Prompts are computed once for both responses."""
 
     @classmethod
     def of(
@@ -160,6 +165,7 @@ class Speedometer:
         device: str,
         precision: str,
         configured_peak: float | None,
+        prefix_sharing: bool,
     ) -> Speedometer:
         """Of a run.
 
@@ -170,11 +176,13 @@ class Speedometer:
             device: name of this rank's device.
             precision: value of the `precision` key.
             configured_peak: `logger.peak_tflops`.
+            prefix_sharing: `data.prefix_sharing`.
         """
         peak = configured_peak or peak_tflops(device, precision)
         why = f"the peak of {device} in {precision} is not known; set logger.peak_tflops"
         passes = FORWARD_AND_BACKWARD + (FORWARD if resident_reference else 0)
-        return cls(FlopCount.of(model), devices, passes, peak, "" if peak else why)
+        flops = FlopCount.of(model)
+        return cls(flops, devices, passes, peak, "" if peak else why, prefix_sharing)
 
     def columns(
         self, pairs: Iterable[TokenizedPair], tokens: int, seconds: float, data_seconds: float
@@ -187,7 +195,8 @@ class Speedometer:
             seconds: of the whole update.
             data_seconds: of them, laying out its tokens on this rank.
         """
-        tflops = self.passes * self.flops.of_pairs(pairs) / seconds / self.devices / 1e12
+        flops = self.passes * self.flops.of_pairs(pairs, prefix_sharing=self.prefix_sharing)
+        tflops = flops / seconds / self.devices / 1e12
         found = {
             TOKENS_PER_SECOND: tokens / seconds,
             TOKENS_PER_SECOND_PER_GPU: tokens / seconds / self.devices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -32,8 +33,10 @@ from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.metrics import (
     CHECKPOINT_SECONDS,
+    PADDING,
     PEAK_MEMORY,
     PEAK_MEMORY_OF_ALL,
+    SHARED,
     SKIPPED_STEPS,
     VALIDATION_SECONDS,
     NotFiniteError,
@@ -149,6 +152,7 @@ class PreferenceTrainer:
             device=model.platform.device_name(),
             precision=config.precision,
             configured_peak=config.logger.peak_tflops,
+            prefix_sharing=config.data.prefix_sharing,
         )
         self._data_seconds = 0.0
 
@@ -282,7 +286,7 @@ class PreferenceTrainer:
         except NotFiniteError as error:
             return self._leave_out(step, pair_ids, error)
         pairs = [self.train.data[i] for i in indices]
-        tokens = self._count_tokens(indices, pairs)
+        tokens = _count_tokens(pairs)
         self.progress.step += 1
         self.progress.tokens += tokens
         seconds = time.perf_counter() - begun
@@ -297,7 +301,7 @@ class PreferenceTrainer:
             SKIPPED_STEPS: self.progress.skipped,
             **self.speed.columns(pairs, tokens, seconds, self._data_seconds),
             **self._memory(),
-            "train/padding_fraction": 1.0 - tokens / self._slots_spent,
+            **self._fill(indices, pairs, tokens),
         }
         queries = self.model.objective.label_queries
         if queries is not None:
@@ -349,10 +353,14 @@ class PreferenceTrainer:
             PEAK_MEMORY_OF_ALL: float(values.sum()),
         }
 
-    def _count_tokens(self, indices: list[int], pairs: list[TokenizedPair]) -> int:
-        """Real tokens of a global batch; also notes how many token slots they took."""
-        self._slots_spent = self.train.builder.token_slots(indices)
-        return sum(2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs)
+    def _fill(
+        self, indices: list[int], pairs: list[TokenizedPair], tokens: int
+    ) -> dict[str, float]:
+        """How well the positions of a global batch were used."""
+        builder = self.train.builder
+        computed = sum(builder.computed_tokens(pair) for pair in pairs)
+        found = {PADDING: 1.0 - computed / builder.token_slots(indices)}
+        return found | ({SHARED: 1.0 - computed / tokens} if builder.prefix_sharing else {})
 
     # -- validation ----------------------------------------------------------------------------
 
@@ -437,3 +445,8 @@ class PreferenceTrainer:
                     self.save()
                     saved = {CHECKPOINT_SECONDS: self.clock.latest[CHECKPOINTS]}
         return Outcome.DONE
+
+
+def _count_tokens(pairs: Sequence[TokenizedPair]) -> int:
+    """Tokens of both sequences of every pair."""
+    return sum(2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs)

@@ -152,6 +152,12 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "nothing reads it",
     ),
     ({"data__max_prompt_length": 1024}, "data.max_prompt_length", "leaves no room"),
+    ({"data__prefix_sharing": True}, "data.prefix_sharing", "in packed rows only"),
+    (
+        {f"model__{CP}": 2, "data__packing": True, "data__prefix_sharing": True},
+        "data.prefix_sharing",
+        "not cut over context-parallel ranks",
+    ),
     ({"data__pack_tokens": 512}, "data.pack_tokens", "nothing reads it with data.packing=false"),
     (
         {"data__preset": "anthropic_hh", "data__format": "trl"},

@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from nemo_gdpo.data.shared import share_batch
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.models.attention import (
     CoreAttention,
     packed_positions,
     window_mask,
     zigzag_positions,
 )
+from nemo_gdpo.models.shared import SharedSeqParams
 from tests.models.megatron_parts import Groups, transformer_config
 
 from megatron.core.packed_seq_params import PackedSeqParams  # isort: skip - after the platform
@@ -99,6 +102,34 @@ def test_packed_sequences_do_not_see_each_other(window: tuple[int, int] | None) 
     expected = [
         plain(query[a:b], key[a:b], value[a:b], reach) for a, b in itertools.pairwise(bounds)
     ]
+    assert_same(found, torch.cat(expected), (query, key, value))
+
+
+@pytest.mark.parametrize("softcap", [None, 0.5])
+@pytest.mark.parametrize("window", [None, (2, 0)])
+def test_responses_share_the_prompts_keys_and_do_not_see_each_other(
+    window: tuple[int, int] | None, softcap: float | None
+) -> None:
+    """Prompts of 4 and 1 tokens; chosen ones of 2 and 3, rejected ones of 3 and 1; one to fill."""
+
+    def pair(prompt: int, chosen: int, rejected: int) -> TokenizedPair:
+        ids = tuple(range(3, 20))
+        responses = (TokenizedResponse(ids[:count], complete=True) for count in (chosen, rejected))
+        return TokenizedPair("p", ids[:prompt], *responses)
+
+    row = share_batch([pair(4, 2, 3), pair(1, 3, 1)], 17, 0)
+    assert row.cu_seqlens.tolist() == [0, 6, 10, 14, 16, 17]
+    query, key, value = inputs(17)
+    found = core_attention(window=window, softcap=softcap)(
+        query, key, value, None, packed_seq_params=SharedSeqParams.of(row)
+    )
+    reach = None if window is None else window[0]
+    # As though each sequence stood alone; of the first rejected one its own four places count.
+    places = [range(6), range(6, 10), [0, 1, 2, 10, 11, 12, 13], range(14, 16), range(16, 17)]
+    expected = [
+        plain(*(x[list(own)] for x in (query, key, value)), reach, softcap) for own in places
+    ]
+    expected[2] = expected[2][3:]
     assert_same(found, torch.cat(expected), (query, key, value))
 
 

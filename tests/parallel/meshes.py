@@ -36,6 +36,7 @@ OVERLAP = ("optim.overlap_grad_reduce=true",)
 PACKED = ("data.packing=true",)
 TIGHT = (*PACKED, "data.pack_tokens=64")
 """Rows that hold two or three of the pairs."""
+SHARED = (*PACKED, "data.prefix_sharing=true")
 RESIDENT = ("reference=resident",)
 
 
@@ -65,12 +66,15 @@ def _each(settings: dict[str, tuple[str, ...]], objectives: tuple[str, ...]) -> 
 ONE = [
     *(Case("plain", objective, gradient=True) for objective in OBJECTIVES),
     *(Case("plain", "gdpo_db", model=model) for model in ("untied", "llama3")),
-    *_each({"packed": PACKED, "micro 1": micro(1)}, VARIED),
+    *_each({"packed": PACKED, "shared": SHARED, "micro 1": micro(1)}, VARIED),
     *_each(
         {
             "micro 4": micro(4),
             "packed, micro 8": PACKED + micro(8),
             "packed tightly": TIGHT,
+            "shared, resident": SHARED + RESIDENT,
+            "shared, recompute full": SHARED + recompute("full"),
+            "shared, recompute selective": SHARED + recompute("selective"),
             "resident": RESIDENT,
             "recompute selective": recompute("selective"),
             "recompute full": recompute("full"),
@@ -82,6 +86,8 @@ ONE = [
     Case("gate", "gdpo_tb", equal_start=True),
     *(case for objective in OBJECTIVES for case in _families("plain", objective, gradient=True)),
     *_families("packed", "gdpo_db", PACKED),
+    *_families("shared", "gdpo_db", SHARED),
+    *(Case("shared", "gdpo_db", SHARED, model=model) for model in ("untied", "llama3")),
 ]
 
 TWO = [
@@ -98,6 +104,9 @@ TWO = [
             "PP2 VP2 packed tightly": PP2 + VP2 + TIGHT,
             "CP2 packed": CP2 + PACKED,
             "DP2 packed tightly": TIGHT,
+            "DP2 shared, packed tightly": TIGHT + SHARED,
+            "TP2 SP shared": TP2 + SP + SHARED,
+            "PP2 VP2 shared": PP2 + VP2 + SHARED,
             "CP2 resident, micro 1": CP2 + RESIDENT + micro(1),
             "DP2 distributed optimizer": ZERO,
             "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
@@ -133,6 +142,7 @@ FOUR = [
             "TP2 CP2 SP packed": TP2 + SP + CP2 + PACKED,
             "CP2 DP2 packed tightly": CP2 + TIGHT,
             "PP2 DP2 packed tightly": PP2 + TIGHT,
+            "TP2 PP2 SP shared": TP2 + PP2 + SP + SHARED,
         },
         ("gdpo_db",),
     ),

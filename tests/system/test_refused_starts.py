@@ -308,6 +308,10 @@ CHANGES: dict[str, Change] = {
         ("data.packing=true", "data.pack_tokens=4096"),
         lambda w: w.rows()[-1]["train/padding_fraction"] < 0.1,
     ),
+    "data.prefix_sharing": Change(
+        ("data.packing=true", "data.prefix_sharing=true"),
+        lambda w: w.rows()[-1]["train/shared_fraction"] > 0.1,
+    ),
     "optim.lr": Change(
         ("optim.lr=2e-3", "optim.sched.name=constant"), _rate(2e-3)
     ),

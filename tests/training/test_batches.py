@@ -55,6 +55,7 @@ def layout(**sizes: int | bool) -> ParallelLayout:
 def builder(
     *,
     pack: int | None = None,
+    share: bool = False,
     rank: int = 0,
     size: int = 1,
     micro: int = 2,
@@ -62,7 +63,7 @@ def builder(
     **sizes: int | bool,
 ) -> BatchBuilder:
     return BatchBuilder(
-        PAIRS, PAD, layout(**sizes), precision, micro, pack, rank, size, torch.device("cpu")
+        PAIRS, PAD, layout(**sizes), precision, micro, pack, share, rank, size, torch.device("cpu")
     )
 
 
@@ -206,6 +207,32 @@ def test_sequences_are_filled_up_for_context_parallel_ranks() -> None:
     assert labels[8:12] == [-100, END, -100, -100]
     assert positions[6:12] == [6, 7, 0, 1, 2, 3]
     assert batch.rows.max_seqlen == 20
+
+
+def test_shared_prompts_stand_once() -> None:
+    packed = builder(pack=96, share=True)
+    # 4 + 2 + 1 + 4, 3 + 9 + 1 + 2, 2 + 1 + 1 + 2 and 8 + 12 + 1 + 1 positions.
+    assert [packed.packed_length(pair) for pair in PAIRS] == [11, 15, 6, 22]
+    assert packed.token_slots([0, 1, 2, 3]) == 56
+    (batch,) = packed.build([0, 3], None)
+    assert isinstance(batch.rows, PackedBatch)
+    tokens, labels, positions = (row[0].tolist() for row in batch.inputs)
+    first, last = PAIRS[0], PAIRS[3]
+    assert tokens == [
+        *first.prompt_ids, *first.chosen.ids, *last.prompt_ids, *last.chosen.ids,
+        first.prompt_ids[-1], *first.rejected.ids, last.prompt_ids[-1], *last.rejected.ids,
+        *[PAD] * 7,
+    ]  # fmt: skip
+    said = [first.chosen, last.chosen, first.rejected, last.rejected]
+    assert [label for label in labels if label != -100] == [t for s in said for t in s.ids]
+    assert positions[26:33] == [3, 4, 5, 6, 7, 7, 8]
+    assert batch.rows.cu_seqlens.tolist() == [0, 6, 26, 31, 33, 40]
+    shared = batch.rows.shared
+    assert shared is not None
+    assert shared.cu_seqlens.tolist() == [0, 6, 26, 26 + 8, 34 + 9, 50]
+    assert shared.index_K[26:34].tolist() == [0, 1, 2, 26, 27, 28, 29, 30]
+    assert shared.index_K[34:43].tolist() == [*range(6, 13), 31, 32]
+    assert shared.max_seqlen == 20
 
 
 def test_a_pair_that_no_packed_row_holds_is_named() -> None:

@@ -125,6 +125,7 @@ def test_the_scorers_version_and_not_the_packages(monkeypatch: pytest.MonkeyPatc
         "model.micro_batch_size=2",
         "model.global_batch_size=16",
         "data.packing=true",
+        "data.prefix_sharing=true",
         "model.logprob_chunk_tokens=7",
     ],
 )

@@ -51,6 +51,7 @@ CUT = Cut(
     global_batch_size=1,
     micro_batch_size=1,
     pack_tokens=None,
+    prefix_sharing=False,
     packed_for=None,
     tensor=1,
     pipeline=1,

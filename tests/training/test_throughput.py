@@ -48,6 +48,13 @@ def test_by_hand() -> None:
     assert count.of_pairs([PAIR, PAIR]) == 2 * (CHOSEN + REJECTED)
 
 
+def test_a_shared_prompt_is_computed_once() -> None:
+    """But for its last token: the rejected response has 3 queries, which see 2, 3 and 4."""
+    count = FlopCount.of(TINY)
+    shared = 3 * TOKEN + (2 + 3 + 4) * POSITION + 2 * LABEL
+    assert count.of_pairs([PAIR], prefix_sharing=True) == CHOSEN + shared
+
+
 def test_windows_layer_by_layer() -> None:
     """A window of 2: queries of 5 positions see 1, 2, 2, 2, 2 = 9 instead of 15."""
     windowed = dataclasses.replace(TINY, layer_windows=[2, None])
@@ -85,7 +92,7 @@ def test_against_torch_counting_transformers() -> None:
 def _speed(**changes: Any) -> Speedometer:
     given: dict[str, Any] = {
         "devices": 4, "resident_reference": False, "device": "cpu", "precision": "bf16",
-        "configured_peak": None,
+        "configured_peak": None, "prefix_sharing": False,
     }  # fmt: skip
     return Speedometer.of(TINY, **(given | changes))
 
