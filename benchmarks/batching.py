@@ -1,7 +1,8 @@
 """Positions computed for each useful token, by batching mode: `python -m benchmarks.batching`.
 
-The project's own cut of global batches on synthetic lengths, without a model; deterministic. Lengths
-are log-normal, and their means are assumptions, named after the data sets that they resemble.
+The project's own cut of global batches on synthetic lengths, without a model; deterministic.
+Lengths are log-normal, and their means are assumptions, named after the data sets that they
+resemble.
 """
 
 from __future__ import annotations
@@ -90,13 +91,12 @@ def main() -> None:
     packed = replace(padded, pack_tokens=2 * 4 * LONGEST)
     shared = replace(packed, prefix_sharing=True)
     modes = {
-        "padded, 4 pairs": padded,
-        "padded, 1 pair": replace(padded, micro_batch_size=1),
+        "padded to the longest of the global batch": padded,
         "packed": packed,
         "packed, PP4": replace(packed, layout=ParallelLayout(pipeline=4)),
         "packed, CP4": replace(packed, layout=ParallelLayout(context=4)),
-        "shared": shared,
-        "shared, PP4": replace(shared, layout=ParallelLayout(pipeline=4)),
+        "packed, prompts shared": shared,
+        "packed, prompts shared, PP4": replace(shared, layout=ParallelLayout(pipeline=4)),
     }
     print(f"| positions for a useful token | {' | '.join(shape.name for shape in SHAPES)} |")
     print("|---|" + "---|" * len(SHAPES))
