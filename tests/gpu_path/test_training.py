@@ -19,6 +19,7 @@ from tests.gpu_path.cases import (
     FULL,
     LAYERS,
     LEARNING_RATE,
+    PACKED,
     PAIRS,
     PP2,
     RANKS,
@@ -81,13 +82,16 @@ def linear_products(case: Case) -> int:
     """
     layers = LAYERS // 2 if case.has(*PP2) else LAYERS
     ranks = 1 if case.has(*TP2) or case.has(*PP2) else RANKS
-    steps = STEPS * BATCH // ranks
-    reference = steps if case.has(*RESIDENT) else PAIRS // ranks
+    rows = BATCH // ranks
+    if case.has(*PACKED):
+        rows = 2 if case.has(*PP2) else 1
+    steps = STEPS * rows
+    reference = steps if case.has(*RESIDENT) else PAIRS // BATCH * rows
     again = 4 * steps if case.has(*FULL) else 0
     if case.has(*SELECTIVE):
         again = 2 * steps  # the MLP
     # Before the first update: its batch as it is, and with embeddings moved for 32 responses.
-    noise = BATCH // ranks * (1 + math.ceil(SAMPLES / (2 * BATCH)))
+    noise = rows * (1 + math.ceil(SAMPLES / (2 * BATCH)))
     return layers * (4 * (reference + noise + 3 * steps) + again)
 
 
