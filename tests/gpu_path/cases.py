@@ -33,6 +33,7 @@ ZERO = ("optim.use_distributed_optimizer=true",)
 SPLIT = (*TP2, "model.sequence_parallel=true", *ZERO)
 PACKED = ("data.packing=true", "data.pack_tokens=4096")
 """All pairs of a global batch that a rank has, in one row; on two pipeline stages, in two."""
+SHARED = (*PACKED, "data.prefix_sharing=true")
 RESIDENT = ("reference=resident",)
 FULL = ("model.activations_checkpoint_granularity=full",)
 SELECTIVE = ("model.activations_checkpoint_granularity=selective",)
@@ -86,6 +87,7 @@ BF16 = [
     Case("PP2", "llama", "bf16", PP2),
     *(Case("TP2 SP", model, "bf16", SPLIT) for model in _OTHERS),
     *(Case("PP2 packed", model, "bf16", PP2 + PACKED) for model in _OTHERS),
+    Case("TP2 SP shared", "llama", "bf16", SPLIT + SHARED),
 ]
 FP8 = [
     Case("TP2 SP, export", "llama", "fp8_tensorwise", SPLIT + EXPORTS, resumes=True),
@@ -112,6 +114,9 @@ EXACT = [
     Case("TP2 SP packed", "gemma2", "fp32", SPLIT + PACKED, layers="both"),
     Case("TP2 SP", "gemma3", "fp32", SPLIT, layers="both"),
     Case("PP2 packed", "gemma3", "fp32", PP2 + PACKED, layers="both"),
+    Case("TP2 SP shared", "llama", "fp32", SPLIT + SHARED, layers="both"),
+    Case("PP2 shared", "gemma3", "fp32", PP2 + SHARED, layers="both"),
+    Case("TP2 SP shared", "gemma2", "fp32", SPLIT + SHARED, layers="both"),
     Case("TP2 SP", "qwen3", "fp32", SPLIT, layers="both"),
 ]
 REHEARSED = [*BF16, *FP8, *EXACT]
