@@ -181,6 +181,13 @@ def check_precision(config: RunConfig, world: Hardware | None) -> Iterator[Probl
         yield Problem("precision", reason.removeprefix(f"precision={precision} "), f"use {usable}")
     if not precision.startswith("fp8"):
         return
+    if config.reference == "swap":
+        yield Problem(
+            "reference",
+            f"swap puts other weights into layers that keep theirs in FP8 under precision="
+            f"{precision}",
+            "set reference=cache or resident, or precision=bf16",
+        )
     if (
         model.pipeline_model_parallel_size > 1
         and model.activations_checkpoint_granularity is not None

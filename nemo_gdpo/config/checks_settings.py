@@ -34,10 +34,10 @@ def check_scores(config: RunConfig) -> Iterator[Problem]:
 
 def check_reference(config: RunConfig) -> Iterator[Problem]:
     """Keys of the cache without a cache."""
-    if config.reference == "resident" and config.reference_cache_dir is not None:
+    if config.reference != "cache" and config.reference_cache_dir is not None:
         yield Problem(
             "reference_cache_dir",
-            "nothing reads it with reference=resident",
+            f"nothing reads it with reference={config.reference}",
             "set it to null, or reference=cache",
         )
 

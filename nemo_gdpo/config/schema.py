@@ -35,9 +35,10 @@ class RunConfig(Section):
     precision: Annotated[Precision, FIXED] = "fp32"
     """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
     FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
-    reference: Annotated[Literal["cache", "resident"], FREE] = "cache"
-    """Compute the reference's log-probabilities before training, or keep a second copy in memory.
-    Both train the same."""
+    reference: Annotated[Literal["cache", "resident", "swap"], FREE] = "cache"
+    """Compute the reference's log-probabilities before training, or in every update: with a second
+    copy of the model beside the first, or with one in host memory, which takes its place for a
+    moment. All train the same."""
     reference_cache_dir: Annotated[Text | None, FREE] = None
     """Directory of the cache; null is output_dir/reference. Runs that share model, data and
     precision may share one."""

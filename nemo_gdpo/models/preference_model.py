@@ -23,6 +23,7 @@ from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.batch import COLUMNS, PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
+from nemo_gdpo.models.swapped import SwappedWeights
 from nemo_gdpo.objectives import Objective
 from nemo_gdpo.platform import Platform, current_platform
 
@@ -71,6 +72,7 @@ class PreferenceModel:
         self.gpt_chunks: list[GPTModel] = self._build_chunks()
         self.policy_chunks: list[Any] = list(self.gpt_chunks)
         self.reference_chunks: list[Any] | None = None
+        self.swapped_reference: SwappedWeights | None = None
 
     def _build_chunks(self) -> list[GPTModel]:
         return build_gpt_chunks(
@@ -130,6 +132,10 @@ class PreferenceModel:
         self.reference_chunks = self._in_precision(copies)
         for copy in self.reference_chunks:
             copy.eval()
+
+    def attach_swapped_reference(self) -> None:
+        """Keep the policy's present weights in host memory as the reference."""
+        self.swapped_reference = SwappedWeights(self.gpt_chunks)
 
     def _set_training(self, training: bool) -> None:
         for chunk in self.policy_chunks:
@@ -277,20 +283,22 @@ class PreferenceModel:
     def get_reference_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:
         """`reference_columns` [T, C] of the reference for each micro-batch, on the last stage.
 
-        The reference is the resident copy if one is attached, otherwise the policy itself, which is
-        right before the first step only: that is how the cache is made.
+        The reference is the copy of the weights if one is attached, otherwise the policy itself,
+        which is right before the first step only: that is how the cache is made.
         """
         chunks = self.reference_chunks
         if chunks is None:
             chunks = self.policy_chunks
             self._set_training(False)
-        return self._run_schedule(
-            self.get_forward_output_and_loss_func(logprobs_only=True, reference=True),
-            chunks,
-            micro_batches,
-            forward_only=True,
-            collect=True,
-        )
+        swapped = self.swapped_reference
+        with contextlib.nullcontext() if swapped is None else swapped.in_place():
+            return self._run_schedule(
+                self.get_forward_output_and_loss_func(logprobs_only=True, reference=True),
+                chunks,
+                micro_batches,
+                forward_only=True,
+                collect=True,
+            )
 
     @torch.no_grad()
     def get_token_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:

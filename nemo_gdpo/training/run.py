@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
 References = Mapping[str, ReferenceStore | None]
-"""Split -> its cached reference; None where a resident copy serves."""
+"""Split -> its cached reference; None where a copy of the model serves."""
 
 
 class NemoClass(Protocol):
@@ -297,16 +297,22 @@ class Run:
         return {name: self.reference_store(name, stop) for name in self.data}
 
     def prepare_reference(self, stop: StopRequest) -> References:
-        """The caches of all splits, or a resident copy of the present weights. Collective.
+        """The caches of all splits, or a copy of the present weights. Collective.
 
         Raises:
             Stopped: a signal came.
         """
-        if self.config.reference == "resident":
-            self.clock.enter(REFERENCE)
-            on_every_rank("copying the reference", self.model.attach_resident_reference)
-            return dict.fromkeys(self.data)
-        return self._reference_stores(stop)
+        if self.config.reference == "cache":
+            return self._reference_stores(stop)
+        self.clock.enter(REFERENCE)
+        is_swapped = self.config.reference == "swap"
+        attach = (
+            self.model.attach_swapped_reference
+            if is_swapped
+            else self.model.attach_resident_reference
+        )
+        on_every_rank("copying the reference", attach)
+        return dict.fromkeys(self.data)
 
     def compute_reference(self) -> None:
         """Make the caches that a training run with this configuration would make, and leave.

@@ -11,7 +11,7 @@ of one length, this counts what is there:
   and within the layer's window: n (n + 1) / 2 positions without one (Megatron-LM halves n^2);
 - the head at labels only, since it is computed nowhere else;
 - of a shared prompt (`data.prefix_sharing`) one computation, which serves both responses;
-- a resident reference's forward pass on top; a cached reference costs a step nothing.
+- a live reference's forward pass on top; a cached reference costs a step nothing.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Speedometer:
         model: MegatronModelConfig,
         *,
         devices: int,
-        resident_reference: bool,
+        live_reference: bool,
         device: str,
         precision: str,
         configured_peak: float | None,
@@ -172,7 +172,7 @@ class Speedometer:
         Args:
             model: the policy's architecture, and the reference's.
             devices: ranks, one device each.
-            resident_reference: every step computes the reference, too.
+            live_reference: every step computes the reference, too.
             device: name of this rank's device.
             precision: value of the `precision` key.
             configured_peak: `logger.peak_tflops`.
@@ -180,7 +180,7 @@ class Speedometer:
         """
         peak = configured_peak or peak_tflops(device, precision)
         why = f"the peak of {device} in {precision} is not known; set logger.peak_tflops"
-        passes = FORWARD_AND_BACKWARD + (FORWARD if resident_reference else 0)
+        passes = FORWARD_AND_BACKWARD + (FORWARD if live_reference else 0)
         flops = FlopCount.of(model)
         return cls(flops, devices, passes, peak, "" if peak else why, prefix_sharing)
 

@@ -63,7 +63,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs with what belongs to them. `store` is None under a resident reference."""
+    """Pairs with what belongs to them. `store` is None without a cache."""
 
     data: PreferenceDataset
     builder: BatchBuilder
@@ -148,7 +148,7 @@ class PreferenceTrainer:
         self.speed = Speedometer.of(
             model.model_config,
             devices=mesh.world_size,
-            resident_reference=train.store is None,
+            live_reference=train.store is None,
             device=model.platform.device_name(),
             precision=config.precision,
             configured_peak=config.logger.peak_tflops,

@@ -38,6 +38,7 @@ TIGHT = (*PACKED, "data.pack_tokens=64")
 """Rows that hold two or three of the pairs."""
 SHARED = (*PACKED, "data.prefix_sharing=true")
 RESIDENT = ("reference=resident",)
+SWAP = ("reference=swap",)
 
 
 def micro(size: int) -> tuple[str, ...]:
@@ -76,6 +77,7 @@ ONE = [
             "shared, recompute full": SHARED + recompute("full"),
             "shared, recompute selective": SHARED + recompute("selective"),
             "resident": RESIDENT,
+            "swap": SWAP,
             "recompute selective": recompute("selective"),
             "recompute full": recompute("full"),
             "distributed optimizer": ZERO,
@@ -109,6 +111,8 @@ TWO = [
             "PP2 VP2 shared": PP2 + VP2 + SHARED,
             "CP2 resident, micro 1": CP2 + RESIDENT + micro(1),
             "DP2 distributed optimizer": ZERO,
+            "DP2 distributed optimizer, swap": ZERO + SWAP,
+            "PP2 swap": PP2 + SWAP,
             "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
             "DP2 overlap, packed, micro 4": OVERLAP + PACKED + micro(4),
         },

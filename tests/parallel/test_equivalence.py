@@ -64,7 +64,7 @@ def test_same_validation_after_training(world: World, size: int, case: Case) -> 
         assert found["validation"][name] == pytest.approx(value, rel=2e-5, abs=1e-4), name
 
 
-@pytest.mark.parametrize("name", ["resident", "recompute selective", "recompute full"])
+@pytest.mark.parametrize("name", ["resident", "swap", "recompute selective", "recompute full"])
 def test_bit_equal_where_the_arithmetic_is_the_same(world: World, name: str) -> None:
     results = world(1)
     one, other = results["gdpo_db/tied/plain"], results[f"gdpo_db/tied/{name}"]

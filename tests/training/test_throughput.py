@@ -91,7 +91,7 @@ def test_against_torch_counting_transformers() -> None:
 
 def _speed(**changes: Any) -> Speedometer:
     given: dict[str, Any] = {
-        "devices": 4, "resident_reference": False, "device": "cpu", "precision": "bf16",
+        "devices": 4, "live_reference": False, "device": "cpu", "precision": "bf16",
         "configured_peak": None, "prefix_sharing": False,
     }  # fmt: skip
     return Speedometer.of(TINY, **(given | changes))
@@ -110,8 +110,8 @@ def test_columns_of_a_step() -> None:
     }
 
 
-def test_a_resident_reference_is_a_fourth_pass() -> None:
-    cached, resident = _speed(), _speed(resident_reference=True)
+def test_a_live_reference_is_a_fourth_pass() -> None:
+    cached, resident = _speed(), _speed(live_reference=True)
     name = "perf/model_tflops_per_gpu"
     assert resident.columns([PAIR], 9, 1.0, 0.0)[name] == pytest.approx(
         cached.columns([PAIR], 9, 1.0, 0.0)[name] * 4 / 3
