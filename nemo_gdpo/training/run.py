@@ -305,12 +305,10 @@ class Run:
         if self.config.reference == "cache":
             return self._reference_stores(stop)
         self.clock.enter(REFERENCE)
-        is_swapped = self.config.reference == "swap"
-        attach = (
-            self.model.attach_swapped_reference
-            if is_swapped
-            else self.model.attach_resident_reference
-        )
+        attach = {
+            "resident": self.model.attach_resident_reference,
+            "swap": self.model.attach_swapped_reference,
+        }[self.config.reference]
         on_every_rank("copying the reference", attach)
         return dict.fromkeys(self.data)
 

@@ -151,6 +151,16 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "reference_cache_dir",
         "nothing reads it",
     ),
+    (
+        {"reference": "swap", "reference_cache_dir": "/cache"},
+        "reference_cache_dir",
+        "nothing reads it with reference=swap",
+    ),
+    (
+        {"reference": "swap", "precision": "fp8_tensorwise"},
+        "reference",
+        "swap puts other weights into layers that keep theirs in FP8",
+    ),
     ({"data__max_prompt_length": 1024}, "data.max_prompt_length", "leaves no room"),
     ({"data__prefix_sharing": True}, "data.prefix_sharing", "in packed rows only"),
     (
