@@ -84,6 +84,7 @@ def with_shared_keys(attention: type[nn.Module]) -> type[nn.Module]:
                 )
                 return output
             keys = packed_seq_params.keys
+            self._expect_more_keys_than_queries()
             # Transformer Engine's own: megatron's knows no such mask for packed rows.
             shared: Tensor = super(attention, self).forward(  # type: ignore[misc]
                 query,
@@ -98,5 +99,12 @@ def with_shared_keys(attention: type[nn.Module]) -> type[nn.Module]:
                 max_seqlen_kv=keys.max_seqlen,
             )
             return shared
+
+        def _expect_more_keys_than_queries(self) -> None:
+            """As Transformer Engine does for a cache of keys; its masks assume as many else."""
+            if self.attention_type != "cross":
+                self.fast_setattr("attention_type", "cross")
+                for kernel in (self.flash_attention, self.fused_attention, self.unfused_attention):
+                    kernel.attention_type = "cross"
 
     return SharedKeysAttention
