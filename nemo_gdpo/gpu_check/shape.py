@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nemo_gdpo.config.packing import packed_row
 from nemo_gdpo.config.recipes import run_config
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
@@ -22,7 +23,6 @@ from nemo_gdpo.platform import current_platform, detect_capabilities
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_mesh
 from nemo_gdpo.training.optimizer import build_optimizer
-from nemo_gdpo.training.packing import packed_row
 
 LLAMA3_8B = MegatronModelConfig(
     family="llama",

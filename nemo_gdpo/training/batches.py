@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from nemo_gdpo.config.packing import packed_row, up_to
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.shapes import sequence_multiple
 from nemo_gdpo.data.bins import level_bins, share_bins
@@ -19,7 +20,7 @@ from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training.mesh import Mesh
-from nemo_gdpo.training.packing import packed_row, pair_too_long, row_multiple, up_to
+from nemo_gdpo.training.packing import pair_too_long, row_multiple
 from nemo_gdpo.training.reference_store import ReferenceStore
 
 

@@ -1,20 +1,15 @@
-"""How long rows are: multiples, and the most that a packed row holds."""
+"""How long rows are, and pairs that no packed row holds."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from nemo_gdpo.config.packing import packed_row
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.shapes import length_multiple, sequence_multiple
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.builder import ParallelLayout
-from nemo_gdpo.training.mesh import layout_of
-
-
-def up_to(multiple: int, length: int) -> int:
-    """The least multiple that is not less than `length`."""
-    return -(-length // multiple) * multiple
 
 
 def row_multiple(layout: ParallelLayout, precision: str, rows: int) -> int:
@@ -26,18 +21,6 @@ def row_multiple(layout: ParallelLayout, precision: str, rows: int) -> int:
         precision=precision,
         rows=rows,
     )
-
-
-def packed_row(config: RunConfig) -> int | None:
-    """Positions of a packed row at most; None where rows are padded."""
-    data, layout = config.data, layout_of(config)
-    if not data.packing:
-        return None
-    multiple = row_multiple(layout, config.precision, 1)
-    if data.pack_tokens is not None:
-        return data.pack_tokens // multiple * multiple
-    longest = up_to(sequence_multiple(layout.context), data.max_length)
-    return up_to(multiple, 2 * config.model.micro_batch_size * longest)
 
 
 def refuse_long_pairs(config: RunConfig, data: PreferenceDataset) -> None:

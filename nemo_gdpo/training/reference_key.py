@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from nemo_gdpo.config.packing import packed_row
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.preference_model import PreferenceModel
-from nemo_gdpo.training.packing import packed_row
 
 FORMAT_VERSION = 2
 SCORER = 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nemo_gdpo.config.packing import packed_row
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
@@ -76,9 +77,18 @@ def _summary(config: RunConfig, splits: Mapping[str, str]) -> str:
             f"  mesh       {world} ranks: TP{model.tensor_model_parallel_size} x "
             f"PP{model.pipeline_model_parallel_size} x CP{model.context_parallel_size} x "
             f"DP{copies}",
-            f"  batch      {model.global_batch_size} pairs = {copies} x {model.micro_batch_size} x "
-            f"{model.global_batch_size // (copies * model.micro_batch_size)} micro-batches",
+            f"  batch      {model.global_batch_size} pairs {_micro_batches(config, copies)}",
             f"  length     {' or '.join(steps)}, learning rate {config.optim.lr:g}",
             f"  output     {config.output_dir}",
         ]
     )
+
+
+def _micro_batches(config: RunConfig, copies: int) -> str:
+    """How a global batch is cut."""
+    row, size = packed_row(config), config.model.micro_batch_size
+    if row is None:
+        number = config.model.global_batch_size // (copies * size)
+        return f"= {copies} x {size} x {number} micro-batches"
+    shared = ", each prompt once" if config.data.prefix_sharing else ""
+    return f"in packed rows of up to {row} tokens on {copies} data-parallel ranks{shared}"
