@@ -185,6 +185,27 @@ def _gather_context(
     return gathered[torch.cat(order).argsort()]
 
 
+def packed_params(rows: PaddedBatch | PackedBatch, context: int) -> PackedSeqParams | None:
+    """Bounds of the sequences for megatron's layers; None for padded rows."""
+    if not isinstance(rows, PackedBatch):
+        return None
+    if rows.shared is not None:
+        return SharedSeqParams.of(rows)
+    bounds = rows.cu_seqlens
+    # Under context parallelism Transformer Engine asks for the bounds with the filling, too. What
+    # fills a sequence up belongs to it here; said so, it need not compare them, which waits.
+    filled = {"cu_seqlens_q_padded": bounds, "cu_seqlens_kv_padded": bounds}
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=rows.max_seqlen,
+        max_seqlen_kv=rows.max_seqlen,
+        pad_between_seqs=False,
+        **(filled if context > 1 else {}),
+    )
+
+
 def forward_logprobs(
     model: Any, batch: PreferenceMicroBatch, options: HeadOptions, *, is_last_stage: bool
 ) -> Tensor:
@@ -194,20 +215,8 @@ def forward_logprobs(
         On the last stage float32 [T, C]: T response tokens of the micro-batch in row order,
         C = label, EOS, tempered EOS. On other stages the hidden states for the next stage.
     """
-    packed: PackedSeqParams | None = None
-    rows = batch.rows
-    if isinstance(rows, PackedBatch) and rows.shared is not None:
-        packed = SharedSeqParams.of(rows)
-    elif isinstance(rows, PackedBatch):
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=rows.cu_seqlens,
-            cu_seqlens_kv=rows.cu_seqlens,
-            max_seqlen_q=rows.max_seqlen,
-            max_seqlen_kv=rows.max_seqlen,
-        )
+    rows, group = batch.rows, parallel_state.get_context_parallel_group()
     tokens, labels, position_ids = batch.inputs
-    group = parallel_state.get_context_parallel_group()
     own = slice(None) if group.size() == 1 else _columns(rows, group.rank(), group.size())
     output: Tensor = model(
         input_ids=tokens[:, own],
@@ -215,7 +224,7 @@ def forward_logprobs(
         # None: rows are padded on the right, where causality hides the padding.
         attention_mask=None,
         labels=labels[:, own],
-        packed_seq_params=packed,
+        packed_seq_params=packed_params(rows, group.size()),
         output_processor=_head,
         output_processor_context=options,
     )

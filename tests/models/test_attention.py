@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nemo_gdpo.data.collate import pack_batch, pad_batch
 from nemo_gdpo.data.shared import share_batch
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.models.attention import (
@@ -17,6 +18,7 @@ from nemo_gdpo.models.attention import (
     window_mask,
     zigzag_positions,
 )
+from nemo_gdpo.models.forward import packed_params
 from nemo_gdpo.models.shared import SharedSeqParams
 from tests.models.megatron_parts import Groups, transformer_config
 
@@ -201,3 +203,17 @@ def test_each_packed_sequence_is_cut_by_itself() -> None:
     assert packed_positions(bounds, 0, 2).tolist() == [0, 1, 6, 7, 8, 11, 12, 13, 14, 21, 22, 23]
     assert packed_positions(bounds, 1, 2).tolist() == [2, 3, 4, 5, 9, 10, 15, 16, 17, 18, 19, 20]
     assert packed_positions(bounds, 0, 1).tolist() == list(range(24))
+
+
+def test_bounds_of_packed_rows_for_the_layers() -> None:
+    """Transformer Engine's attention refuses packed rows under CP without bounds of the filling."""
+    ids = tuple(range(3, 12))
+    pair = TokenizedPair("p", ids[:3], TokenizedResponse(ids, True), TokenizedResponse(ids, True))
+    rows = pack_batch([pair], 32, 0, multiple=4)
+    alone, cut = packed_params(rows, 1), packed_params(rows, 2)
+    assert alone is not None and cut is not None
+    assert alone.cu_seqlens_q.tolist() == cut.cu_seqlens_q.tolist() == [0, 12, 24, 32]
+    assert alone.cu_seqlens_q_padded is None
+    assert cut.cu_seqlens_q_padded.tolist() == cut.cu_seqlens_kv_padded.tolist() == [0, 12, 24, 32]
+    assert (cut.max_seqlen_q, cut.pad_between_seqs) == (12, False)
+    assert packed_params(pad_batch([pair], 16, 0), 2) is None
