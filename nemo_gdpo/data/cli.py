@@ -44,8 +44,13 @@ def _tokenise(config: RunConfig) -> int:
     with hold(Path(config.output_dir)):
         built = {
             name: build_split(
-                config.data, name, tokenizer, assets, require_scores=config.objective.needs_scores
-            )
+                config.data,
+                name,
+                tokenizer,
+                assets,
+                require_scores=config.objective.needs_scores,
+                output=Path(config.output_dir),
+            )  # fmt: skip
             for name in SPLITS
         }
         # Nothing is written before all of it was read.
