@@ -50,7 +50,7 @@ def _tokenise(config: RunConfig) -> int:
                 assets,
                 require_scores=config.objective.needs_scores,
                 output=Path(config.output_dir),
-            )  # fmt: skip
+            )
             for name in SPLITS
         }
         # Nothing is written before all of it was read.

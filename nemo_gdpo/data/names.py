@@ -14,7 +14,7 @@ import numpy as np
 
 from nemo_gdpo.io.tensor_file import map_numbers
 
-BLOCK = 1 << 24
+BLOCK = 1 << 20
 """Bytes that are looked through at once for the ends of lines."""
 
 

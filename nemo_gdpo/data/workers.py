@@ -157,23 +157,24 @@ def _dealt(
     chunks: Iterable[list[RawPair]], encoder: PairEncoder, limits: Limits, count: int
 ) -> Iterator[Dealt]:
     """Chunks through workers. Each has one at a time: neither side ever waits to be read."""
-    workers: deque[_Worker] = deque()
-    waiting: deque[list[str]] = deque()
+    workers: list[_Worker] = []
+    waiting: deque[tuple[_Worker, list[str]]] = deque()
     try:
         for chunk in chunks:
             done = None
             if len(workers) < count:
                 worker = _start(encoder, limits)
+                workers.append(worker)
             else:
-                worker = workers.popleft()
-                done = waiting.popleft(), worker.take()
-            workers.append(worker)
+                worker, places = waiting.popleft()
+                done = places, worker.take()
             worker.send(chunk)
-            waiting.append(_places(chunk))
+            waiting.append((worker, _places(chunk)))
             if done is not None:
                 yield done
-        for worker in workers:
-            yield waiting.popleft(), worker.take()
+        while waiting:
+            worker, places = waiting.popleft()
+            yield places, worker.take()
     finally:
         for worker in workers:
             worker.process.kill()
