@@ -84,10 +84,10 @@ def test_chunks_make_what_one_list_makes(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    spool._files["tokens"].close()
-    spool._files["tokens"] = Path("/dev/full").open("wb", buffering=0)
-    with pytest.raises(RunError, match=r"No space left on device.*set output_dir"):
-        spool.append(collect_arrays(PAIRS))
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        spool._files["tokens"] = full
+        with pytest.raises(RunError, match=r"No space left on device.*set output_dir"):
+            spool.append(collect_arrays(PAIRS))
     spool.close()
 
 
