@@ -25,6 +25,8 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SPREAD, LONGEST = 0.8, 2048
 PROMPT, CHOSEN, REJECTED = 190, 340, 290
 """Mean tokens, as the instructions of `batching.py`; a short word is a token."""
@@ -151,6 +153,28 @@ def _tokenise(source: Path, target: Path, workers: int) -> dict[str, Any]:
     }
 
 
+def _multiply(source: Path, target: Path, times: int) -> str:
+    """Prepared pairs many times over, under other ids; the fingerprint."""
+    from nemo_gdpo.data import PreferenceDataset, load_prepared, save_prepared
+    from nemo_gdpo.data.dataset import PairArrays
+
+    data = load_prepared(source)
+    arrays = data.arrays
+    many = PairArrays(
+        np.tile(arrays.tokens, times),
+        np.concatenate(([0], np.tile(np.diff(arrays.offsets), times).cumsum())),
+        np.tile(arrays.complete, (times, 1)),
+        np.tile(arrays.scores, (times, 1)),
+        [f"{name}-{copy}" for copy in range(times) for name in arrays.ids],
+        list(arrays.metas) * times,
+    )
+    made = PreferenceDataset(
+        many, end_token_id=data.end_token_id, pad_token_id=data.pad_token_id, stats=data.stats
+    )
+    save_prepared(made, target)
+    return made.fingerprint
+
+
 def _load(target: Path, verified: str) -> dict[str, Any]:
     from nemo_gdpo.data import load_prepared
 
@@ -177,16 +201,15 @@ def _row(step: str, processes: int, took: dict[str, Any]) -> str:
     return f"| {step} | {processes} | {numbers} |"
 
 
-def _report(pairs: int, directory: Path) -> None:
+def _report(pairs: int, times: int, directory: Path) -> None:
     source = directory / "pairs.jsonl"
     with source.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows(pairs))
     cpus = len(os.sched_getaffinity(0))
     size, machine = source.stat().st_size / GIB, platform.machine()
     print(f"{pairs} pairs, {size:.2f} GiB of JSON lines; {cpus} CPUs, {machine}\n")
-    print(
-        "| step | processes | seconds | CPU seconds | peak GiB |\n|---|---|---|---|---|", flush=True
-    )
+    print("| step | processes | seconds | CPU seconds | peak GiB |")
+    print("|---|---|---|---|---|", flush=True)
     fingerprints = set()
     for workers in sorted({1, cpus}):
         target = directory / f"of-{workers}"
@@ -194,8 +217,13 @@ def _report(pairs: int, directory: Path) -> None:
         fingerprints.add(made["fingerprint"])
         print(_row("tokenise", workers, made), flush=True)
         print(_row("write", 1, made["writing"]), flush=True)
-    for name, verified in (("load, main rank", ""), ("load, other rank", made["fingerprint"])):
-        print(_row(name, 1, _alone("--load", target, "--verified", verified)), flush=True)
+    many = directory / "many"
+    fingerprint = _alone("--multiply", target, "--to", many, "--times", times)["fingerprint"]
+    loads = ((target, made["fingerprint"], pairs), (many, fingerprint, pairs * times))
+    for prepared, known, count in loads:
+        for rank, verified in (("main", ""), ("other", known)):
+            took = _alone("--load", prepared, "--verified", verified)
+            print(_row(f"load {count} pairs, {rank} rank", 1, took), flush=True)
     print(f"\n{made['tokens']} tokens; fingerprints equal: {len(fingerprints) == 1}")
 
 
@@ -203,19 +231,22 @@ def main() -> None:
     """Run all steps, or the one that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=300_000)
+    parser.add_argument("--times", type=int, default=1, help="load that many copies as well")
     parser.add_argument("--directory", type=Path, help="with room for the pairs three times")
-    for step in ("--tokenise", "--to", "--load"):
+    for step in ("--tokenise", "--to", "--load", "--multiply"):
         parser.add_argument(step, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--verified", default="", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.tokenise is not None:
         print(json.dumps(_tokenise(asked.tokenise, asked.to, asked.workers)))
+    elif asked.multiply is not None:
+        print(json.dumps({"fingerprint": _multiply(asked.multiply, asked.to, asked.times)}))
     elif asked.load is not None:
         print(json.dumps(_load(asked.load, asked.verified)))
     else:
         with tempfile.TemporaryDirectory(dir=asked.directory) as directory:
-            _report(asked.pairs, Path(directory))
+            _report(asked.pairs, asked.times, Path(directory))
 
 
 if __name__ == "__main__":
