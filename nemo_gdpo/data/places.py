@@ -1,6 +1,6 @@
 """Where things stand first, for a million of them: texts by a number, without an object for each.
 
-A dictionary of Python strings takes about 230 bytes an entry, this one 32 and the text's own.
+A slot takes 24 bytes and two to four slots are there for an entry; its text takes its own bytes.
 """
 
 from __future__ import annotations
