@@ -49,7 +49,7 @@ def _tokenise(config: RunConfig) -> int:
                 tokenizer,
                 assets,
                 require_scores=config.objective.needs_scores,
-                output=Path(config.output_dir),
+                output=Path(config.output_dir) / name,
             )
             for name in SPLITS
         }

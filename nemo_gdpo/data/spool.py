@@ -23,9 +23,13 @@ _COLUMNS: dict[str, npt.DTypeLike] = {
 }  # fmt: skip
 
 
+def _parents(output: Path | None) -> tuple[Path, ...]:
+    return () if output is None else (output, *output.resolve().parents)
+
+
 def _place(output: Path | None) -> Path:
     """The file system that the pairs will be on, which has room for them; else the usual one."""
-    for parent in () if output is None else (output, *output.resolve().parents):
+    for parent in _parents(output):
         if parent.is_dir():
             try:
                 with tempfile.TemporaryFile(dir=parent):
@@ -48,6 +52,7 @@ class Spool:
             RunError: they cannot be made.
         """
         self._place = _place(output)
+        self._output = output if self._place in _parents(output) else None
         self._tokens = 0
         self._pairs = 0
         try:
@@ -60,10 +65,11 @@ class Spool:
         return tempfile.TemporaryFile(dir=self._place, buffering=_BUFFER)
 
     def _failed(self, error: OSError) -> RunError:
+        """In the words of the writing, of which this is the first half."""
+        where = self._output or f"{self._place} (TMPDIR)"
         return RunError(
-            f"{self._place}: tokens cannot be kept there while they are made "
-            f"({error.strerror or error}); free space, or set output_dir to another place, then "
-            "start again"
+            f"{where}: cannot be written ({error.strerror or error}); free space or choose another "
+            "place, then start again"
         )
 
     def __len__(self) -> int:

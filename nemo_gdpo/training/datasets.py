@@ -40,7 +40,7 @@ def _tokenise(
         source.assets,
         require_scores=config.objective.needs_scores,
         date=date,
-        output=output_dir,
+        output=output_dir / "data" / name,
     )
     assert data is not None  # a path is configured
     refuse_tokens_beyond(data, source.model_config.vocab_size, str(config.data.path_of(name)))
