@@ -86,9 +86,7 @@ def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     with Path("/dev/full").open("wb", buffering=0) as full:
         spool._files["tokens"] = full
-        with pytest.raises(
-            RunError, match="cannot be written .No space left on device.; free space"
-        ):
+        with pytest.raises(RunError, match=r"be written \(No space left on device\)"):
             spool.append(collect_arrays(PAIRS))
     spool.close()
 
