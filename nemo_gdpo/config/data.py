@@ -74,6 +74,9 @@ class DataConfig(Section):
     prefix_sharing: Annotated[bool, FREE] = False
     """Compute each prompt once for both responses, which do not see each other, with the same
     result; for `packing`."""
+    workers: Annotated[Annotated[int, Field(ge=1)] | None, FREE] = None
+    """Processes that tokenise, with the same result; null takes as many as there are CPUs. A small
+    file is tokenised by one."""
     chat_template: Text | None = None
     """Path to a Jinja file that replaces the tokenizer's own template."""
     date: Annotated[Day | None, FIXED] = None

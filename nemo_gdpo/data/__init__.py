@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nemo_gdpo.data.build import build_dataset
 from nemo_gdpo.data.collate import (
     PackedBatch,
     PaddedBatch,
@@ -9,7 +10,7 @@ from nemo_gdpo.data.collate import (
     pad_batch,
     responses_from_flat,
 )
-from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
+from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.prepared import is_prepared, load_prepared, save_prepared
 from nemo_gdpo.data.readers import FORMAT_NAMES, read_pairs
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler

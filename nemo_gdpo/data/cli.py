@@ -44,7 +44,12 @@ def _tokenise(config: RunConfig) -> int:
     with hold(Path(config.output_dir)):
         built = {
             name: build_split(
-                config.data, name, tokenizer, assets, require_scores=config.objective.needs_scores
+                config.data,
+                name,
+                tokenizer,
+                assets,
+                require_scores=config.objective.needs_scores,
+                output=Path(config.output_dir) / name,
             )
             for name in SPLITS
         }

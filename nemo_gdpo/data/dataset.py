@@ -1,4 +1,4 @@
-"""A data set of tokenised pairs in memory, and the one function that builds it.
+"""A data set of tokenised pairs: columns, in memory or mapped from files.
 
 Tokens live in one flat int32 array (a list of Python tuples would cost ten times as much on the
 public data sets); pairs are made when they are asked for.
@@ -9,25 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from nemo_gdpo.data.readers import read_pairs
-from nemo_gdpo.data.templates import PairEncoder
-from nemo_gdpo.data.tokenize import (
-    Limits,
-    TokenizeStats,
-    no_pair_is_left,
-    tokenize_pairs,
-)
-from nemo_gdpo.data.types import ReadStats, TokenizedPair, TokenizedResponse
-from nemo_gdpo.errors import UserError
-from nemo_gdpo.progress import progress_bar
+from nemo_gdpo.data.tokenize import TokenizeStats
+from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+
+BLOCK = 1 << 16
+"""Pairs, or sixteenths of tokens, that are looked at at once: memory does not grow with all."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +35,8 @@ class PairArrays:
     """[B, 2]: chosen, rejected."""
     scores: npt.NDArray[np.float64]
     """[B, 2]; NaN where a pair has no score."""
-    ids: list[str]
-    metas: list[str]
+    ids: Sequence[str]
+    metas: Sequence[str]
     """Canonical JSON of each pair's meta."""
 
 
@@ -66,14 +60,26 @@ class PreferenceDataset(Sequence[TokenizedPair]):
         pad_token_id: int,
         stats: TokenizeStats,
         settings: dict[str, Any] | None = None,
+        fingerprint: str | None = None,
     ) -> None:
+        """Take the columns, and look through all of them.
+
+        Args:
+            arrays: columns.
+            end_token_id: see above, as the other arguments.
+            fingerprint: of columns that were looked through before; they are not again.
+
+        Raises:
+            ValueError: a complete response has another last token.
+        """
         self.arrays = arrays
         self.end_token_id = end_token_id
         self.pad_token_id = pad_token_id
         self.stats = stats
         self.settings = dict(settings or {})
-        self._check_ends()
-        self.fingerprint = self._fingerprint()
+        if fingerprint is None:
+            self._check_ends()
+        self.fingerprint = self._fingerprint() if fingerprint is None else fingerprint
 
     def __len__(self) -> int:
         return len(self.arrays.ids)
@@ -94,13 +100,22 @@ class PreferenceDataset(Sequence[TokenizedPair]):
 
     def _check_ends(self) -> None:
         """The last label of every complete response is the end token, or nothing is built."""
-        last_B2 = self.arrays.tokens[self.arrays.offsets[1:] - 1].reshape(-1, 3)[:, 1:]
-        wrong = np.flatnonzero((self.arrays.complete & (last_B2 != self.end_token_id)).any(axis=1))
-        if wrong.size:
-            raise ValueError(
-                f"pair {self.arrays.ids[wrong[0]]!r}: a complete response must end in token "
-                f"{self.end_token_id}"
-            )
+        arrays = self.arrays
+        for start in range(0, len(self), BLOCK):
+            stop = min(start + BLOCK, len(self))
+            last_K = arrays.offsets[3 * start + 1 : 3 * stop + 1] - 1
+            last_B2 = arrays.tokens[last_K].reshape(-1, 3)[:, 1:]
+            is_other_B2 = last_B2 != self.end_token_id
+            wrong = np.flatnonzero((arrays.complete[start:stop] & is_other_B2).any(axis=1))
+            if wrong.size:
+                raise ValueError(
+                    f"pair {arrays.ids[start + int(wrong[0])]!r}: a complete response must end in "
+                    f"token {self.end_token_id}"
+                )
+
+    def lengths_B3(self) -> npt.NDArray[np.int64]:
+        """Tokens of every pair's prompt, chosen and rejected response, int64 [B, 3]."""
+        return np.diff(self.arrays.offsets).reshape(-1, 3)
 
     def _pair(self, index: int) -> TokenizedPair:
         arrays = self.arrays
@@ -127,18 +142,41 @@ class PreferenceDataset(Sequence[TokenizedPair]):
         digest = hashlib.sha256(b"nemo_gdpo pairs 1\n")
         head = [self.end_token_id, self.pad_token_id, len(self)]
         # JSON of a list quotes and separates, so that no two lists of ids give the same bytes.
-        digest.update(json.dumps([head, arrays.ids, arrays.metas]).encode())
-        for column, kind in (
+        digest.update(f"[{json.dumps(head)}".encode())
+        for texts in (arrays.ids, arrays.metas):
+            for block in _json_list(texts):
+                digest.update(block.encode())
+        digest.update(b"]")
+        columns: tuple[tuple[npt.NDArray[Any], str], ...] = (
             (arrays.tokens, "<i4"),
             (arrays.offsets, "<i8"),
             (arrays.complete, "|u1"),
             (arrays.scores, "<f8"),
-        ):
-            digest.update(np.ascontiguousarray(column.astype(kind)).tobytes())
+        )
+        for column, kind in columns:
+            flat = column.reshape(-1)
+            for start in range(0, len(flat), 16 * BLOCK):
+                digest.update(flat[start : start + 16 * BLOCK].astype(kind).tobytes())
         return digest.hexdigest()
 
 
+def _json_list(texts: Sequence[str]) -> Iterator[str]:
+    """What `json.dumps` writes of a list within a list, piece by piece."""
+    yield ", ["
+    separator = ""
+    each = iter(texts)
+    while block := list(islice(each, BLOCK)):
+        yield separator + json.dumps(block)[1:-1]
+        separator = ", "
+    yield "]"
+
+
 def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
+    """Columns of pairs, in memory.
+
+    Raises:
+        ValueError: a pair has an empty prompt or response.
+    """
     tokens, offsets, scores, complete = array("i"), array("q", [0]), array("d"), array("b")
     ids: list[str] = []
     metas: list[str] = []
@@ -161,94 +199,4 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         np.array(scores, dtype=np.float64).reshape(-1, 2),
         ids,
         metas,
-    )
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over what decides token ids: vocabulary, special tokens and, if fast, the rest."""
-    digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
-    digest.update(json.dumps([special, sorted(tokenizer.all_special_ids)]).encode())
-    if tokenizer.is_fast:
-        pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Calls with padding or truncation leave their settings behind; they are not the tokenizer.
-        pipeline.update(padding=None, truncation=None)
-        digest.update(json.dumps(pipeline, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def build_dataset(
-    path: str | Path,
-    tokenizer: Any,
-    *,
-    format: str = "auto",
-    split: str = "train",
-    max_prompt_length: int | None = None,
-    max_length: int | None = None,
-    truncation_mode: str = "keep_end",
-    require_scores: bool = False,
-    stop_token_ids: Collection[int] | None = None,
-    chat_template: str | None = None,
-    on_bad_pair: str = "error",
-    date: str | None = None,
-    progress: bool = False,
-) -> PreferenceDataset:
-    """Read, check, tokenise and cut a file; or load it, when `path` is a prepared directory.
-
-    Args: see `read_pairs`, `PairEncoder` and `Limits`. A prepared directory keeps its own date
-        where none is given; `progress` shows a bar.
-
-    Raises:
-        UserError: anything wrong with the input; a prepared directory made with other settings.
-    """
-    from nemo_gdpo.data.prepared import is_prepared, load_prepared, prepared_date
-
-    limits = Limits(max_prompt_length, max_length, truncation_mode)
-    encoder = PairEncoder(
-        tokenizer,
-        stop_token_ids=stop_token_ids,
-        chat_template=chat_template,
-        date=date or prepared_date(path),
-    )
-    template = encoder.chat_template
-    settings: dict[str, Any] = {
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "chat_template": None
-        if template is None
-        else hashlib.sha256(str(template).encode()).hexdigest(),
-        "stop_token_ids": None if stop_token_ids is None else sorted(stop_token_ids),
-        "max_prompt_length": max_prompt_length,
-        "max_length": max_length,
-        "truncation_mode": truncation_mode,
-        "require_scores": require_scores,
-        "on_bad_pair": on_bad_pair,
-    }
-    if encoder.date is not None:
-        settings["date"] = encoder.date
-    if is_prepared(path):
-        return load_prepared(path, expected_settings=settings)
-    reading, stats = ReadStats(), TokenizeStats()
-    raw = read_pairs(
-        path,
-        format=format,
-        split=split,
-        require_scores=require_scores,
-        on_bad_pair=on_bad_pair,
-        stats=reading,
-    )
-    tokenized = tokenize_pairs(raw, encoder, limits, on_bad_pair=on_bad_pair, stats=stats)
-    label = f"tokenise {split}"
-    arrays = collect_arrays(
-        progress_bar(tokenized, total=None, unit="pair", label=label, enabled=progress)
-    )
-    if not arrays.ids:
-        raise UserError(no_pair_is_left(path, stats))
-    stats.add_reading(reading)
-    assert stats.end_token_id is not None
-    return PreferenceDataset(
-        arrays,
-        end_token_id=stats.end_token_id,
-        pad_token_id=encoder.pad_token_id,
-        stats=stats,
-        settings=settings,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from nemo_gdpo.errors import UserError
 
@@ -40,6 +41,18 @@ class BadPairError(UserError):
         told = f"{said or reason}{f' ({detail})' if detail else ''}"
         super().__init__(f"{where}: {told}{f'; {remedy}' if remedy else ''}")
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As messages between processes carry it: with the message as it stands."""
+        return _again, (str(self), self.reason)
+
+
+def _again(message: str, reason: str) -> BadPairError:
+    """A copy of an error, which was put together before."""
+    error = BadPairError.__new__(BadPairError)
+    error.args = (message,)
+    error.reason = reason
+    return error
 
 
 class EveryRowError(UserError):

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.stop_tokens import stop_token_ids
-from nemo_gdpo.data.dataset import PreferenceDataset, build_dataset
+from nemo_gdpo.data.build import build_dataset
+from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.templates import read_template
 
 SplitName = Literal["train", "validation"]
@@ -22,6 +23,7 @@ def build_split(
     *,
     require_scores: bool,
     date: str | None = None,
+    output: Path | None = None,
 ) -> PreferenceDataset | None:
     """Read, check, tokenise and cut one split; None when no path is configured for it.
 
@@ -30,6 +32,7 @@ def build_split(
         assets: directory with the model's generation_config.json, which names its stop tokens.
         require_scores: the objective grades pairs by their scores.
         date: that a template with a clock writes, where data.date says none.
+        output: see `build_dataset`.
 
     Raises:
         UserError: anything wrong with the input, or with the chat template's file.
@@ -51,4 +54,6 @@ def build_split(
         on_bad_pair=data.on_bad_pair,
         date=data.date or date,
         progress=True,
+        workers=data.workers,
+        output=output,
     )

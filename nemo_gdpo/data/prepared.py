@@ -14,9 +14,11 @@ from typing import Any
 import numpy.typing as npt
 
 from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
+from nemo_gdpo.data.names import NameColumn, line_of, read_names
 from nemo_gdpo.data.tokenize import TokenizeStats
 from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.io.staged import StagedDirectory, same_contents, stage
+from nemo_gdpo.io.tensor_file import map_columns, write_columns
 
 KIND = "nemo_gdpo prepared pairs"
 VERSION = 1
@@ -79,9 +81,6 @@ def save_prepared(
 
 
 def _write(dataset: PreferenceDataset, directory: Path, made_from: str | None) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     arrays = dataset.arrays
     columns: dict[str, npt.NDArray[Any]] = {
         "tokens": arrays.tokens,
@@ -89,13 +88,10 @@ def _write(dataset: PreferenceDataset, directory: Path, made_from: str | None) -
         "complete": arrays.complete,
         "scores": arrays.scores,
     }
-    try:
-        save_file(columns, directory / "pairs.safetensors")
-    except SafetensorError as error:  # a full disk, in its words
-        raise OSError(str(error)) from None
-    with (directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for name, meta in zip(arrays.ids, arrays.metas, strict=True):
-            file.write(json.dumps({"id": name, "meta": meta}) + "\n")
+    with (directory / "pairs.safetensors").open("wb") as file:
+        write_columns(file, columns)
+    with (directory / "pairs.jsonl").open("wb") as file:
+        file.writelines(line_of(*row) for row in zip(arrays.ids, arrays.metas, strict=True))
     manifest = {
         "kind": KIND,
         "version": VERSION,
@@ -123,6 +119,7 @@ def load_prepared(
     *,
     expected_settings: dict[str, Any] | None = None,
     again: str = "run `nemo-gdpo prepare` again",
+    verified: str | None = None,
 ) -> PreferenceDataset:
     """Load and verify a prepared data set.
 
@@ -130,6 +127,8 @@ def load_prepared(
         directory: of it.
         expected_settings: it must have been made with.
         again: what to do when it is damaged.
+        verified: fingerprint of what another process has just looked through: of that, the
+            manifest and the sizes are compared alone, and tokens are only mapped.
 
     Raises:
         UserError: not a prepared directory, another version, damaged, or made with other settings
@@ -157,6 +156,7 @@ def load_prepared(
             pad_token_id=manifest["pad_token_id"],
             stats=TokenizeStats(**manifest["stats"]),
             settings=manifest["settings"],
+            fingerprint=verified,
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); {again}") from None
@@ -166,20 +166,12 @@ def load_prepared(
 
 
 def _read_arrays(path: Path) -> PairArrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        columns = load_file(path / "pairs.safetensors")
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
-    with (path / "pairs.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    if len(columns["offsets"]) != 3 * len(rows) + 1 or len(columns["scores"]) != len(rows):
+    columns = map_columns(path / "pairs.safetensors")
+    names = read_names(path / "pairs.jsonl")
+    shapes = {name: column.shape for name, column in columns.items()}
+    if shapes["offsets"] != (3 * len(names) + 1,) or shapes["scores"] != (len(names), 2):
         raise ValueError("pairs.jsonl and pairs.safetensors differ in length")
-    return PairArrays(
-        ids=[row["id"] for row in rows], metas=[row["meta"] for row in rows], **columns
-    )
+    return PairArrays(ids=NameColumn(names, "id"), metas=NameColumn(names, "meta"), **columns)
 
 
 def _compare_settings(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

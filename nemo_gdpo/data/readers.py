@@ -21,6 +21,7 @@ from nemo_gdpo.data.checks import check_pair, refuse_half_characters
 from nemo_gdpo.data.faults import Faults
 from nemo_gdpo.data.formats import FORMATS, detect_format
 from nemo_gdpo.data.odpo_json import read_odpo_json
+from nemo_gdpo.data.places import UsedNames
 from nemo_gdpo.data.types import RawPair, ReadStats, Row
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.jsonl import Take, read_objects, refuse, refuse_other_kinds
@@ -63,15 +64,15 @@ def read_pairs(
         raise UserError(f"data.on_bad_pair={on_bad_pair!r} is unknown; use error or drop")
     stats = ReadStats() if stats is None else stats
     faults = Faults(on_bad_pair == "drop", stats.bad_dropped, problems)
-    seen: dict[str, str] = {}
+    used = UsedNames()
     for item in _raw_pairs(path, format, split, faults, stats, limit):
         try:
-            if item.id in seen:
+            before = used.add(item.id, item.where)
+            if before is not None:
                 raise UserError(
-                    f"{item.where}: id {item.id!r} was already used at {seen[item.id]}; "
+                    f"{item.where}: id {item.id!r} was already used at {before}; "
                     "give every pair its own id, or leave the id column out"
                 )
-            seen[item.id] = item.where
             tie = check_pair(item, require_scores=require_scores)
         except UserError as error:
             faults.take(error)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nemo_gdpo.data.places import PlaceTable
+
+
+def pair_keys(
+    prompt: tuple[int, ...], chosen: tuple[int, ...], rejected: tuple[int, ...]
+) -> tuple[int, int]:
+    """Hash of a pair's tokens, and of those of the pair with the opposite preference.
+
+    Python's hash of numbers is the same in every process of the same Python.
+    """
+    return hash((prompt, chosen, rejected)), hash((prompt, rejected, chosen))
+
 
 @dataclass
 class Repeats:
     """Pairs of one split by their tokens, and what was found among them."""
 
-    places: dict[int, str] = field(default_factory=dict)
+    places: PlaceTable = field(default_factory=PlaceTable)
     """Hash of a pair's tokens -> where it stands first."""
     repeated: int = 0
     """Pairs that stood there before."""
@@ -26,13 +38,16 @@ class Repeats:
         where: str,
     ) -> None:
         """Count a pair."""
-        key, opposite = hash((prompt, chosen, rejected)), hash((prompt, rejected, chosen))
-        if key in self.places:
+        self.add_keys(*pair_keys(prompt, chosen, rejected), where)
+
+    def add_keys(self, key: int, opposite: int, where: str) -> None:
+        """Count a pair by its `pair_keys`."""
+        if self.places.add(key, where) is not None:
             self.repeated += 1
-        if opposite in self.places:
+        before = self.places.find(opposite)
+        if before is not None:
             self.contradictory += 1
-            self.example = self.example or f"{self.places[opposite]} and {where}"
-        self.places.setdefault(key, where)
+            self.example = self.example or f"{before} and {where}"
 
     def in_words(self, split: str) -> list[str]:
         """Lines about this split."""
@@ -49,7 +64,7 @@ class Repeats:
 
 def shared_in_words(train: Repeats, validation: Repeats) -> list[str]:
     """A line about pairs of the validation that are trained on."""
-    shared = len(train.places.keys() & validation.places.keys())
+    shared = sum(key in train.places for key in validation.places)
     if not shared:
         return []
     return [

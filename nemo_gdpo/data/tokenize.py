@@ -6,13 +6,13 @@ A cut response loses its end token and is marked incomplete; it keeps at least o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.data.faults import Faults
-from nemo_gdpo.data.repeats import Repeats
+from nemo_gdpo.data.repeats import Repeats, pair_keys
 from nemo_gdpo.data.templates import PairEncoder
 from nemo_gdpo.data.types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
@@ -107,25 +107,75 @@ def tokenize_pairs(
             anything too long with `mode="error"`.
         TemplateFaultError: no pair can be encoded.
     """
-    stats = TokenizeStats() if stats is None else stats
-    repeats = Repeats() if repeats is None else repeats
-    faults = Faults(on_bad_pair == "drop", stats.bad_dropped, problems)
+    tally = Tally(on_bad_pair=on_bad_pair, stats=stats, problems=problems, repeats=repeats)
     for pair in pairs:
-        try:
-            found = _tokenize(pair, encoder, limits, stats)
-        except UserError as error:
-            faults.take(error)
-            continue
-        if found.chosen.ids == found.rejected.ids:
+        outcome, found = encode(pair, encoder, limits)
+        if tally.take(outcome, pair.place):
+            assert found is not None
+            yield found
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one pair, which depends on no other pair."""
+
+    end_token_id: int | None = None
+    """The token that its responses end in; None: it was refused before that was known."""
+    error: UserError | None = None
+    """Why it is left out."""
+    keys: tuple[int, int] | None = None
+    """See `pair_keys`; None: the limit cut the responses before they differ."""
+    prompt_is_cut: bool = False
+    responses_cut: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+
+
+class Tally:
+    """Counts outcomes in the order of the file, and takes their mistakes."""
+
+    def __init__(
+        self,
+        *,
+        on_bad_pair: str = "error",
+        stats: TokenizeStats | None = None,
+        problems: list[str] | None = None,
+        repeats: Repeats | None = None,
+    ) -> None:
+        """Begin to count; see `tokenize_pairs`."""
+        self._stats = TokenizeStats() if stats is None else stats
+        self._repeats = Repeats() if repeats is None else repeats
+        self._faults = Faults(on_bad_pair == "drop", self._stats.bad_dropped, problems)
+
+    def take(self, outcome: Outcome, place: str) -> bool:
+        """Count a pair; False when it is left out.
+
+        Raises:
+            UserError: see `tokenize_pairs`.
+        """
+        stats, error = self._stats, outcome.error
+        if stats.end_token_id is None:
+            stats.end_token_id = outcome.end_token_id
+        elif outcome.end_token_id not in (None, stats.end_token_id):
+            error = UserError(
+                f"{place}: text and messages end in different tokens with this tokenizer; "
+                "give all pairs as text or all as messages"
+            )
+        if error is not None:
+            self._faults.take(error)
+            return False
+        if outcome.keys is None:
             stats.identical_after_cut += 1
-            continue
-        repeats.add(found.prompt_ids, found.chosen.ids, found.rejected.ids, pair.place)
-        stats.repeated, stats.contradictory = repeats.repeated, repeats.contradictory
+            return False
+        self._repeats.add_keys(*outcome.keys, place)
+        stats.repeated = self._repeats.repeated
+        stats.contradictory = self._repeats.contradictory
         stats.pairs += 1
-        stats.responses_cut += (not found.chosen.complete) + (not found.rejected.complete)
-        stats.prompt_tokens += len(found.prompt_ids)
-        stats.response_tokens += len(found.chosen.ids) + len(found.rejected.ids)
-        yield found
+        stats.prompts_cut += outcome.prompt_is_cut
+        stats.responses_cut += outcome.responses_cut
+        stats.prompt_tokens += outcome.prompt_tokens
+        stats.response_tokens += outcome.response_tokens
+        return True
 
 
 def no_pair_is_left(path: str | Path, stats: TokenizeStats) -> str:
@@ -137,19 +187,46 @@ def no_pair_is_left(path: str | Path, stats: TokenizeStats) -> str:
     )
 
 
-def _tokenize(
-    pair: RawPair, encoder: PairEncoder, limits: Limits, stats: TokenizeStats
-) -> TokenizedPair:
-    """One pair through the template, cut to size."""
+def encode(
+    pair: RawPair, encoder: PairEncoder, limits: Limits
+) -> tuple[Outcome, TokenizedPair | None]:
+    """One pair through the template, cut to size; no pair where it is to be left out."""
+    end = None
+    try:
+        prompt, *responses = encoder.encode_pair(pair)
+        end = encoder.end_token_id(pair)
+        short_prompt, chosen, rejected = _cut(pair, prompt, responses, encoder, limits)
+    except UserError as error:
+        return Outcome(end, error), None
+    if chosen.ids == rejected.ids:
+        return Outcome(end), None
+    outcome = Outcome(
+        end,
+        keys=pair_keys(short_prompt, chosen.ids, rejected.ids),
+        prompt_is_cut=short_prompt != prompt,
+        responses_cut=(not chosen.complete) + (not rejected.complete),
+        prompt_tokens=len(short_prompt),
+        response_tokens=len(chosen.ids) + len(rejected.ids),
+    )
+    return outcome, TokenizedPair(
+        pair.id,
+        short_prompt,
+        chosen,
+        rejected,
+        pair.chosen_score,
+        pair.rejected_score,
+        dict(pair.meta),
+    )
+
+
+def _cut(
+    pair: RawPair,
+    prompt: tuple[int, ...],
+    responses: Sequence[tuple[int, ...]],
+    encoder: PairEncoder,
+    limits: Limits,
+) -> tuple[tuple[int, ...], TokenizedResponse, TokenizedResponse]:
     where = pair.place
-    prompt, chosen_ids, rejected_ids = encoder.encode_pair(pair)
-    if stats.end_token_id is None:
-        stats.end_token_id = encoder.end_token_id(pair)
-    elif stats.end_token_id != encoder.end_token_id(pair):
-        raise UserError(
-            f"{where}: text and messages end in different tokens with this tokenizer; "
-            "give all pairs as text or all as messages"
-        )
     short_prompt = _cut_prompt(
         prompt, limits, encoder, chat=not isinstance(pair.prompt, str), where=where
     )
@@ -159,19 +236,8 @@ def _tokenize(
             f"{where}: its prompt of {len(short_prompt)} tokens fills data.max_length="
             f"{limits.max_length}; set data.max_prompt_length or raise max_length"
         )
-    chosen, rejected = (
-        _cut_response(ids, room, limits, where) for ids in (chosen_ids, rejected_ids)
-    )
-    stats.prompts_cut += short_prompt != prompt and chosen.ids != rejected.ids
-    return TokenizedPair(
-        pair.id,
-        short_prompt,
-        chosen,
-        rejected,
-        pair.chosen_score,
-        pair.rejected_score,
-        dict(pair.meta),
-    )
+    chosen, rejected = (_cut_response(ids, room, limits, where) for ids in responses)
+    return short_prompt, chosen, rejected
 
 
 def _cut_prompt(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 """Of linux/prctl.h."""
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -56,6 +57,17 @@ def _started(pid: int) -> str:
         return ""
     fields = text.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: by its affinity, and by the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        count = min(count, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        pass
+    return max(1, count)
 
 
 def end_with_parent(number: signal.Signals) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.cache import assets_digest
@@ -22,12 +24,14 @@ from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.training.model_source import ModelSource
 from nemo_gdpo.training.packing import refuse_long_pairs
 
+BLOCK = 1 << 20
+"""Tokens that are looked at at once."""
 READING = 1
 """Raised by hand when readers, checks or templates make other tokens of the same input."""
 
 
 def _tokenise(
-    config: RunConfig, name: SplitName, source: ModelSource, date: str | None
+    config: RunConfig, name: SplitName, source: ModelSource, output_dir: Path, date: str | None
 ) -> PreferenceDataset:
     data = build_split(
         config.data,
@@ -36,6 +40,7 @@ def _tokenise(
         source.assets,
         require_scores=config.objective.needs_scores,
         date=date,
+        output=output_dir / "data" / name,
     )
     assert data is not None  # a path is configured
     refuse_tokens_beyond(data, source.model_config.vocab_size, str(config.data.path_of(name)))
@@ -48,14 +53,18 @@ def refuse_tokens_beyond(data: PreferenceDataset, vocab_size: int, where: str) -
     Raises:
         UserError: there is one; the first is named.
     """
-    for pair in data:
+    tokens = data.arrays.tokens
+    for start in range(0, len(tokens), BLOCK):
+        block = tokens[start : start + BLOCK]
+        if block.max() < vocab_size:
+            continue
+        at = start + int(np.argmax(block >= vocab_size))
+        pair = data[(int(np.searchsorted(data.arrays.offsets, at, side="right")) - 1) // 3]
         largest = max(*pair.prompt_ids, *pair.chosen.ids, *pair.rejected.ids)
-        if largest >= vocab_size:
-            raise UserError(
-                f"{where}: pair {pair.id} has token {largest}, and the model's embedding only "
-                f"{vocab_size} rows; tokenise the data with this model's tokenizer, or remove the "
-                "pair"
-            )
+        raise UserError(
+            f"{where}: pair {pair.id} has token {largest}, and the model's embedding only "
+            f"{vocab_size} rows; tokenise the data with this model's tokenizer, or remove the pair"
+        )
 
 
 def _describe(data: PreferenceDataset) -> str:
@@ -124,7 +133,13 @@ class DataPlan:
 
         def load() -> PreferenceDataset:
             wait_for_files(prepared, made, "set output_dir to a directory that all nodes share")
-            return load_prepared(prepared, again=_again(prepared))
+            # The main rank looks through what it wrote, once, and through what it found, before;
+            # the others see files of the same sizes.
+            known = None if name in self._new else self.splits[name].fingerprint
+            data = load_prepared(prepared, again=_again(prepared), verified=known)
+            if name in self.here:
+                self.here[name] = data  # what was in the making needs no disk any more
+            return data
 
         made = from_main_rank(f"writing the tokens of {name}", write)
         return on_every_rank(f"reading the tokens of {name}", load)
@@ -168,7 +183,7 @@ def _plan_split(
     if data is not None:
         print(f"{name}: {len(data)} pairs, as tokenised before in {prepared}", flush=True)
     else:
-        data = _tokenise(config, name, source, date or prepared_date(prepared))
+        data = _tokenise(config, name, source, output_dir, date or prepared_date(prepared))
         plan._new[name] = key(data.settings.get("date"))
         print(f"{name}: {_describe(data)}", flush=True)
     written = data.settings.get("date")

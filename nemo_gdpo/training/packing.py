@@ -33,7 +33,7 @@ def refuse_long_pairs(config: RunConfig, data: PreferenceDataset) -> None:
     if capacity is None or not len(data):
         return
     each = sequence_multiple(config.model.context_parallel_size)
-    prompt_B, chosen_B, rejected_B = np.diff(data.arrays.offsets).reshape(-1, 3).T
+    prompt_B, chosen_B, rejected_B = data.lengths_B3().T
     pairs_B = np.zeros(len(data), dtype=np.int64)
     if config.data.prefix_sharing:
         pairs_B += prompt_B + chosen_B + 1 + rejected_B

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from nemo_gdpo.control import from_main_rank, gathered, on_every_rank
 from nemo_gdpo.control.failure import Wrap
 from nemo_gdpo.control.watch import moved_on
+from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.errors import RunError, Stopped
@@ -71,8 +73,10 @@ def _write_error(directory: Path, told: str) -> ReferenceWriteError:
     )
 
 
-def response_lengths(pairs: Sequence[TokenizedPair]) -> list[int]:
+def response_lengths(pairs: Sequence[TokenizedPair]) -> Sequence[int]:
     """Response tokens of row 2i (chosen) and 2i + 1 (rejected)."""
+    if isinstance(pairs, PreferenceDataset):
+        return array("q", pairs.lengths_B3()[:, 1:].tobytes())
     return [n for pair in pairs for n in (len(pair.chosen.ids), len(pair.rejected.ids))]
 
 
@@ -93,7 +97,7 @@ class _Computation:
     cut: Cut
     stop: StopRequest
     label: str
-    lengths: list[int]
+    lengths: Sequence[int]
     """Response tokens of all rows."""
     wrap: Wrap
     staged: StagedDirectory | None = None

@@ -17,6 +17,7 @@ import bisect
 import itertools
 import json
 import shutil
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,7 @@ class ReferenceStore:
             starts: where each row begins in `values_TC`; None: at its offset.
         """
         self._values = values_TC
-        self._lengths: list[int] = offsets.diff().tolist()
+        self._lengths = array("q", offsets.diff().numpy().tobytes())
         self._starts: Sequence[int] = offsets.tolist() if starts is None else starts
 
     def _row(self, row: int) -> Tensor:

@@ -300,6 +300,7 @@ CHANGES: dict[str, Change] = {
     "logger.peak_tflops": Change(
         ("logger.peak_tflops=0.01",), lambda w: w.rows()[-1]["perf/mfu"] > 0
     ),
+    "data.workers": Change(("data.workers=1",), _same_weights),
     "data.packing": Change(
         ("data.packing=true",), lambda w: w.rows()[-1]["train/padding_fraction"]
         < metrics(w.control)[-1]["train/padding_fraction"],
