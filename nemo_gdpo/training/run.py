@@ -34,12 +34,14 @@ from nemo_gdpo.launch.time_limit import time_limit
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
+from nemo_gdpo.training.adapter_start import open_start
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
 from nemo_gdpo.training.export import (
     STOPPED,
+    export_adapter,
     export_run,
     model_card_of,
     trained_template,
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
 References = Mapping[str, ReferenceStore | None]
-"""Split -> its cached reference; None where a resident copy serves."""
+"""Split -> its cached reference; None where the model computes it at every step."""
 
 
 class NemoClass(Protocol):
@@ -102,6 +104,8 @@ class Run:
     """Of the base weights."""
     lock: OutputLock | None = None
     """On output_dir, on the main rank, until the run leaves."""
+    weights: str = ""
+    """Fingerprint of what training starts from: the base, and an adapter where one is given."""
     trainer: PreferenceTrainer | None = None
     """Once `train` has come so far."""
 
@@ -170,8 +174,10 @@ class Run:
             divisible_by=config.model.make_vocab_size_divisible_by,
             cache_converted=config.model.cache_converted,
         )
-        identity = identity_of(config, source.fingerprint)
-        identity |= model_identity(source.fingerprint, source.model_config)
+        start = open_start(config, source)
+        weights = start.fingerprint
+        identity = identity_of(config, weights)
+        identity |= model_identity(weights, source.model_config)
         earlier = refuse_another_run(output_dir, identity)
         from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
         newest = find_newest(
@@ -209,12 +215,14 @@ class Run:
             ),
         )
         took = source.load_into(model)
+        start.load_into(model)
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )
         run = cls(
             config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock, took
         )
+        run.weights = weights
         from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
         return run, plan
 
@@ -262,7 +270,7 @@ class Run:
         return reference_key(
             self.config,
             self.model,
-            weights=self.source.fingerprint,
+            weights=self.weights,
             data=data.fingerprint,
             template=str(data.settings.get("chat_template")),
         )
@@ -297,11 +305,13 @@ class Run:
         return {name: self.reference_store(name, stop) for name in self.data}
 
     def prepare_reference(self, stop: StopRequest) -> References:
-        """The caches of all splits, or a resident copy of the present weights. Collective.
+        """The caches of all splits, or none and a resident copy of the present weights. Collective.
 
         Raises:
             Stopped: a signal came.
         """
+        if self.config.reference == "adapter_off":
+            return dict.fromkeys(self.data)
         if self.config.reference == "resident":
             self.clock.enter(REFERENCE)
             on_every_rank("copying the reference", self.model.attach_resident_reference)
@@ -444,7 +454,7 @@ class Run:
                 else f"before the first of {last} steps; the same command starts again"
             )
             self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
-        elif self.config.export_nemo or self.config.export_hf:
+        elif self.config.export_nemo or self.config.export_hf or self._exports_adapter:
             stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step
             if why is not None:
@@ -488,3 +498,12 @@ class Run:
                 "exporting to Hugging Face", lambda: export_run(self, checkpoint)
             )
             self.say(f"exported {exported}")
+        if self._exports_adapter:
+            exported = from_main_rank(
+                "exporting the adapter", lambda: export_adapter(self, checkpoint)
+            )
+            self.say(f"exported {exported}")
+
+    @property
+    def _exports_adapter(self) -> bool:
+        return self.config.lora.rank is not None and self.config.lora.export_peft

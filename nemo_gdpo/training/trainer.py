@@ -60,7 +60,8 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs with what belongs to them. `store` is None under a resident reference."""
+    """Pairs with what belongs to them. `store` is None where the reference is computed at
+    every step."""
 
     data: PreferenceDataset
     builder: BatchBuilder
