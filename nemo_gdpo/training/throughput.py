@@ -10,14 +10,17 @@ of one length, this counts what is there:
 - attention, 4 x query size for every position that a query sees, with the row's own length, causal
   and within the layer's window: n (n + 1) / 2 positions without one (Megatron-LM halves n^2);
 - the head at labels only, since it is computed nowhere else;
-- a resident reference's forward pass on top; a cached reference costs a step nothing.
+- the forward pass of a reference that each step computes on top (resident, or the policy without its
+  adapters); a cached reference costs a step nothing;
+- with adapters, the gradient of a frozen weight is not computed: backward is one product for it, not
+  two. The adapters' own products are left out: rank / hidden size of the others.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
@@ -124,16 +127,27 @@ class FlopCount:
             length: its tokens, without padding.
             labels: positions at which the head is computed.
         """
+        return self.attention(length) + length * self.per_token + labels * self.per_label
+
+    def attention(self, length: int) -> int:
+        """FLOPs of one row that no weight takes part in."""
         positions = sum(layers * attended(length, window) for window, layers in self.windows)
-        return length * self.per_token + positions * self.per_position + labels * self.per_label
+        return positions * self.per_position
 
     def of_pairs(self, pairs: Iterable[TokenizedPair]) -> int:
         """FLOPs of both rows of every pair, forward."""
-        return sum(
-            self.forward(len(pair.prompt_ids) + len(response.ids), len(response.ids))
-            for pair in pairs
-            for response in (pair.chosen, pair.rejected)
-        )
+        return sum(self.forward(length, labels) for length, labels in _rows(pairs))
+
+    def attention_of_pairs(self, pairs: Iterable[TokenizedPair]) -> int:
+        """The part of `of_pairs` that no weight takes part in."""
+        return sum(self.attention(length) for length, _ in _rows(pairs))
+
+
+def _rows(pairs: Iterable[TokenizedPair]) -> Iterator[tuple[int, int]]:
+    """(tokens, labels) of both rows of every pair."""
+    for pair in pairs:
+        for response in (pair.chosen, pair.rejected):
+            yield len(pair.prompt_ids) + len(response.ids), len(response.ids)
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,8 @@ class Speedometer:
     """TFLOP/s of one device; None where it is not known."""
     why_no_peak: str
     """One line; empty where there is one."""
+    frozen: bool = False
+    """No weight of the model has a gradient: adapters are trained."""
 
     @classmethod
     def of(
@@ -160,24 +176,26 @@ class Speedometer:
         device: str,
         precision: str,
         configured_peak: float | None,
+        frozen: bool = False,
     ) -> Speedometer:
         """Of a run.
 
         Args:
             model: the policy's architecture, and the reference's.
             devices: ranks, one device each.
-            resident_reference: every step computes the reference, too.
+            resident_reference: every step computes the reference, too, in whichever way.
             device: name of this rank's device.
             precision: value of the `precision` key.
             configured_peak: `logger.peak_tflops`.
+            frozen: adapters alone are trained.
         """
         peak = configured_peak or peak_tflops(device, precision)
         why = f"the peak of {device} in {precision} is not known; set logger.peak_tflops"
         passes = FORWARD_AND_BACKWARD + (FORWARD if resident_reference else 0)
-        return cls(FlopCount.of(model), devices, passes, peak, "" if peak else why)
+        return cls(FlopCount.of(model), devices, passes, peak, "" if peak else why, frozen)
 
     def columns(
-        self, pairs: Iterable[TokenizedPair], tokens: int, seconds: float, data_seconds: float
+        self, pairs: Sequence[TokenizedPair], tokens: int, seconds: float, data_seconds: float
     ) -> dict[str, float]:
         """Columns of one update.
 
@@ -187,7 +205,11 @@ class Speedometer:
             seconds: of the whole update.
             data_seconds: of them, laying out its tokens on this rank.
         """
-        tflops = self.passes * self.flops.of_pairs(pairs) / seconds / self.devices / 1e12
+        forward = self.flops.of_pairs(pairs)
+        flops = self.passes * forward
+        if self.frozen:
+            flops -= forward - self.flops.attention_of_pairs(pairs)
+        tflops = flops / seconds / self.devices / 1e12
         found = {
             TOKENS_PER_SECOND: tokens / seconds,
             TOKENS_PER_SECOND_PER_GPU: tokens / seconds / self.devices,

@@ -150,6 +150,7 @@ class PreferenceTrainer:
             device=model.platform.device_name(),
             precision=config.precision,
             configured_peak=config.logger.peak_tflops,
+            frozen=model.adapter is not None,
         )
         self._data_seconds = 0.0
 

@@ -37,12 +37,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "exclude_modules": (None, []),
     "fan_in_fan_out": (False,),
+    # Other ways to begin change the base as well.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "kasa_config": (None,),
     "layer_replication": (None,),
     "layers_pattern": (None, []),
     "layers_to_transform": (None, []),
     "lora_bias": (False,),
     "megatron_config": (None,),
     "modules_to_save": (None, []),
+    "monteclora_config": (None,),
     "rank_pattern": (None, {}),
     "target_parameters": (None, []),
     "trainable_token_indices": (None,),
@@ -50,6 +54,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
     "use_qalora": (False,),
     "use_rslora": (False,),
+    "velora_config": (None,),
 }
 """Fields of PEFT that change what is computed -> the values with which they do not."""
 
