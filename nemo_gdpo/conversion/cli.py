@@ -221,8 +221,8 @@ def _megatron_to_hf(args: argparse.Namespace, dtype: torch.dtype | None) -> int:
 def _megatron_to_peft(args: argparse.Namespace) -> int:
     if not holds_adapter(args.source):
         raise UserError(
-            f"{args.source} holds no adapter (no {ADAPTER_RECORD}); give a checkpoint of a run with "
-            "lora.rank"
+            f"{args.source} holds no adapter (no {ADAPTER_RECORD}); give a checkpoint of a run "
+            "with lora.rank"
         )
     export_peft(args.source, args.destination, base=args.base)
     print(f"wrote {args.destination}")

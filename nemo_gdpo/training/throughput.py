@@ -10,10 +10,10 @@ of one length, this counts what is there:
 - attention, 4 x query size for every position that a query sees, with the row's own length, causal
   and within the layer's window: n (n + 1) / 2 positions without one (Megatron-LM halves n^2);
 - the head at labels only, since it is computed nowhere else;
-- the forward pass of a reference that each step computes on top (resident, or the policy without its
-  adapters); a cached reference costs a step nothing;
-- with adapters, the gradient of a frozen weight is not computed: backward is one product for it, not
-  two. The adapters' own products are left out: rank / hidden size of the others.
+- the forward pass of a reference that each step computes on top (resident, or the policy without
+  its adapters); a cached reference costs a step nothing;
+- with adapters, the gradient of a frozen weight is not computed: backward is one product for it
+  instead of two. The adapters' own products are left out: rank / hidden size of the others.
 """
 
 from __future__ import annotations
