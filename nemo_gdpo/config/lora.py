@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nemo_gdpo.config.base import CONTENT, FIXED, FREE, OnResume, PathText, Section
 
@@ -14,6 +14,11 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 ADAPTER_CONFIG = "adapter_config.json"
 """File of an adapter in PEFT's format with its settings."""
+
+
+def _in_order(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """The order says nothing: a run that goes on may have another."""
+    return tuple(sorted(targets, key=TARGETS.index))
 
 
 class LoraConfig(Section):
@@ -26,7 +31,9 @@ class LoraConfig(Section):
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
     """An adapter's output is multiplied by alpha / rank."""
     # YAML has lists only.
-    targets: Annotated[tuple[Target, ...], Field(strict=False, min_length=1)] = TARGETS
+    targets: Annotated[
+        tuple[Target, ...], Field(strict=False, min_length=1), AfterValidator(_in_order)
+    ] = TARGETS
     """Linear layers of every block that have an adapter."""
     restore_from_path: Annotated[PathText | None, CONTENT] = None
     """Directory of an adapter in PEFT's format to start from, with this rank, alpha and targets;

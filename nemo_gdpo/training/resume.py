@@ -57,7 +57,7 @@ def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
         "global_batch_size": config.model.global_batch_size,
         "precision": config.precision,
         # A null, unlike others, is a run of another kind.
-        "settings": fixed_settings(config) | {RANK: config.lora.rank},
+        "settings": {RANK: config.lora.rank, **fixed_settings(config)},
         "optim": plain_data(config.optim),
         "seed": config.seed,
     }
