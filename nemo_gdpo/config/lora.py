@@ -41,3 +41,8 @@ class LoraConfig(Section):
     export_peft: Annotated[bool, FREE] = True
     """Write output_dir/peft (PEFT's format: adapter_config.json, adapter_model.safetensors) at the
     end."""
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether there is an adapter, and it is to be written."""
+        return self.rank is not None and self.export_peft

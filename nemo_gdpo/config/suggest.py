@@ -61,7 +61,7 @@ ALIASES: dict[str, str] = {
     "peft_config": "lora.rank, lora.alpha and lora.targets",
     "lora_r": "lora.rank",
     "lora_alpha": "lora.alpha",
-    "lora_target_modules": "lora.targets",
+    "target_modules": "lora.targets",
     "lora_dropout": _DROPOUT,
     "lora.dropout": _DROPOUT,
     "model.peft": "lora.rank, lora.alpha and lora.targets",

@@ -175,9 +175,8 @@ class Run:
             cache_converted=config.model.cache_converted,
         )
         start = open_start(config, source)
-        weights = start.fingerprint
-        identity = identity_of(config, weights)
-        identity |= model_identity(weights, source.model_config)
+        identity = identity_of(config, start.fingerprint)
+        identity |= model_identity(start.fingerprint, source.model_config)
         earlier = refuse_another_run(output_dir, identity)
         from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
         newest = find_newest(
@@ -222,7 +221,7 @@ class Run:
         run = cls(
             config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock, took
         )
-        run.weights = weights
+        run.weights = start.fingerprint
         from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
         return run, plan
 
@@ -310,13 +309,12 @@ class Run:
         Raises:
             Stopped: a signal came.
         """
-        if self.config.reference == "adapter_off":
-            return dict.fromkeys(self.data)
+        if self.config.reference == "cache":
+            return self._reference_stores(stop)
         if self.config.reference == "resident":
             self.clock.enter(REFERENCE)
             on_every_rank("copying the reference", self.model.attach_resident_reference)
-            return dict.fromkeys(self.data)
-        return self._reference_stores(stop)
+        return dict.fromkeys(self.data)
 
     def compute_reference(self) -> None:
         """Make the caches that a training run with this configuration would make, and leave.
@@ -454,7 +452,7 @@ class Run:
                 else f"before the first of {last} steps; the same command starts again"
             )
             self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
-        elif self.config.export_nemo or self.config.export_hf or self._exports_adapter:
+        elif self.config.export_nemo or self.config.export_hf or self.config.lora.is_exported:
             stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step
             if why is not None:
@@ -492,18 +490,10 @@ class Run:
             self.nemo.model_card = on_every_rank("writing the card", lambda: model_card_of(self))
             self.nemo.save_to(str(archive))
             self.say(f"exported {archive}")
-        if self.config.export_hf:
-            # The others wait: all end with the status of the export.
-            exported = from_main_rank(
-                "exporting to Hugging Face", lambda: export_run(self, checkpoint)
-            )
-            self.say(f"exported {exported}")
-        if self._exports_adapter:
-            exported = from_main_rank(
-                "exporting the adapter", lambda: export_adapter(self, checkpoint)
-            )
-            self.say(f"exported {exported}")
-
-    @property
-    def _exports_adapter(self) -> bool:
-        return self.config.lora.rank is not None and self.config.lora.export_peft
+        for stage, is_wanted, export in (
+            ("exporting to Hugging Face", self.config.export_hf, export_run),
+            ("exporting the adapter", self.config.lora.is_exported, export_adapter),
+        ):
+            if is_wanted:  # the others wait: all end with the status of the export
+                exported = from_main_rank(stage, partial(export, self, checkpoint))
+                self.say(f"exported {exported}")

@@ -248,7 +248,7 @@ def test_variables_are_ours() -> None:
         ("use_peft=true", "use lora.rank"),
         ("lora_r=8", "use lora.rank"),
         ("lora_alpha=8", "use lora.alpha"),
-        ("lora_target_modules=all-linear", "use lora.targets"),
+        ("target_modules=all-linear", "use lora.targets"),
         ("lora_dropout=0.1", "dropout would make policy and reference two different models"),
         ("+lora.dropout=0.1", "dropout would make policy and reference two different models"),
         ("+model.peft.lora_tuning.adapter_dim=8", "use lora.rank, lora.alpha and lora.targets"),

@@ -7,6 +7,7 @@ PEFT does not know would be a warning there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,6 +108,39 @@ def write_peft(
         (staging.path / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
         header = {"format": "pt", BASE_SHA256: base_sha256}
         save_file(tensors, staging.path / ADAPTER_MODEL, metadata=header)
+
+
+@dataclass(frozen=True)
+class PeftFiles:
+    """What an adapter says of itself, whoever has made it."""
+
+    rank: int
+    base_sha256: str | None
+    """Fingerprint of its base's weights; None where that is not said."""
+    sha256: str
+    """Of both files."""
+
+
+def look_at_peft(directory: Path) -> PeftFiles:
+    """Read what is not tensors.
+
+    Raises:
+        UserError: a file is missing or damaged, or it is no adapter of this kind.
+    """
+    settings, path = read_json_object(directory / ADAPTER_CONFIG), directory / ADAPTER_MODEL
+    rank = settings.get("r")
+    if settings.get("peft_type") != "LORA" or not isinstance(rank, int):
+        raise UserError(
+            f"{directory / ADAPTER_CONFIG}: peft_type is {settings.get('peft_type')} and r {rank}; "
+            "an adapter of type LORA is needed"
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+        both = f"{file_sha256(directory / ADAPTER_CONFIG)} {file_sha256(path)}"
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore the adapter") from None
+    return PeftFiles(rank, header.get(BASE_SHA256), hashlib.sha256(both.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
