@@ -58,10 +58,10 @@ def opened(archive: Path) -> Path:
     return directory
 
 
-def refused(capsys: Capture, reason: str, *arguments: object) -> None:
-    """One line, status 2."""
+def refused(capsys: Capture, reason: str, *arguments: object, status: int = 2) -> None:
+    """One line, and the status."""
     capsys.readouterr()
-    assert main(["megatron-to-nemo", *map(str, arguments)]) == 2
+    assert main(["megatron-to-nemo", *map(str, arguments)]) == status
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
@@ -191,7 +191,8 @@ def test_a_full_disk_leaves_nothing(
     out.parent.mkdir()
     out.write_text("before")
     monkeypatch.setattr(own_archive, "pack", full)
-    refused(capsys, "could not be written (No space left on device)", converted, out, "--force")
+    full_disk = "could not be written (No space left on device)"
+    refused(capsys, full_disk, converted, out, "--force", status=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
     refused(capsys, "0.00 GiB are free", converted, out, "--force")
     assert out.read_text() == "before"

@@ -23,7 +23,7 @@ from nemo_gdpo.conversion.formats import hf_export
 from nemo_gdpo.conversion.formats.dist_metadata import read_metadata
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.conversion.live import open_loadable
-from nemo_gdpo.errors import UserError
+from nemo_gdpo.errors import RunError, UserError
 from tests.conversion.conftest import ModelMaker
 
 
@@ -358,7 +358,7 @@ def test_failed_export_keeps_the_previous_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(hf_export, "write_shards", full)
-    with pytest.raises(UserError, match=r"No space left on device.*untouched"):
+    with pytest.raises(RunError, match=r"No space left on device.*untouched"):
         convert_megatron_to_hf(megatron, destination)
     assert snapshot(destination) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "megatron", "out"]
@@ -379,7 +379,8 @@ def test_full_disk_in_the_middle_of_an_import(
 
     source = make_model()
     monkeypatch.setattr(torch, "save", full)
-    conversion_refused(source, "could not be written .*PytorchStreamWriter")
+    with pytest.raises(RunError, match=r"could not be written .*PytorchStreamWriter"):
+        convert_hf_to_megatron(source, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 

@@ -21,6 +21,7 @@ from tests.gpu_path.cases import (
     FULL,
     LAYERS,
     LEARNING_RATE,
+    PACKED,
     PAIRS,
     PP2,
     RANKS,
@@ -72,8 +73,13 @@ def test_training_is_as_near_to_the_local_layers_as_rounding_allows(
     assert found.error < times * found.local_error
     assert found.loss_gap < found.allowed(times)
     assert found.grad_norm_gap < found.allowed(times)
-    # The same pairs in the same rows: a policy that is its reference is that to the bit or nearly.
-    assert found.step0_gap < 0.01
+    shares_scales = case.precision == "fp8_tensorwise" and case.has(*PACKED)
+    if shares_scales and not case.has(*RESIDENT):
+        # A tensor has one scale: numbers depend on the pairs beside them, which the cache had not.
+        assert 0.01 < found.step0_gap < 3 * found.error
+    else:
+        # The same rows: a policy that is its reference is that to the bit or nearly.
+        assert found.step0_gap < 0.01
 
 
 def linear_products(case: Case) -> int:
@@ -83,14 +89,17 @@ def linear_products(case: Case) -> int:
     """
     layers = LAYERS // 2 if case.has(*PP2) else LAYERS
     ranks = 1 if case.has(*TP2) or case.has(*PP2) else RANKS
-    steps = STEPS * BATCH // ranks
+    rows = BATCH // ranks
+    if case.has(*PACKED):
+        rows = 2 if case.has(*PP2) else 1
+    steps = STEPS * rows
     frozen = case.has(*ADAPTERS)
-    reference = steps if case.has(*RESIDENT) or frozen else PAIRS // ranks
+    reference = steps if case.has(*RESIDENT) or frozen else PAIRS // BATCH * rows
     again = 4 * steps if case.has(*FULL) else 0
     if case.has(*SELECTIVE):
         again = 2 * steps  # the MLP
     # Before the first update: its batch as it is, and with embeddings moved for 32 responses.
-    noise = BATCH // ranks * (1 + math.ceil(SAMPLES / (2 * BATCH)))
+    noise = rows * (1 + math.ceil(SAMPLES / (2 * BATCH)))
     passes = 2 if frozen else 3  # of a frozen weight there is no gradient
     return layers * (4 * (reference + noise + passes * steps) + again)
 

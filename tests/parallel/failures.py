@@ -32,9 +32,8 @@ class Failing:
 
     @property
     def status(self) -> int:
-        """Exit status: a wrong input is 2, and so is a model that cannot be read."""
-        input_is_wrong = self.kind == "user" or self.stage == "finding the model"
-        return 2 if input_is_wrong and self.said is None else 1
+        """Exit status: a wrong input is 2, a failing disk is nobody's mistake."""
+        return 2 if self.kind == "user" and self.said is None else 1
 
     @property
     def key(self) -> str:
