@@ -28,6 +28,7 @@ pytestmark = pytest.mark.parallel
 RANK, ALPHA = 4, 8.0
 ADAPTERS = [f"lora.rank={RANK}", f"lora.alpha={ALPHA:g}"]
 OFF = "reference=adapter_off"
+ADAPTER = "adapter_model.safetensors"
 TWO_OF_SEVEN = "lora.targets=[q_proj,down_proj]"
 LAYERS, STEPS = 2, 4
 
@@ -142,6 +143,26 @@ def test_one_trajectory(setting: Setting, other: str) -> None:
         assert torch.equal(weights[name], value), name
 
 
+def test_a_run_moves_from_mesh_to_mesh(setting: Setting) -> None:
+    """Two updates on TP2 with SP, one on PP2, one on a single rank: as on one rank throughout."""
+    root, given = setting.root, [*ADAPTERS, OFF]
+    tp2 = ["model.tensor_model_parallel_size=2", "model.sequence_parallel=true"]
+    pp2 = ["model.pipeline_model_parallel_size=2"]
+    two = {
+        "TP2": run(root, "moved", *given, *tp2, *steps(2)),
+        "PP2": run(root, "moved", *given, *pp2, *steps(3)),
+    }
+    done = several(root.parent / "logs-of-two", two, ranks=2)
+    done |= several(root.parent / "logs-of-one", {"one": run(root, "moved", *given)})
+    assert [result.status for result in done.values()] == [0, 0, 0], done
+    for line, expected in zip(setting.lines("moved"), setting.lines("cache"), strict=True):
+        for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5), name
+    moved, still = (load_file(root / n / "peft" / ADAPTER) for n in ("moved", "cache"))
+    for name, value in still.items():
+        torch.testing.assert_close(moved[name], value, rtol=0, atol=2e-5)
+
+
 def test_without_a_cache_none_is_computed(setting: Setting) -> None:
     assert (setting.output("cache") / "reference").is_dir()
     assert not (setting.output("off") / "reference").exists()
@@ -161,7 +182,7 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(setting: Setting
 
 
 def test_which_layers_have_adapters(setting: Setting) -> None:
-    names = load_file(setting.output("two") / "peft" / "adapter_model.safetensors")
+    names = load_file(setting.output("two") / "peft" / ADAPTER)
     assert {name.split(".")[-3] for name in names} == {"q_proj", "down_proj"}
     assert len(names) == LAYERS * 2 * 2
 
@@ -199,7 +220,7 @@ def test_the_merged_model_is_base_plus_scaled_product(setting: Setting) -> None:
     output = setting.output("cache")
     base = load_file(setting.root / "model" / "model.safetensors")
     merged = load_file(output / "hf" / "model.safetensors")
-    adapter = load_file(output / "peft" / "adapter_model.safetensors")
+    adapter = load_file(output / "peft" / ADAPTER)
     assert merged.keys() == base.keys()
     for name, weight in base.items():
         low = adapter.get(f"base_model.model.{name.removesuffix('weight')}lora_A.weight")
@@ -213,7 +234,7 @@ def test_16_bit_weights_are_rounded_once(setting: Setting) -> None:
     output = setting.output("bf16")
     base = load_file(setting.root / "model" / "model.safetensors")
     merged = load_file(output / "hf" / "model.safetensors")
-    adapter = load_file(output / "peft" / "adapter_model.safetensors")
+    adapter = load_file(output / "peft" / ADAPTER)
     name = "model.layers.1.mlp.up_proj"
     low, high = (adapter[f"base_model.model.{name}.lora_{m}.weight"].float() for m in "AB")
     whole = base[f"{name}.weight"].bfloat16().float() + ALPHA / RANK * high @ low
@@ -234,7 +255,7 @@ def test_the_adapter_says_what_it_is(setting: Setting) -> None:
     assert (settings["r"], settings["lora_alpha"]) == (RANK, ALPHA)
     assert settings["target_modules"] == ["down_proj", "q_proj"]
     assert settings["base_model_name_or_path"] == "model"
-    with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
+    with safe_open(directory / ADAPTER, framework="pt") as file:
         header = file.metadata()
     record = json.loads((setting.checkpoint("two") / "adapter.json").read_text())
     assert header["base_sha256"] == record["base_sha256"]
