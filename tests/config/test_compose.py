@@ -249,6 +249,7 @@ def test_variables_are_ours() -> None:
         ("lora_r=8", "use lora.rank"),
         ("lora_alpha=8", "use lora.alpha"),
         ("target_modules=all-linear", "use lora.targets"),
+        ("load_in_4bit=true", "a quantised base (QLoRA) is not built"),
         ("lora_dropout=0.1", "dropout would make policy and reference two different models"),
         ("+lora.dropout=0.1", "dropout would make policy and reference two different models"),
         ("+model.peft.lora_tuning.adapter_dim=8", "use lora.rank, lora.alpha and lora.targets"),
