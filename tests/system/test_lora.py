@@ -99,7 +99,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         "second half": run(root, "halves", *ADAPTERS, OFF, "lora.export_peft=false"),
         "two targets": run(root, "two", *ADAPTERS, TWO_OF_SEVEN, "export_hf=true"),
         "bf16": run(root, "bf16", *ADAPTERS, OFF, "precision=bf16", "export_hf=true"),
-        "converted": run(root, "converted", *ADAPTERS, OFF, "model.cache_converted=true"),
+        "converted": run(
+            root, "converted", *ADAPTERS, OFF, "model.cache_converted=true", "export_hf=true"
+        ),
         "from foreign": run(root, "from-foreign", *ADAPTERS, f"lora.restore_from_path={here}"),
         "from foreign, resident": run(
             root, "resident-foreign", *ADAPTERS, f"lora.restore_from_path={here}",
@@ -228,6 +230,16 @@ def test_the_merged_model_is_base_plus_scaled_product(setting: Setting) -> None:
         assert (low is None) == (name.split(".")[-2][-5:] != "_proj")
         change = 0.0 if low is None or high is None else ALPHA / RANK * high @ low
         torch.testing.assert_close(merged[name], weight + change, rtol=0, atol=1e-6)
+
+
+def test_a_converted_base_merges_to_the_same_model(setting: Setting) -> None:
+    """Its tensors are Megatron's, fused and interleaved."""
+    found, expected = (
+        load_file(setting.output(name) / "hf" / "model.safetensors")
+        for name in ("converted", "cache")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_16_bit_weights_are_rounded_once(setting: Setting) -> None:
