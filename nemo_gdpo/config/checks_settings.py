@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.hub import may_be_hub_name
+from nemo_gdpo.config.lora import ADAPTER_CONFIG, LoraConfig
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 
@@ -33,12 +35,62 @@ def check_scores(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_reference(config: RunConfig) -> Iterator[Problem]:
-    """Keys of the cache without a cache."""
+    """Keys of the cache without a cache, and adapters that are to be off where there are none."""
     if config.reference != "cache" and config.reference_cache_dir is not None:
         yield Problem(
             "reference_cache_dir",
             f"nothing reads it with reference={config.reference}",
             "set it to null, or reference=cache",
+        )
+    if config.reference != "adapter_off":
+        return
+    if config.lora.rank is None:
+        yield Problem(
+            "reference",
+            "adapter_off needs an adapter, and with lora.rank=null there is none",
+            "set lora.rank=16, or reference=cache",
+        )
+    elif config.lora.restore_from_path is not None:
+        yield Problem(
+            "reference",
+            "adapter_off is the base alone, and with lora.restore_from_path training starts from "
+            "another model than that",
+            "set it to cache or resident",
+        )
+
+
+def check_lora(config: RunConfig, *, files: bool) -> Iterator[Problem]:
+    """Keys of adapters without adapters, and what cannot be had with them.
+
+    Args:
+        config: of the run.
+        files: look at the directory of the adapter to start from, too.
+    """
+    lora = config.lora
+    if lora.rank is None:
+        defaults = plain_data(LoraConfig())
+        for name, value in plain_data(lora).items():
+            if value != defaults[name]:
+                yield Problem(
+                    f"lora.{name}",
+                    "nothing reads it with lora.rank=null, which trains every weight",
+                    "remove it, or set lora.rank",
+                )
+        return
+    if len(set(lora.targets)) < len(lora.targets):
+        yield Problem("lora.targets", "a layer is named twice", "name each once")
+    if config.export_nemo:
+        yield Problem(
+            "export_nemo",
+            "an archive of a model with adapters (lora.rank) is not built",
+            "set it to false, or lora.rank=null; export_hf writes the merged model",
+        )
+    start = lora.restore_from_path
+    if files and start is not None and not (Path(start) / ADAPTER_CONFIG).is_file():
+        yield Problem(
+            "lora.restore_from_path",
+            f"{start} has no {ADAPTER_CONFIG}",
+            "give the directory of an adapter in PEFT's format",
         )
 
 

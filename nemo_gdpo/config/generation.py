@@ -41,6 +41,9 @@ class SampledModelConfig(Section):
     restore_from_path: ModelPath | None = from_environment("NEMO_GDPO_MODEL")
     """A Hugging Face directory: what training wrote to output_dir/hf, or any other. A run's
     output_dir stands for its hf, a name of the hub for its snapshot in this machine's cache."""
+    adapter_path: PathText | None = None
+    """An adapter of that model in PEFT's format, which vLLM adds as it runs: what training wrote to
+    output_dir/peft, say. With backend=vllm only."""
 
 
 class PromptsConfig(Section):

@@ -12,6 +12,8 @@ from nemo_gdpo.errors import UserError
 KEY = "model.restore_from_path"
 MODEL_CONFIG = "model_config.json"
 """File of a Megatron checkpoint with its architecture."""
+ADAPTER_RECORD = "adapter.json"
+"""File of a training checkpoint that holds an adapter alone, with what it is and of which base."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERT = (
     "save model and tokenizer again, both by from_pretrained(...).save_pretrained(NEW_DIRECTORY), "
@@ -91,8 +93,22 @@ def model_file_problems(configured: str | None) -> list[Problem]:
         if megatron_checkpoint_root(path) is None:
             reason = f"{path} is a Megatron checkpoint without its {MODEL_CONFIG}"
             return [Problem(KEY, reason, "convert the model again with `nemo-gdpo convert`")]
-        return []
+        return _adapter_problems(path)
     return hugging_face_problems(path)
+
+
+def _adapter_problems(path: Path) -> list[Problem]:
+    root = megatron_checkpoint_root(path)
+    if root is None or not (root / ADAPTER_RECORD).is_file():
+        return []
+    return [
+        Problem(
+            KEY,
+            f"{path} holds an adapter alone, without the model that it belongs to",
+            "give its base; to go on from the adapter, set lora.restore_from_path to the run's "
+            f"peft, or merge both: nemo-gdpo convert megatron-to-hf {path} DIRECTORY --base BASE",
+        )
+    ]
 
 
 def hugging_face_problems(path: Path) -> list[Problem]:

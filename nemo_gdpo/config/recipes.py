@@ -148,6 +148,11 @@ def gdpo_llama3_8b(*overrides: str) -> RunConfig:
     return experiment("gdpo_llama3_8b", overrides)
 
 
+def gdpo_llama3_8b_lora(*overrides: str) -> RunConfig:
+    """The same with adapters (LoRA), and the policy without them as the reference: one GPU."""
+    return experiment("gdpo_llama3_8b_lora", overrides)
+
+
 def odpo_llama3_8b(*overrides: str) -> RunConfig:
     """DPO with an offset of Llama 3 8B on UltraFeedback: 2 nodes of 8 GPUs."""
     return experiment("odpo_llama3_8b", overrides)

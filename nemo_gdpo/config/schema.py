@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nemo_gdpo.config.base import FIXED, FREE, Section, Text, derived
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.lengths import fitting_length
+from nemo_gdpo.config.lora import LoraConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
 from nemo_gdpo.config.root import Root
@@ -35,10 +36,11 @@ class RunConfig(Section):
     precision: Annotated[Precision, FIXED] = "fp32"
     """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
     FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
-    reference: Annotated[Literal["cache", "resident", "swap"], FREE] = "cache"
-    """Compute the reference's log-probabilities before training, or in every update: with a second
-    copy of the model beside the first, or with one in host memory, which takes its place for a
-    moment. All train the same."""
+    reference: Annotated[Literal["cache", "resident", "swap", "adapter_off"], FREE] = "cache"
+    """Compute the reference's log-probabilities before training (cache), or in every update: with a
+    second copy of the model beside the first (resident), with one in host memory, which takes its
+    place for a moment (swap), or, where lora is on, with the policy without its adapters
+    (adapter_off). All train the same."""
     reference_cache_dir: Annotated[Text | None, FREE] = None
     """Directory of the cache; null is output_dir/reference. Runs that share model, data and
     precision may share one."""
@@ -48,6 +50,7 @@ class RunConfig(Section):
     """Write output_dir/model.nemo (NeMo's archive) at the end."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
     logger: LoggerConfig = LoggerConfig()

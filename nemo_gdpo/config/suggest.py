@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-_LORA = "remove it: adapters are not built, every weight is trained"
+_DROPOUT = "remove it: dropout would make policy and reference two different models"
+_QUANTISED = "remove it: a quantised base (QLoRA) is not built; lora.rank trains over bf16"
 _EVERY_STEP = (
     "remove it: every step is logged; logger.every_n_steps is the distance of lines in a log file"
 )
@@ -57,11 +58,16 @@ ALIASES: dict[str, str] = {
     "label_smoothing": "objective.label_smoothing",
     "loss_type": "objective=dpo, ipo, odpo, adpo or gdpo",
     "objective.loss_type": "objective=dpo, ipo, odpo, adpo or gdpo",
-    "use_peft": _LORA,
-    "peft_config": _LORA,
-    "lora": _LORA,
-    "lora_r": _LORA,
-    "model.peft": _LORA,
+    "use_peft": "lora.rank",
+    "peft_config": "lora.rank, lora.alpha and lora.targets",
+    "load_in_4bit": _QUANTISED,
+    "load_in_8bit": _QUANTISED,
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "target_modules": "lora.targets",
+    "lora_dropout": _DROPOUT,
+    "lora.dropout": _DROPOUT,
+    "model.peft": "lora.rank, lora.alpha and lora.targets",
     # NeMo, NeMo-Aligner.
     "trainer.log_every_n_steps": _EVERY_STEP,
     "trainer.precision": "precision",

@@ -23,6 +23,7 @@ from nemo_gdpo.config.checks_settings import (
     check_data,
     check_lengths,
     check_logger_packages,
+    check_lora,
     check_reference,
     check_scores,
     check_training,
@@ -70,6 +71,7 @@ def problems(
         found += check_attention_variables(config, world, os.environ)
     found += check_scores(config)
     found += check_reference(config)
+    found += check_lora(config, files=files)
     found += check_lengths(config)
     found += check_data(config, files=files)
     found += check_training(config)

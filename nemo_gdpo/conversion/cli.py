@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nemo_gdpo.config.model_files import is_megatron_checkpoint
+from nemo_gdpo.config.model_files import ADAPTER_RECORD, is_megatron_checkpoint
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS
 from nemo_gdpo.config.places import checkpoint_place, model_place
 from nemo_gdpo.conversion import cache
@@ -20,8 +20,10 @@ from nemo_gdpo.conversion.convert import (
     convert_hf_to_megatron,
     convert_megatron_to_hf,
 )
+from nemo_gdpo.conversion.formats.adapter_checkpoint import holds_adapter
 from nemo_gdpo.conversion.formats.megatron_io import CheckpointModel
 from nemo_gdpo.conversion.formats.nemo_archive import target_of
+from nemo_gdpo.conversion.merge import export_merged, export_peft
 from nemo_gdpo.conversion.nemo1.nemo_import import convert_nemo_to_megatron
 from nemo_gdpo.conversion.own_archive import SUFFIX, convert_megatron_to_nemo
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, RunError, UserError
@@ -93,8 +95,17 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--ignore-field", action="append", default=[], metavar="NAME",
         help="a field of model_config.yaml that is not known and changes nothing",
     )  # fmt: skip
+    to_hf.add_argument(
+        "--base", type=_model,
+        help="the model that an adapter was trained on, where the checkpoint holds an adapter "
+        "alone; both are merged",
+    )  # fmt: skip
     to_hf.add_argument("--max-shard-gb", type=_positive, default=5.0, help="10^9 bytes a shard")
     _add_megatron_to_nemo(verbs)
+    to_peft = verbs.add_parser("megatron-to-peft", help="checkpoint of an adapter -> PEFT's format")
+    to_peft.add_argument("source", type=_model, help="checkpoints/step_N of a run with lora.rank")
+    to_peft.add_argument("destination", type=_path, help="absent, empty, or an earlier export")
+    to_peft.add_argument("--base", help="name or path that PEFT is to load the base by")
     check = verbs.add_parser("verify", help="compare tensors and logits of two checkpoints")
     check.add_argument("first", type=_model)
     check.add_argument("second", type=_model)
@@ -191,13 +202,29 @@ def _megatron_to_hf(args: argparse.Namespace, dtype: torch.dtype | None) -> int:
             f"{args.source} is not a Megatron checkpoint (no model_config.json); give a directory "
             "that a conversion or a training run wrote"
         )
-    convert_megatron_to_hf(
-        args.source,
-        args.destination,
-        dtype=dtype,
-        max_shard_bytes=int(args.max_shard_gb * 1e9),
-        progress=True,
-    )
+    shard = int(args.max_shard_gb * 1e9)
+    if args.base is None:
+        convert_megatron_to_hf(
+            args.source, args.destination, dtype=dtype, max_shard_bytes=shard, progress=True
+        )
+    elif holds_adapter(args.source):
+        export_merged(
+            args.source, args.base, args.destination,
+            dtype=dtype, max_shard_bytes=shard, progress=True,
+        )  # fmt: skip
+    else:
+        raise UserError(f"--base: {args.source} holds a whole model, and no adapter; leave it out")
+    print(f"wrote {args.destination}")
+    return EXIT_DONE
+
+
+def _megatron_to_peft(args: argparse.Namespace) -> int:
+    if not holds_adapter(args.source):
+        raise UserError(
+            f"{args.source} holds no adapter (no {ADAPTER_RECORD}); give a checkpoint of a run "
+            "with lora.rank"
+        )
+    export_peft(args.source, args.destination, base=args.base)
     print(f"wrote {args.destination}")
     return EXIT_DONE
 
@@ -256,6 +283,8 @@ def _run(args: argparse.Namespace, megatron_logits: MegatronLogits | None) -> in
         return _cache(args.remove)
     if args.verb == "megatron-to-nemo":
         return _megatron_to_nemo(args)
+    if args.verb == "megatron-to-peft":
+        return _megatron_to_peft(args)
     dtype = None if args.dtype is None else _DTYPES[args.dtype]
     if args.verb == "hf-to-megatron":
         return _hf_to_megatron(args, dtype, megatron_logits)

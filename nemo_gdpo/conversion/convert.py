@@ -83,7 +83,7 @@ def convert_hf_to_megatron(
     return model
 
 
-def _identity(checkpoint: Path) -> list[list[Any]]:
+def identity_of_files(checkpoint: Path) -> list[list[Any]]:
     """The files of a checkpoint as they are now: name, bytes, time of the last change (ns).
 
     Hashing a training checkpoint would mean reading its optimizer, six times the weights.
@@ -141,7 +141,7 @@ def convert_megatron_to_hf(
         source / ASSETS,
         specs,
         read,
-        key={"source": _identity(source), "dtype": str(dtype)},
+        key={"source": identity_of_files(source), "dtype": str(dtype)},
         card={**read_card(source), **(card or {})},
         max_shard_bytes=max_shard_bytes,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nemo_gdpo.conversion.adapters import is_of_adapter
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.engine import SlicedTensorSource, common_dtype, rank_tensor
 from nemo_gdpo.conversion.formats.hf_source import HuggingFaceSource, open_hf
@@ -65,6 +66,8 @@ def load_hf_into_model(
 ) -> None:
     """Fill every parameter of one model chunk, each exactly once. Values are cast to its type.
 
+    Adapters stay as they are.
+
     Args:
         model: megatron-core's GPTModel (bare), complete or one pipeline chunk of it.
         source: the directory as `formats.hf_source.open_hf` gives it.
@@ -80,6 +83,8 @@ def load_hf_into_model(
     """
     filled: set[str] = set()
     for name, parameter in model.named_parameters():
+        if is_of_adapter(name):
+            continue
         canonical = canonical_name(name, bridge, layer_offset)
         if canonical not in bridge.by_name:
             raise RuntimeError(

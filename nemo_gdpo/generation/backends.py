@@ -108,6 +108,8 @@ def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
             max_num_seqs=generation.max_num_seqs,
             in_flight=generation.in_flight,
             enforce_eager=generation.enforce_eager,
+            adapter=None if model.adapter is None else str(model.adapter.resolve()),
+            adapter_rank=model.adapter_rank,
         )
 
     if config.generation.backend == "ray":

@@ -17,6 +17,9 @@ CPU_MEMORY_UTILIZATION = 0.3
 GPU_MEMORY_UTILIZATION = 0.9
 CPU_KV_CACHE_GIB = 1.0
 MIN_BATCHED_TOKENS = 8192
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Greatest ranks of adapters that vLLM can be told (`MaxLoRARanks` of 0.32)."""
+MAX_RANK = RANKS[-1]
 CHECKS_LOGITS = "VLLM_COMPUTE_NANS_IN_LOGITS"
 """Variable that makes vLLM count, at every step, the logits of each request that are no numbers."""
 NOT_NUMBERS = (
@@ -83,6 +86,12 @@ def engine_arguments(settings: EngineSettings, *, cpu: bool) -> dict[str, Any]:
         arguments |= {
             "enforce_eager": settings.enforce_eager,
             "gpu_memory_utilization": settings.memory_utilization or GPU_MEMORY_UTILIZATION,
+        }
+    if settings.adapter is not None:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": next(rank for rank in RANKS if rank >= settings.adapter_rank),
         }
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.config.generation import GenerateConfig
+from nemo_gdpo.config.lora import ADAPTER_CONFIG
 from nemo_gdpo.config.model_files import (
     KEY,
     hugging_face_problems,
@@ -19,6 +20,7 @@ from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data import PairEncoder
 from nemo_gdpo.data.templates import read_template
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.generation.engine_arguments import MAX_RANK
 from nemo_gdpo.generation.manifest import sampled_date
 from nemo_gdpo.io.files import file_sha256
 
@@ -34,6 +36,7 @@ ENCODING_FILES = (
     "vocab.json",
 )
 """Files that decide the tokens of a prompt, where they exist."""
+ADAPTER = "model.adapter_path"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -48,6 +51,9 @@ class ModelInfo:
     """SHA-256 over the tokenizer's files and the chat template."""
     context: int
     """Greatest length of prompt and answer together, in tokens."""
+    adapter: Path | None = None
+    """In PEFT's format; its hash is in `model_hash`."""
+    adapter_rank: int = 0
 
 
 def model_problems(config: GenerateConfig) -> list[Problem]:
@@ -68,9 +74,25 @@ def model_problems(config: GenerateConfig) -> list[Problem]:
                 "hf/ of its training run",
             )
         ]
+    adapter = _adapter_problems(config)
+    if adapter:
+        return adapter
     if config.generation.backend == "server":
         return []  # tokenizer and context length are enough; they are read later
     return hugging_face_problems(path)
+
+
+def _adapter_problems(config: GenerateConfig) -> list[Problem]:
+    path, backend = config.model.adapter_path, config.generation.backend
+    if path is None:
+        return []
+    if backend != "vllm":
+        reason = f"is set, and with generation.backend={backend} nothing would read it"
+        return [Problem(ADAPTER, reason, "set backend=vllm, or give the merged model")]
+    if not (Path(path) / ADAPTER_CONFIG).is_file():
+        reason = f"{path} has no {ADAPTER_CONFIG}"
+        return [Problem(ADAPTER, reason, "give the directory of an adapter in PEFT's format")]
+    return []
 
 
 def context_length(config: GenerateConfig) -> int:
@@ -175,6 +197,29 @@ def _encoding_hash(path: Path, template: str | None) -> str:
     return whole.hexdigest()
 
 
+def _with_adapter(directory: Path, base_hash: str) -> tuple[str, int]:
+    """The hash of base and adapter together, and the adapter's rank.
+
+    Raises:
+        UserError: it is damaged, no LoRA, or of another base.
+    """
+    from nemo_gdpo.conversion.formats.peft import look_at_peft
+
+    found = look_at_peft(directory)
+    if found.base_sha256 not in (None, base_hash):
+        raise UserError(
+            f"{ADAPTER}: {directory} is an adapter of another model than {KEY} (weights "
+            f"{str(found.base_sha256)[:12]}, here {base_hash[:12]}); give the model that it was "
+            "trained on"
+        )
+    if found.rank > MAX_RANK:
+        raise UserError(
+            f"{ADAPTER}: its rank is {found.rank}, and vLLM adds adapters up to {MAX_RANK}; merge "
+            f"it with its base, and give that as {KEY}"
+        )
+    return hashlib.sha256(f"{base_hash}+{found.sha256}".encode()).hexdigest(), found.rank
+
+
 def model_info(config: GenerateConfig) -> ModelInfo:
     """Hash the weights (with a progress bar) and the tokenizer's files.
 
@@ -194,8 +239,13 @@ def model_info(config: GenerateConfig) -> ModelInfo:
         model_hash = f"server:{name}"
     else:
         model_hash = weights_fingerprint(path, progress=True)
+    rank, adapter = 0, config.model.adapter_path
+    if adapter is not None:
+        model_hash, rank = _with_adapter(Path(adapter), model_hash)
     return ModelInfo(
         path=path,
+        adapter=None if adapter is None else Path(adapter),
+        adapter_rank=rank,
         model_hash=model_hash,
         encoding_hash=_encoding_hash(path, chat_template(config)),
         context=context_length(config),

@@ -158,6 +158,10 @@ class EngineSettings:
     """Samples that the engine holds at once, waiting ones included."""
     enforce_eager: bool
     """Run without compilation and CUDA graphs."""
+    adapter: str | None = None
+    """Directory of an adapter in PEFT's format."""
+    adapter_rank: int = 0
+    """Its rank."""
 
 
 class Engine(Protocol):

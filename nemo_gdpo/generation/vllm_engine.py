@@ -125,6 +125,15 @@ def sample_of(output: Any, detail: str) -> Sample:
     )
 
 
+def _adapter_request(settings: EngineSettings) -> Any:
+    """What every request says of the adapter; None without one."""
+    if settings.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, settings.adapter)
+
+
 def _engine_failed(error: RuntimeError) -> GenerationError:
     """Print vLLM's own traceback to stderr: an engine cannot be fixed without it."""
     traceback.print_exception(error)
@@ -149,6 +158,7 @@ class VLLMEngine:
         from vllm import LLM
 
         self._in_flight = settings.in_flight
+        self._adapter = _adapter_request(settings)
         self._stopping = False
         try:
             llm = LLM(**engine_arguments(settings, cpu=cpu))
@@ -236,7 +246,9 @@ class VLLMEngine:
             try:
                 (rendered,) = self._engine.renderer.render_cmpl([prompt])
                 params = SamplingParams(**sampling_arguments(request, sample))
-                self._engine.add_request(f"{number}-{sample}", rendered, params)
+                self._engine.add_request(
+                    f"{number}-{sample}", rendered, params, lora_request=self._adapter
+                )
             except RuntimeError as error:
                 raise _engine_failed(error) from error
             except Exception as error:

@@ -24,10 +24,17 @@ from megatron.core.transformer.transformer_block import (
 )
 from torch import Tensor
 
+from nemo_gdpo.conversion.adapters import AdapterSpec
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.attention import CoreAttention
-from nemo_gdpo.models.layers import LayerwiseRotaryAttention, ScaleEmbedding, with_post_norm
+from nemo_gdpo.models.layers import (
+    LayerwiseRotaryAttention,
+    ScaleEmbedding,
+    with_gradient,
+    with_post_norm,
+)
+from nemo_gdpo.models.lora import adapted, freeze_base, has_adapter
 from nemo_gdpo.models.norm import RMSNorm
 from nemo_gdpo.models.rope import FamilyRotaryEmbedding, attention_factor
 from nemo_gdpo.models.shared import take_angles, with_shared_keys
@@ -166,10 +173,13 @@ def _block(
     layer: ModuleSpec,
     vp_stage: int | None,
     norm: Any,
+    adapter: AdapterSpec | None,
 ) -> TransformerBlockSubmodules:
     """Put what the family needs into a layer's spec, and as many of it as this rank builds."""
     parts = layer.submodules
     attention = parts.self_attention
+    if adapter is not None:
+        _adapt(parts, adapter)
     if model.attention_softcap is not None:
         attention.submodules.core_attention = partial(
             CoreAttention, softcap=model.attention_softcap
@@ -186,8 +196,41 @@ def _block(
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
 
+def _adapt(parts: Any, adapter: AdapterSpec) -> None:
+    """Put adapters into a layer's linear layers; before a norm of their outputs is put around."""
+    for submodules, names in (
+        (parts.self_attention.submodules, ("linear_qkv", "linear_proj")),
+        (parts.mlp.keywords["submodules"], ("linear_fc1", "linear_fc2")),
+    ):
+        for name in names:
+            if has_adapter(name, adapter):
+                setattr(submodules, name, adapted(vars(submodules)[name], name, adapter))
+
+
+def _norms_apart(parts: Any, adapter: AdapterSpec) -> None:
+    """Take the norms out of Transformer Engine's fused layers where adapters read what they give.
+
+    The names in checkpoints stay, as for the local layers.
+    """
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
+
+    names = dict(parts.sharded_state_dict_keys_map)
+    if has_adapter("linear_qkv", adapter):
+        parts.input_layernorm = TENorm
+        parts.self_attention.submodules.linear_qkv = TEColumnParallelLinear
+        names["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
+    if has_adapter("linear_fc1", adapter):
+        parts.pre_mlp_layernorm = TENorm
+        parts.mlp.keywords["submodules"].linear_fc1 = TEColumnParallelLinear
+        names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    parts.sharded_state_dict_keys_map = names
+
+
 def _transformer_engine_spec(
-    model: MegatronModelConfig, config: TransformerConfig, vp_stage: int | None
+    model: MegatronModelConfig,
+    config: TransformerConfig,
+    vp_stage: int | None,
+    adapter: AdapterSpec | None,
 ) -> TransformerBlockSubmodules:
     # Not importable without Transformer Engine.
     from megatron.core.extensions.transformer_engine import TENorm
@@ -212,19 +255,30 @@ def _transformer_engine_spec(
         attention.core_attention = CoreAttention
     else:
         attention.core_attention = with_shared_keys(attention.core_attention)
-    return _block(model, config, layer, vp_stage, TENorm)
+    if adapter is not None:
+        _norms_apart(layer.submodules, adapter)
+    return _block(model, config, layer, vp_stage, TENorm, adapter)
 
 
 def layer_spec(
-    model: MegatronModelConfig, config: TransformerConfig, vp_stage: int | None
+    model: MegatronModelConfig,
+    config: TransformerConfig,
+    vp_stage: int | None,
+    adapter: AdapterSpec | None = None,
 ) -> TransformerBlockSubmodules:
     """Transformer Engine's fused layers or the local ones, as `config` was made for.
+
+    Args:
+        model: the architecture.
+        config: made for it.
+        vp_stage: of the virtual pipeline.
+        adapter: adapters of the linear layers; None for none.
 
     Raises:
         UserError: Transformer Engine's attention cannot do what the model and the mesh need.
     """
     if config.transformer_impl == TRANSFORMER_ENGINE:
-        return _transformer_engine_spec(model, config, vp_stage)
+        return _transformer_engine_spec(model, config, vp_stage, adapter)
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_norms)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
@@ -232,7 +286,7 @@ def layer_spec(
     attention.core_attention = CoreAttention
     if model.qk_norms:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return _block(model, config, layer, vp_stage, RMSNorm)
+    return _block(model, config, layer, vp_stage, RMSNorm, adapter)
 
 
 def build_gpt_chunks(
@@ -242,8 +296,17 @@ def build_gpt_chunks(
     platform: Platform,
     *,
     max_sequence_length: int,
+    adapter: AdapterSpec | None = None,
 ) -> list[GPTModel]:
     """This rank's model chunks: one, or one per virtual pipeline stage. Weights are not loaded.
+
+    Args:
+        model: the architecture.
+        config: made for it.
+        layout: how it is cut over ranks.
+        platform: of this process.
+        max_sequence_length: of the rows.
+        adapter: adapters of the linear layers, without values; all else is frozen then.
 
     Raises:
         UserError: the model needs arithmetic that is not built, here or on this mesh.
@@ -268,7 +331,7 @@ def build_gpt_chunks(
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         gpt = GPTModel(
             config=config,
-            transformer_layer_spec=layer_spec(model, config, vp_stage),
+            transformer_layer_spec=layer_spec(model, config, vp_stage, adapter),
             vocab_size=padded_vocab_size(
                 model.vocab_size, layout.vocab_divisible_by, layout.tensor
             ),
@@ -286,6 +349,10 @@ def build_gpt_chunks(
         gpt.decoder.register_forward_pre_hook(take_angles, with_kwargs=True)
         if first and model.embedding_scale is not None:
             gpt.embedding.register_forward_hook(ScaleEmbedding(model.embedding_scale))
+        if adapter is not None:
+            freeze_base(gpt)
+            if first and layout.recompute is not None:
+                gpt.embedding.register_forward_hook(with_gradient)
         gpt.to(device)
         chunks.append(gpt)
     return chunks

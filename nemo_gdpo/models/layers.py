@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor, nn
@@ -76,3 +77,12 @@ class ScaleEmbedding:
         del module, arguments
         # As transformers: in bf16 the factor itself is rounded before it multiplies.
         return output_SBH * output_SBH.new_tensor(self._factor)
+
+
+def with_gradient(module: nn.Module, arguments: Any, output_SBH: Tensor) -> Tensor:
+    """Forward hook of a frozen embedding: its output takes part in the backward pass.
+
+    A recomputed layer has gradients for its parameters only where one of its inputs has one.
+    """
+    del module, arguments
+    return output_SBH.requires_grad_() if torch.is_grad_enabled() else output_SBH

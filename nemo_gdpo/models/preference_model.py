@@ -19,10 +19,12 @@ from torch import Tensor
 
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control.watch import moved_on
+from nemo_gdpo.conversion.adapters import AdapterSpec
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.models.batch import COLUMNS, PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
+from nemo_gdpo.models.lora import adapters, initialise
 from nemo_gdpo.models.swapped import SwappedWeights
 from nemo_gdpo.objectives import Objective
 from nemo_gdpo.platform import Platform, current_platform
@@ -69,7 +71,10 @@ class PreferenceModel:
         self.megatron_config = transformer_config(
             model_config, layout, config.precision, self.platform
         )
+        self.adapter = AdapterSpec.of(config.lora)
+        """Adapters of the linear layers; None where every weight is trained."""
         self.gpt_chunks: list[GPTModel] = self._build_chunks()
+        initialise(self.gpt_chunks, config.seed)
         self.policy_chunks: list[Any] = list(self.gpt_chunks)
         self.reference_chunks: list[Any] | None = None
         self.swapped_reference: SwappedWeights | None = None
@@ -81,6 +86,7 @@ class PreferenceModel:
             self.layout,
             self.platform,
             max_sequence_length=self.config.data.max_length,
+            adapter=self.adapter,
         )
 
     def _in_precision(self, chunks: list[GPTModel]) -> list[Any]:
@@ -283,15 +289,15 @@ class PreferenceModel:
     def get_reference_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:
         """`reference_columns` [T, C] of the reference for each micro-batch, on the last stage.
 
-        The reference is the copy of the weights if one is attached, otherwise the policy itself,
-        which is right before the first step only: that is how the cache is made.
+        The reference is the copy of the weights if one is attached, with `reference=adapter_off`
+        the policy without its adapters, otherwise the policy itself, which is right before the
+        first step only: that is how the cache is made.
         """
         chunks = self.reference_chunks
         if chunks is None:
             chunks = self.policy_chunks
             self._set_training(False)
-        swapped = self.swapped_reference
-        with contextlib.nullcontext() if swapped is None else swapped.in_place():
+        with self._as_reference():
             return self._run_schedule(
                 self.get_forward_output_and_loss_func(logprobs_only=True, reference=True),
                 chunks,
@@ -299,6 +305,30 @@ class PreferenceModel:
                 forward_only=True,
                 collect=True,
             )
+
+    @contextlib.contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """In the block the policy's chunks are the reference, where they are to serve as one."""
+        if self.swapped_reference is not None:
+            with self.swapped_reference.in_place():
+                yield
+        elif self.config.reference == "adapter_off":
+            with self.adapters_off():
+                yield
+        else:
+            yield
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """In the block the policy is its base."""
+        found = list(adapters(self.gpt_chunks))
+        for adapter in found:
+            adapter.is_on = False
+        try:
+            yield
+        finally:
+            for adapter in found:
+                adapter.is_on = True
 
     @torch.no_grad()
     def get_token_logprobs(self, micro_batches: list[PreferenceMicroBatch]) -> list[Tensor]:

@@ -1,4 +1,8 @@
-"""The policy's weights in megatron's distributed format, under any layout."""
+"""The policy's weights in megatron's distributed format, under any layout.
+
+A model with adapters has two parts that are never in one checkpoint: the base, which is loaded and
+stays as it is, and the adapters, which are all that a training checkpoint holds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ from megatron.core.models.gpt import GPTModel
 
 from nemo_gdpo.control import on_every_rank
 from nemo_gdpo.control.failure import Wrap
+from nemo_gdpo.conversion.adapters import is_of_adapter
 from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
+from nemo_gdpo.models.lora import adapters
 from nemo_gdpo.models.sharded_save import save_sharded
 
 
@@ -42,26 +48,44 @@ READING = "reading the weights"
 """Stage, as errors name it."""
 
 
-def sharded_weights(model: HasChunks) -> dict[str, Any]:
-    """Sharded tensors of this rank's chunks.
+def _sharded(model: HasChunks, *, of_adapters: bool) -> dict[str, Any]:
+    """Sharded tensors of this rank's chunks, of one of both parts.
 
     One entry a virtual stage: their local names repeat, the names on disk do not.
     """
     return {
-        f"chunk{index}": chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
+        f"chunk{index}": {
+            name: value
+            for name, value in chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA)).items()
+            if is_of_adapter(name) is of_adapters
+        }
         for index, chunk in enumerate(model.gpt_chunks)
     }
 
 
-def fill_weights(model: HasChunks, state: dict[str, Any]) -> None:
-    """Put loaded tensors into the model; every parameter must be among them.
+def trained_weights(model: HasChunks) -> dict[str, Any]:
+    """Sharded tensors of what is trained: the adapters, or all weights where there are none."""
+    return _sharded(model, of_adapters=any(True for _ in adapters(model.gpt_chunks)))
+
+
+def fill_weights(model: HasChunks, state: dict[str, Any], *, of_adapters: bool = False) -> None:
+    """Put loaded tensors into the model; every parameter of the part must be among them.
+
+    Args:
+        model: of this rank.
+        state: chunk -> name -> tensor.
+        of_adapters: the part: adapters, or all else.
 
     Raises:
         RuntimeError: the tensors are not those of the model.
     """
     for index, chunk in enumerate(model.gpt_chunks):
         missing, unexpected = chunk.load_state_dict(state[f"chunk{index}"], strict=False)
-        wrong = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
+        wrong = list(unexpected) + [
+            key
+            for key in missing
+            if not key.endswith("_extra_state") and is_of_adapter(key) is of_adapters
+        ]
         if wrong:
             raise RuntimeError(f"the checkpoint does not fit the model: {', '.join(wrong[:5])}")
 
@@ -81,20 +105,23 @@ def _load(model: HasChunks, checkpoint: Path) -> None:
     sharded = {
         # Transformer Engine's scaling state begins afresh with new weights.
         name: {key: value for key, value in part.items() if not key.endswith("_extra_state")}
-        for name, part in sharded_weights(model).items()
+        for name, part in _sharded(model, of_adapters=False).items()
     }
     loaded = dist_checkpointing.load({"model": sharded}, str(checkpoint / DIST))
     fill_weights(model, loaded["model"])
 
 
 def save_weights(model: HasChunks, checkpoint: Path, wrap: Wrap) -> None:
-    """Write the policy's weights alone to `checkpoint/dist`, which exists. Collective.
+    """Write the weights alone, of a model without adapters, to `checkpoint/dist`. Collective.
 
     Args:
         model: of this rank.
-        checkpoint: to write to.
+        checkpoint: to write to; `dist` exists.
         wrap: makes the error that all ranks raise when one cannot write.
     """
     save_sharded(
-        lambda: {"model": sharded_weights(model)}, checkpoint / DIST, SHARDING_METADATA, wrap
+        lambda: {"model": _sharded(model, of_adapters=False)},
+        checkpoint / DIST,
+        SHARDING_METADATA,
+        wrap,
     )

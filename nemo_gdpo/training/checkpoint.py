@@ -33,7 +33,7 @@ from nemo_gdpo.conversion.formats.dist_reader import check_dist_checkpoint
 from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.io.manifest import Listed, read_manifest, why_incomplete
 from nemo_gdpo.models.preference_model import PreferenceModel
-from nemo_gdpo.models.weights import DIST, OPTIMIZER_METADATA, fill_weights, sharded_weights
+from nemo_gdpo.models.weights import DIST, OPTIMIZER_METADATA, fill_weights, trained_weights
 from nemo_gdpo.training.checkpoint_check import why_damaged_together
 from nemo_gdpo.training.checkpoint_save import (
     LATEST,
@@ -374,7 +374,7 @@ class Checkpointer:
         return None, {}
 
     def _sharded_state(self, *, is_loading: bool) -> dict[str, Any]:
-        model_state = sharded_weights(self._model)
+        model_state = trained_weights(self._model)
         optimizer_state = self._optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=dict(OPTIMIZER_METADATA)
         )
@@ -410,7 +410,8 @@ class Checkpointer:
         loaded = dist_checkpointing.load(
             self._sharded_state(is_loading=True), str(checkpoint / DIST)
         )
-        fill_weights(self._model, loaded["model"])
+        has_adapters = self._model.adapter is not None
+        fill_weights(self._model, loaded["model"], of_adapters=has_adapters)
         with_own_settings(loaded["optimizer"], self._model.config.optim)
         self._optimizer.load_state_dict(loaded["optimizer"])
         _split_step_tensors(self._optimizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,12 @@ from nemo_gdpo import __version__
 from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.config.objective import plain_settings
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.conversion.adapters import AdapterSpec
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+from nemo_gdpo.conversion.formats.adapter_checkpoint import AdapterRecord, write_adapter_record
 from nemo_gdpo.conversion.formats.assets import base_licence
 from nemo_gdpo.conversion.formats.card import HUB_DATA, write_card
+from nemo_gdpo.conversion.merge import export_merged, export_peft
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.from_config import SplitName
 from nemo_gdpo.errors import RunError, UserError
@@ -99,7 +103,18 @@ def _training_of(run: Run, last: dict[str, Any]) -> dict[str, Any]:
         "packing": config.data.packing,
         "chat_template": _template_of(config, data),
         "reference": config.reference,
+        **_adapter_of(config),
     }
+
+
+def _adapter_of(config: RunConfig) -> dict[str, Any]:
+    """What is trained, where it is not all weights."""
+    lora = config.lora
+    if lora.rank is None:
+        return {}
+    said = f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"
+    path = lora.restore_from_path
+    return {"lora": said} | ({} if path is None else {"lora_start": Path(path).name})
 
 
 def model_card_of(run: Run) -> dict[str, Any]:
@@ -171,19 +186,50 @@ def write_assets(run: Run, chat_template: str | None, checkpoint: Path) -> None:
     """
     run.source.write_assets(checkpoint, chat_template=chat_template)
     write_card(checkpoint, model_card_of(run))
+    spec = AdapterSpec.of(run.config.lora)
+    if spec is not None:
+        record = AdapterRecord(spec, run.source.fingerprint, run.source.name)
+        write_adapter_record(checkpoint, record)
 
 
 def export_run(run: Run, checkpoint: Path) -> Path:
-    """Write `output_dir/hf` from a checkpoint, on one rank, streaming.
+    """Write `output_dir/hf` from a checkpoint, on one rank, streaming; adapters are merged.
 
     Raises:
         RunError: the disk failed; the run itself is complete.
     """
-    target = run.output_dir / "hf"
+    target, card = run.output_dir / "hf", model_card_of(run)
+    with _disk_failed():
+        if run.config.lora.rank is None:
+            convert_megatron_to_hf(checkpoint, target, card=card, progress=True)
+        else:
+            base = run.source.directory
+            export_merged(checkpoint, base, target, card=card, progress=True)
+    return target
+
+
+def export_adapter(run: Run, checkpoint: Path) -> Path:
+    """Write `output_dir/peft` from a checkpoint, on one rank.
+
+    Raises:
+        RunError: the disk failed; the run itself is complete.
+    """
+    target = run.output_dir / "peft"
+    with _disk_failed():
+        export_peft(checkpoint, target)
+    return target
+
+
+@contextlib.contextmanager
+def _disk_failed() -> Iterator[None]:
+    """A disk that fails in the block ends the run as what it is.
+
+    Raises:
+        RunError: see above.
+    """
     try:
-        convert_megatron_to_hf(checkpoint, target, card=model_card_of(run), progress=True)
+        yield
     except UserError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise RunError(str(error)) from error  # nothing that was configured is wrong
-    return target

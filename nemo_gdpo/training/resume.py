@@ -38,6 +38,8 @@ FIXED = ("weights", "objective", "global_batch_size", "precision")
 Further settings that may not change are declared as such where they are declared at all."""
 _BY_NAME = ("objective.", "model.global_batch_size", "precision")
 """Keys that `FIXED` has already."""
+RANK = "lora.rank"
+"""Key that says whether there are adapters."""
 IDENTITY = "identity.json"
 """File of the output_dir in which a run says what it is, from its beginning."""
 
@@ -54,7 +56,8 @@ def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
         "objective": plain_settings(config.objective),
         "global_batch_size": config.model.global_batch_size,
         "precision": config.precision,
-        "settings": fixed_settings(config),
+        # A null, unlike others, is a run of another kind.
+        "settings": {RANK: config.lora.rank, **fixed_settings(config)},
         "optim": plain_data(config.optim),
         "seed": config.seed,
     }
@@ -110,6 +113,7 @@ def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
     objective, optim = saved.get("objective"), saved.get("optim")
     if "settings" not in saved and isinstance(optim, dict):
         saved = saved | {"settings": {f"optim.{key}": value for key, value in optim.items()}}
+    saved = saved | {"settings": {RANK: None, **(saved.get("settings") or {})}}
     if not isinstance(objective, dict) or objective.get("name") not in OBJECTIVE_SECTIONS:
         return saved
     section = OBJECTIVE_SECTIONS[objective["name"]]

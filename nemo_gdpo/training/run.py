@@ -34,12 +34,14 @@ from nemo_gdpo.launch.time_limit import time_limit
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
+from nemo_gdpo.training.adapter_start import open_start
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
 from nemo_gdpo.training.export import (
     STOPPED,
+    export_adapter,
     export_run,
     model_card_of,
     trained_template,
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
 
 References = Mapping[str, ReferenceStore | None]
-"""Split -> its cached reference; None where a copy of the model serves."""
+"""Split -> its cached reference; None where the model computes it at every step."""
 
 
 class NemoClass(Protocol):
@@ -102,6 +104,8 @@ class Run:
     """Of the base weights."""
     lock: OutputLock | None = None
     """On output_dir, on the main rank, until the run leaves."""
+    weights: str = ""
+    """Fingerprint of what training starts from: the base, and an adapter where one is given."""
     trainer: PreferenceTrainer | None = None
     """Once `train` has come so far."""
 
@@ -170,8 +174,9 @@ class Run:
             divisible_by=config.model.make_vocab_size_divisible_by,
             cache_converted=config.model.cache_converted,
         )
-        identity = identity_of(config, source.fingerprint)
-        identity |= model_identity(source.fingerprint, source.model_config)
+        start = open_start(config, source)
+        identity = identity_of(config, start.fingerprint)
+        identity |= model_identity(start.fingerprint, source.model_config)
         earlier = refuse_another_run(output_dir, identity)
         from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
         newest = find_newest(
@@ -209,12 +214,14 @@ class Run:
             ),
         )
         took = source.load_into(model)
+        start.load_into(model)
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )
         run = cls(
             config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock, took
         )
+        run.weights = start.fingerprint
         from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
         return run, plan
 
@@ -262,7 +269,7 @@ class Run:
         return reference_key(
             self.config,
             self.model,
-            weights=self.source.fingerprint,
+            weights=self.weights,
             data=data.fingerprint,
             template=str(data.settings.get("chat_template")),
         )
@@ -297,19 +304,20 @@ class Run:
         return {name: self.reference_store(name, stop) for name in self.data}
 
     def prepare_reference(self, stop: StopRequest) -> References:
-        """The caches of all splits, or a copy of the present weights. Collective.
+        """The caches of all splits, or none, and a copy of the present weights. Collective.
 
         Raises:
             Stopped: a signal came.
         """
         if self.config.reference == "cache":
             return self._reference_stores(stop)
-        self.clock.enter(REFERENCE)
         attach = {
             "resident": self.model.attach_resident_reference,
             "swap": self.model.attach_swapped_reference,
-        }[self.config.reference]
-        on_every_rank("copying the reference", attach)
+        }.get(self.config.reference)
+        if attach is not None:
+            self.clock.enter(REFERENCE)
+            on_every_rank("copying the reference", attach)
         return dict.fromkeys(self.data)
 
     def compute_reference(self) -> None:
@@ -448,7 +456,7 @@ class Run:
                 else f"before the first of {last} steps; the same command starts again"
             )
             self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
-        elif self.config.export_nemo or self.config.export_hf:
+        elif self.config.export_nemo or self.config.export_hf or self.config.lora.is_exported:
             stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step
             if why is not None:
@@ -486,9 +494,10 @@ class Run:
             self.nemo.model_card = on_every_rank("writing the card", lambda: model_card_of(self))
             self.nemo.save_to(str(archive))
             self.say(f"exported {archive}")
-        if self.config.export_hf:
-            # The others wait: all end with the status of the export.
-            exported = from_main_rank(
-                "exporting to Hugging Face", lambda: export_run(self, checkpoint)
-            )
-            self.say(f"exported {exported}")
+        for stage, is_wanted, export in (
+            ("exporting to Hugging Face", self.config.export_hf, export_run),
+            ("exporting the adapter", self.config.lora.is_exported, export_adapter),
+        ):
+            if is_wanted:  # the others wait: all end with the status of the export
+                exported = from_main_rank(stage, partial(export, self, checkpoint))
+                self.say(f"exported {exported}")

@@ -11,14 +11,17 @@ of one length, this counts what is there:
   and within the layer's window: n (n + 1) / 2 positions without one (Megatron-LM halves n^2);
 - the head at labels only, since it is computed nowhere else;
 - of a shared prompt (`data.prefix_sharing`) one computation, which serves both responses;
-- a live reference's forward pass on top; a cached reference costs a step nothing.
+- the forward pass of a reference that each step computes on top (a copy, or the policy without its
+  adapters); a cached reference costs a step nothing;
+- with adapters, the gradient of a frozen weight is not computed: backward is one product for it
+  instead of two. The adapters' own products are left out: rank / hidden size of the others.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
@@ -125,18 +128,35 @@ class FlopCount:
             length: its tokens, without padding.
             labels: positions at which the head is computed.
         """
+        return self.attention(length) + length * self.per_token + labels * self.per_label
+
+    def attention(self, length: int) -> int:
+        """FLOPs of one row that no weight takes part in."""
         positions = sum(layers * attended(length, window) for window, layers in self.windows)
-        return length * self.per_token + positions * self.per_position + labels * self.per_label
+        return positions * self.per_position
 
     def of_pairs(self, pairs: Iterable[TokenizedPair], *, prefix_sharing: bool = False) -> int:
         """FLOPs of both rows of every pair, forward; of shared prompts once, but for a token."""
-        whole = repeated = 0
-        for pair in pairs:
-            for response in (pair.chosen, pair.rejected):
-                length = len(pair.prompt_ids) + len(response.ids)
-                whole += self.forward(length, len(response.ids))
-            repeated += self.forward(len(pair.prompt_ids) - 1, 0)
+        pairs = list(pairs)
+        whole = sum(self.forward(length, labels) for length, labels in _rows(pairs))
+        repeated = sum(self.forward(len(pair.prompt_ids) - 1, 0) for pair in pairs)
         return whole - (repeated if prefix_sharing else 0)
+
+    def attention_of_pairs(
+        self, pairs: Iterable[TokenizedPair], *, prefix_sharing: bool = False
+    ) -> int:
+        """The part of `of_pairs` that no weight takes part in."""
+        pairs = list(pairs)
+        whole = sum(self.attention(length) for length, _ in _rows(pairs))
+        repeated = sum(self.attention(len(pair.prompt_ids) - 1) for pair in pairs)
+        return whole - (repeated if prefix_sharing else 0)
+
+
+def _rows(pairs: Iterable[TokenizedPair]) -> Iterator[tuple[int, int]]:
+    """(tokens, labels) of both rows of every pair."""
+    for pair in pairs:
+        for response in (pair.chosen, pair.rejected):
+            yield len(pair.prompt_ids) + len(response.ids), len(response.ids)
 
 
 @dataclass(frozen=True)
@@ -154,6 +174,8 @@ class Speedometer:
     """One line; empty where there is one."""
     prefix_sharing: bool = False
     """Prompts are computed once for both responses."""
+    frozen: bool = False
+    """No weight of the model has a gradient: adapters are trained."""
 
     @classmethod
     def of(
@@ -166,26 +188,28 @@ class Speedometer:
         precision: str,
         configured_peak: float | None,
         prefix_sharing: bool,
+        frozen: bool = False,
     ) -> Speedometer:
         """Of a run.
 
         Args:
             model: the policy's architecture, and the reference's.
             devices: ranks, one device each.
-            live_reference: every step computes the reference, too.
+            live_reference: every step computes the reference, too, in whichever way.
             device: name of this rank's device.
             precision: value of the `precision` key.
             configured_peak: `logger.peak_tflops`.
             prefix_sharing: `data.prefix_sharing`.
+            frozen: adapters alone are trained.
         """
         peak = configured_peak or peak_tflops(device, precision)
         why = f"the peak of {device} in {precision} is not known; set logger.peak_tflops"
         passes = FORWARD_AND_BACKWARD + (FORWARD if live_reference else 0)
         flops = FlopCount.of(model)
-        return cls(flops, devices, passes, peak, "" if peak else why, prefix_sharing)
+        return cls(flops, devices, passes, peak, "" if peak else why, prefix_sharing, frozen)
 
     def columns(
-        self, pairs: Iterable[TokenizedPair], tokens: int, seconds: float, data_seconds: float
+        self, pairs: Sequence[TokenizedPair], tokens: int, seconds: float, data_seconds: float
     ) -> dict[str, float]:
         """Columns of one update.
 
@@ -195,7 +219,12 @@ class Speedometer:
             seconds: of the whole update.
             data_seconds: of them, laying out its tokens on this rank.
         """
-        flops = self.passes * self.flops.of_pairs(pairs, prefix_sharing=self.prefix_sharing)
+        forward = self.flops.of_pairs(pairs, prefix_sharing=self.prefix_sharing)
+        flops = self.passes * forward
+        if self.frozen:
+            flops -= forward - self.flops.attention_of_pairs(
+                pairs, prefix_sharing=self.prefix_sharing
+            )
         tflops = flops / seconds / self.devices / 1e12
         found = {
             TOKENS_PER_SECOND: tokens / seconds,

@@ -63,7 +63,8 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs with what belongs to them. `store` is None without a cache."""
+    """Pairs with what belongs to them. `store` is None where the reference is computed at
+    every step."""
 
     data: PreferenceDataset
     builder: BatchBuilder
@@ -153,6 +154,7 @@ class PreferenceTrainer:
             precision=config.precision,
             configured_peak=config.logger.peak_tflops,
             prefix_sharing=config.data.prefix_sharing,
+            frozen=model.adapter is not None,
         )
         self._data_seconds = 0.0
 

@@ -21,6 +21,7 @@ from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.config.objective import ADPOSettings, DPOSettings, GDPOSettings
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems
+from nemo_gdpo.config.world import configured_world_size
 from nemo_gdpo.errors import UserError
 
 GROUPS = group_options(config_dir(), TRAIN)
@@ -127,6 +128,18 @@ def test_cluster_experiment() -> None:
     assert (odpo["name"], odpo["beta"], odpo["alpha"], odpo["offset"]) == ("odpo", 0.5, 1.0, "log")
     adpo = compose(["experiment=adpo_llama3_8b"], TRAIN).plain["objective"]
     assert (adpo["name"], adpo["beta"], adpo["gamma"]) == ("adpo", 0.1, 1.3)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_adapters_on_one_gpu_or_two(devices: int) -> None:
+    given = ["experiment=gdpo_llama3_8b_lora", f"trainer.devices={devices}"]
+    places = [f"{key}=/x" for key in (
+        "model.restore_from_path", "data.train_path", "data.validation_path"
+    )]  # fmt: skip
+    config = TRAIN.parse(compose([*given, *places], TRAIN).plain)
+    assert (config.reference, config.lora.rank) == ("adapter_off", 16)
+    assert configured_world_size(config) == devices
+    assert problems(config, files=False) == []
 
 
 def test_overrides_win_over_an_experiment() -> None:
@@ -245,9 +258,14 @@ def test_variables_are_ours() -> None:
         ("optim.learning_rate=1e-6", "use optim.lr"),
         ("learning_rate=1e-6", "use optim.lr"),
         ("objective.loss_type=ipo", "use objective=dpo, ipo, odpo, adpo or gdpo"),
-        ("lora=true", "adapters are not built"),
-        ("lora.rank=8", "adapters are not built"),
-        ("+model.peft.lora_tuning.adapter_dim=8", "adapters are not built"),
+        ("use_peft=true", "use lora.rank"),
+        ("lora_r=8", "use lora.rank"),
+        ("lora_alpha=8", "use lora.alpha"),
+        ("target_modules=all-linear", "use lora.targets"),
+        ("load_in_4bit=true", "a quantised base (QLoRA) is not built"),
+        ("lora_dropout=0.1", "dropout would make policy and reference two different models"),
+        ("+lora.dropout=0.1", "dropout would make policy and reference two different models"),
+        ("+model.peft.lora_tuning.adapter_dim=8", "use lora.rank, lora.alpha and lora.targets"),
         ("trainer.log_every_n_steps=1", "every step is logged"),
         ("per_device_train_batch_size=4", "use model.micro_batch_size"),
         ("gradient_accumulation_steps=4", "use model.global_batch_size"),

@@ -64,6 +64,7 @@ def test_nothing_wrong(base: dict[str, dict[str, Any]]) -> None:
     assert _found(base) == []
     assert _found(base, Hardware(world_size=4)) == []
     assert _found(base, reference="resident") == []
+    assert _found(base, reference="adapter_off", lora__rank=4) == []
 
 
 CASES: list[tuple[dict[str, Any], str, str]] = [
@@ -161,6 +162,31 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "reference",
         "swap puts other weights into layers that keep theirs in FP8",
     ),
+    (
+        {"reference": "adapter_off"},
+        "reference",
+        "adapter_off needs an adapter, and with lora.rank=null there is none; set lora.rank=16, or "
+        "reference=cache",
+    ),
+    (
+        {"reference": "adapter_off", "reference_cache_dir": "/cache", "lora__rank": 4},
+        "reference_cache_dir",
+        "nothing reads it with reference=adapter_off",
+    ),
+    ({"lora__alpha": 8.0}, "lora.alpha", "nothing reads it with lora.rank=null"),
+    ({"lora__targets": ["q_proj"]}, "lora.targets", "nothing reads it with lora.rank=null"),
+    ({"lora__export_peft": False}, "lora.export_peft", "nothing reads it with lora.rank=null"),
+    ({"lora__restore_from_path": "/a"}, "lora.restore_from_path", "nothing reads it"),
+    (
+        {"lora__rank": 4, "lora__restore_from_path": "/nowhere"},
+        "lora.restore_from_path",
+        "/nowhere has no adapter_config.json",
+    ),
+    ({"lora__rank": 0}, "lora.rank", "greater than or equal to 1"),
+    ({"lora__rank": 4, "lora__alpha": 0.0}, "lora.alpha", "greater than 0"),
+    ({"lora__rank": 4, "lora__targets": []}, "lora.targets", "at least 1"),
+    ({"lora__rank": 4, "lora__targets": ["q_proj", "q_proj"]}, "lora.targets", "named twice"),
+    ({"lora__rank": 4, "export_nemo": True}, "export_nemo", "with adapters (lora.rank)"),
     ({"data__max_prompt_length": 1024}, "data.max_prompt_length", "leaves no room"),
     ({"data__prefix_sharing": True}, "data.prefix_sharing", "in packed rows only"),
     (
@@ -214,6 +240,28 @@ def test_each_problem_alone(
     found = _found(base, **changes)
     assert {line.split(": ")[0] for line in found} == {key}
     assert any(message in line for line in found), found
+
+
+def test_the_base_is_no_start_of_an_adapter(
+    base: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """With an adapter to start from, policy and reference would differ before the first update."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    lora = {"rank": 4, "restore_from_path": str(tmp_path)}
+    assert _found(base, reference="cache", lora=lora) == []
+    (line,) = _found(base, reference="adapter_off", lora=lora)
+    assert line.startswith("reference: adapter_off is the base alone, and with lora.restore_from_")
+    assert line.endswith("set it to cache or resident")
+
+
+def test_a_checkpoint_of_an_adapter_is_no_model(
+    base: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    for name in ("adapter.json", "model_config.json"):
+        (tmp_path / name).write_text("{}")
+    (line,) = _found(base, model__restore_from_path=str(tmp_path))
+    assert line.startswith(f"model.restore_from_path: {tmp_path} holds an adapter alone")
+    assert "--base BASE" in line
 
 
 def test_a_password_in_an_address_is_not_repeated(base: dict[str, dict[str, Any]]) -> None:

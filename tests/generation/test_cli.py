@@ -148,6 +148,14 @@ def test_a_directory_that_is_not_an_export(
             ],
             "generation.dtype: is set, and with generation.backend=server it is the server's",
         ),
+        (
+            ["generation.backend=ray", "model.adapter_path=/adapter"],
+            "model.adapter_path: is set, and with generation.backend=ray nothing would read it",
+        ),
+        (
+            ["model.adapter_path=/adapter"],
+            "model.adapter_path: /adapter has no adapter_config.json",
+        ),
     ],
 )
 def test_settings_of_another_backend(

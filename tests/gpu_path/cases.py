@@ -40,6 +40,7 @@ SELECTIVE = ("model.activations_checkpoint_granularity=selective",)
 SAVES = ("trainer.save_interval=2",)
 EXPORTS = (*SAVES, "export_hf=true", "export_nemo=true")
 AUTO = ("model.attention_backend=auto",)
+ADAPTERS = ("lora.rank=4", "lora.alpha=8", "reference=adapter_off")
 UNFUSED = ("model.attention_backend=unfused",)
 """The one back end of Transformer Engine's attention that is no kernel."""
 
@@ -109,6 +110,10 @@ FP8 = [
     Case("PP2", "gemma3", "fp8_mxfp8", PP2),
     Case("TP2 packed resident", "qwen3", "fp8_mxfp8", TP2 + PACKED + RESIDENT),
 ]
+ADAPTED = [
+    Case("TP2 SP adapters", "llama", "bf16", SPLIT + ADAPTERS + SAVES, resumes=True),
+    Case("TP2 SP adapters, Apex", "llama", "fp8_tensorwise", SPLIT + ADAPTERS, apex=True),
+]
 EXACT = [
     Case("TP2 SP", "llama", "fp32", SPLIT, layers="both"),
     Case("TP2 SP packed", "gemma2", "fp32", SPLIT + PACKED, layers="both"),
@@ -118,8 +123,10 @@ EXACT = [
     Case("PP2 shared", "gemma3", "fp32", PP2 + SHARED, layers="both"),
     Case("TP2 SP shared", "gemma2", "fp32", SPLIT + SHARED, layers="both"),
     Case("TP2 SP", "qwen3", "fp32", SPLIT, layers="both"),
+    Case("TP2 SP adapters", "llama", "fp32", SPLIT + ADAPTERS, layers="both"),
+    Case("PP2 packed adapters", "gemma3", "fp32", PP2 + PACKED + ADAPTERS, layers="both"),
 ]
-REHEARSED = [*BF16, *FP8, *EXACT]
+REHEARSED = [*BF16, *FP8, *ADAPTED, *EXACT]
 """What Transformer Engine's layers do, on two ranks."""
 BY_KEY = {case.key: case for case in (*LOCAL, *REHEARSED)}
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from nemo_gdpo.training.rounding import SAMPLES
 from tests.gpu_path.cases import (
+    ADAPTED,
+    ADAPTERS,
     BATCH,
     BF16,
     EXACT,
@@ -32,7 +34,7 @@ from tests.gpu_path.cases import (
 from tests.gpu_path.compare import FP8_NOISE, NOISE, compare, logps, table
 from tests.gpu_path.launch import Found
 
-RESUMED = [case for case in (*BF16, *FP8) if case.resumes]
+RESUMED = [case for case in (*BF16, *FP8, *ADAPTED) if case.resumes]
 EXPORTED = [case for case in RESUMED if case.has("export_hf=true")]
 
 
@@ -91,16 +93,32 @@ def linear_products(case: Case) -> int:
     if case.has(*PACKED):
         rows = 2 if case.has(*PP2) else 1
     steps = STEPS * rows
-    reference = steps if case.has(*RESIDENT) else PAIRS // BATCH * rows
+    frozen = case.has(*ADAPTERS)
+    reference = steps if case.has(*RESIDENT) or frozen else PAIRS // BATCH * rows
     again = 4 * steps if case.has(*FULL) else 0
     if case.has(*SELECTIVE):
         again = 2 * steps  # the MLP
     # Before the first update: its batch as it is, and with embeddings moved for 32 responses.
     noise = rows * (1 + math.ceil(SAMPLES / (2 * BATCH)))
-    return layers * (4 * (reference + noise + 3 * steps) + again)
+    passes = 2 if frozen else 3  # of a frozen weight there is no gradient
+    return layers * (4 * (reference + noise + passes * steps) + again)
 
 
-@pytest.mark.parametrize("case", [*BF16, *FP8], ids=ids)
+def left_out(case: Case) -> int:
+    """Products that the first layer saves: its input is the embedding, which is frozen."""
+    return STEPS * BATCH if case.has(*ADAPTERS) else 0
+
+
+@pytest.mark.parametrize("case", ADAPTED, ids=ids)
+def test_the_policy_begins_as_its_base(case: Case, rehearsed: Found) -> None:
+    """And the reference with the adapters off is that, after updates as well."""
+    first, *_, last = rehearsed[case.key][0]["steps"]
+    for one, other in zip(logps(first), logps(first, "reference_logps"), strict=True):
+        assert abs(one - other) < 0.01
+    assert logps(last) != logps(last, "reference_logps")
+
+
+@pytest.mark.parametrize("case", [*BF16, *FP8, *ADAPTED], ids=ids)
 def test_every_linear_layer_is_transformer_engines(case: Case, rehearsed: Found) -> None:
     for found in rehearsed[case.key]:
         calls: Counter[str] = Counter(found["calls"])
@@ -112,6 +130,7 @@ def test_every_linear_layer_is_transformer_engines(case: Case, rehearsed: Found)
         else:
             # Two of four layers are in FP8: one of two on each of two pipeline stages.
             expected["plain"] = expected[own[case.precision]] = linear_products(case) // 2
+        expected["plain"] -= left_out(case)
         assert products == expected
 
 

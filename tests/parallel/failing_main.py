@@ -31,7 +31,7 @@ from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training import run as run_module
 from nemo_gdpo.training.mesh import join_world, leave_mesh, leave_world
 from nemo_gdpo.verbs.rank import run_task
-from tests.parallel.failures import FAILURES, NEMO, PACKAGE, RESIDENT, Failing
+from tests.parallel.failures import ADAPTERS, FAILURES, NEMO, PACKAGE, RESIDENT, STARTED, Failing
 from tests.support.commands import common, steps
 
 HANGS = 120.0
@@ -46,6 +46,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 def configuration(folder: Path, output: Path, *more: str) -> RunConfig:
     """A run of two data-parallel ranks and two updates."""
     data = folder / "train.jsonl"
+    more = tuple(setting.replace("{folder}", str(folder)) for setting in more)
     given = common(folder / "model", data, output, *steps(2), "trainer.devices=2")
     return TRAIN.parse(compose([*given, f"data.validation_path={data}", *more], TRAIN).plain)
 
@@ -111,6 +112,8 @@ def all_stages(folder: Path, results: dict[str, Any]) -> list[str]:
             ("train_plain", configuration(folder, whole, "export_hf=true")),
             ("train", configuration(folder, whole, *NEMO)),
             ("train_plain", configuration(folder, folder / "resident", *RESIDENT)),
+            ("train_plain", configuration(folder, folder / "adapters", *ADAPTERS)),
+            ("train_plain", configuration(folder, folder / "started", *STARTED)),
         ):
             results[f"{task} {config.output_dir} {config.reference}"] = carried_out(task, config)
     shutil.rmtree(whole / "hf", ignore_errors=True)

@@ -42,6 +42,9 @@ class Failing:
 
 CONVERTED = ("model.cache_converted=true",)
 RESIDENT = ("reference=resident",)
+ADAPTERS = ("lora.rank=4",)
+STARTED = (*ADAPTERS, "lora.restore_from_path={folder}/adapters/peft")
+"""From the adapter of a run before."""
 CACHE, SAVED = "the reference cache", "the previous checkpoint is untouched"
 NEMO = ("export_nemo=true",)
 ARCHIVE = "model.nemo could not be written"
@@ -135,6 +138,11 @@ FAILURES: tuple[Failing, ...] = (
             settings=NEMO, resumes=True, said=ARCHIVE),
     Failing("exporting to Hugging Face", "training.run:export_run", main_only=True,
             settings=("export_hf=true",), resumes=True),
+    Failing("reading the adapter", "training.adapter_start:read_peft", settings=STARTED),
+    Failing("reading the adapter", "training.adapter_start:adapted_matrices", "bug",
+            settings=STARTED),
+    Failing("exporting the adapter", "training.run:export_adapter", main_only=True,
+            settings=ADAPTERS),
 )  # fmt: skip
 
 ELSEWHERE = frozenset({"finishing the checkpoint"})

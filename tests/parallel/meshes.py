@@ -20,10 +20,13 @@ class Case:
     """Export the first gradient as though it were weights (data-parallel size 1 only)."""
     equal_start: bool = False
     """Start from the reference itself, with the gate on."""
+    adapters: bool = False
+    """Train adapters, over the reference's weights as the frozen base."""
 
     @property
     def key(self) -> str:
-        return f"{self.objective}/{self.model}/{self.name}"
+        kind = f"{self.model} with adapters" if self.adapters else self.model
+        return f"{self.objective}/{kind}/{self.name}"
 
 
 TP2 = ("model.tensor_model_parallel_size=2",)
@@ -39,6 +42,7 @@ TIGHT = (*PACKED, "data.pack_tokens=64")
 SHARED = (*PACKED, "data.prefix_sharing=true")
 RESIDENT = ("reference=resident",)
 SWAP = ("reference=swap",)
+OFF = ("reference=adapter_off",)
 
 
 def micro(size: int) -> tuple[str, ...]:
@@ -63,6 +67,18 @@ def _families(
 def _each(settings: dict[str, tuple[str, ...]], objectives: tuple[str, ...]) -> list[Case]:
     return [Case(n, objective, s) for n, s in settings.items() for objective in objectives]
 
+
+def _adapters(
+    settings: dict[str, tuple[str, ...]], model: str = "tied", *, gradient: bool = False
+) -> list[Case]:
+    return [
+        Case(name, "gdpo_db", given, model=model, gradient=gradient, adapters=True)
+        for name, given in settings.items()
+    ]
+
+
+ADAPTED = ("tied", "qwen2", "gemma3")
+"""Models with adapters: plain; with biases; with norms of heads and outputs, windows, a scale."""
 
 ONE = [
     *(Case("plain", objective, gradient=True) for objective in OBJECTIVES),
@@ -90,6 +106,16 @@ ONE = [
     *_families("packed", "gdpo_db", PACKED),
     *_families("shared", "gdpo_db", SHARED),
     *(Case("shared", "gdpo_db", SHARED, model=model) for model in ("untied", "llama3")),
+    *(case for model in ADAPTED for case in _adapters({"plain": ()}, model, gradient=True)),
+    *_adapters(
+        {
+            "adapter off": OFF,
+            "resident": RESIDENT,
+            "packed, adapter off": PACKED + OFF,
+            "recompute full": recompute("full"),
+            "recompute selective": recompute("selective"),
+        }
+    ),
 ]
 
 TWO = [
@@ -131,6 +157,17 @@ TWO = [
     Case("CP2 packed", "gdpo_db", CP2 + TIGHT, model="gemma2"),
     Case("CP2 packed", "gdpo_tb", CP2 + TIGHT),
     Case("TP2 recompute selective", "gdpo_db", TP2 + recompute("selective"), model="gemma2"),
+    *_adapters({"TP2": TP2, "TP2 SP": TP2 + SP}, gradient=True),
+    *_adapters(
+        {
+            "TP2 SP recompute full, adapter off": TP2 + SP + OFF + recompute("full"),
+            "PP2 resident": PP2 + RESIDENT,
+            "PP2 VP2 adapter off": PP2 + VP2 + OFF,
+            "CP2 packed": CP2 + PACKED,
+            "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
+        }
+    ),
+    *_adapters({"TP2 SP packed": TP2 + SP + PACKED}, "gemma3"),
 ]
 
 FOUR = [
@@ -152,6 +189,9 @@ FOUR = [
     ),
     Case("DP4", "adpo"),
     *_families("TP2 PP2 SP packed", "gdpo_db", TP2 + PP2 + SP + PACKED, gradient=True),
+    *_adapters({"TP2 PP2 SP": TP2 + PP2 + SP}, gradient=True),
+    *_adapters({"TP2 CP2 SP packed, adapter off": TP2 + SP + CP2 + PACKED + OFF}),
+    *_adapters({"TP2 PP2 SP packed": TP2 + PP2 + SP + PACKED}, "qwen2", gradient=True),
 ]
 
 LAUNCHES: dict[int, list[Case]] = {1: ONE, 2: TWO, 4: FOUR}

@@ -15,6 +15,7 @@ from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.objectives import OBJECTIVES as OBJECTIVE_CLASSES
 from nemo_gdpo.objectives import PairLogps, PairTargets, TokenLogps
+from tests.parallel.plain_adapters import adapt
 from tests.parallel.settings import (
     BATCH,
     BETAS,
@@ -70,20 +71,25 @@ def _token_logps(model: PreTrainedModel, pair: TokenizedPair, temperature: float
     return PairLogps(side(pair.chosen), side(pair.rejected))
 
 
-def train(name: str, models: Path, data: PreferenceDataset) -> Trajectory:
+def train(
+    name: str, models: Path, data: PreferenceDataset, *, adapters: bool = False
+) -> Trajectory:
     """Three updates of the setting `name` of `OBJECTIVES`.
 
     Args:
         models: holds `reference` and `policy`.
+        adapters: train adapters of `reference`, by PEFT's names, instead of `policy`.
     """
     settings: dict[str, Any] = dict(OBJECTIVES[name])
     objective = OBJECTIVE_CLASSES[settings.pop("name")](**settings)
     temperature = settings.get("eos_temperature", 1.0)
-    policy, reference = load(models / "policy"), load(models / "reference")
+    policy = load(models / ("reference" if adapters else "policy"))
+    reference = load(models / "reference")
+    trained = adapt(policy) if adapters else dict(policy.named_parameters())
     with torch.no_grad():
         references = [_token_logps(reference, pair, temperature) for pair in data]
-    matrices = [p for p in policy.parameters() if p.dim() > 1]
-    vectors = [p for p in policy.parameters() if p.dim() == 1]
+    matrices = [p for p in trained.values() if p.dim() > 1]
+    vectors = [p for p in trained.values() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": WEIGHT_DECAY},
@@ -109,7 +115,7 @@ def train(name: str, models: Path, data: PreferenceDataset) -> Trajectory:
             outputs.append(output)
         if step == 0:
             found.gradient = {
-                name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None
+                name: p.grad.clone() for name, p in trained.items() if p.grad is not None
             }
         per_pair = [float(output.loss_N) for output in outputs]
         found.per_pair_losses.append(per_pair)
@@ -122,7 +128,7 @@ def train(name: str, models: Path, data: PreferenceDataset) -> Trajectory:
         )
         if "queried" in outputs[0].metrics:
             found.queried.append([float(output.metrics["queried"]) for output in outputs])
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), CLIP)
         found.grad_norms.append(float(norm))
         optimizer.step()
     return found

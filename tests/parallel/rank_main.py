@@ -23,17 +23,22 @@ import torch.distributed as dist
 
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN
+from nemo_gdpo.conversion.adapters import adapted_matrices
+from nemo_gdpo.conversion.bridge import ModelBridge
+from nemo_gdpo.conversion.formats.adapter_checkpoint import AdapterRecord, write_adapter_record
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.launch.logging import quiet_libraries
+from nemo_gdpo.models.lora import adapters
 from nemo_gdpo.models.preference_model import PreferenceModel
-from nemo_gdpo.models.weights import load_weights, save_weights
+from nemo_gdpo.models.sharded_save import save_sharded
+from nemo_gdpo.models.weights import SHARDING_METADATA, load_weights, trained_weights
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.mesh import join_world, leave_mesh, leave_world
 from nemo_gdpo.training.model_source import ModelSource
 from nemo_gdpo.training.run import Run
 from nemo_gdpo.training.trainer import PreferenceTrainer, Split
 from tests.parallel.meshes import LAUNCHES, Case
-from tests.parallel.settings import STEPS, dataset, overrides
+from tests.parallel.settings import ADAPTERS, STEPS, adapter, dataset, overrides
 
 
 class RecordingTrainer(PreferenceTrainer):
@@ -57,19 +62,37 @@ class RecordingTrainer(PreferenceTrainer):
 
 
 def _save_gradient(model: PreferenceModel, source: ModelSource, target: Path) -> None:
-    """Write the gradient in the place of the weights; the weights are put back."""
-    kept = [(p, p.detach().clone()) for _, p in model.named_policy_parameters()]
+    """Write the gradient in the place of what is trained, which is put back."""
+    trained = [p for _, p in model.named_policy_parameters() if p.requires_grad]
+    kept = [(p, p.detach().clone()) for p in trained]
     if dist.get_rank() == 0:
         shutil.rmtree(target, ignore_errors=True)
         (target / "dist").mkdir(parents=True)
         source.write_assets(target)
+        if model.adapter is not None:
+            write_adapter_record(target, AdapterRecord(model.adapter, source.fingerprint, "base"))
     dist.barrier()
     # Megatron has divided it by the number of pairs already.
     for parameter, _ in kept:
         parameter.data.copy_(parameter.main_grad)
-    save_weights(model, target, RunError)
+    state = {"model": trained_weights(model)}
+    save_sharded(lambda: state, target / "dist", SHARDING_METADATA, RunError)
     for parameter, value in kept:
         parameter.data.copy_(value)
+
+
+def _stray(model: PreferenceModel) -> None:
+    """Give the adapters values of their own, the same on every mesh."""
+    sizes = {
+        (one.layer, one.target): (one.outputs, one.inputs)
+        for one in adapted_matrices(ModelBridge(model.model_config), model.adapter)
+    }
+    for chunk in model.gpt_chunks:
+        for layer in chunk.decoder.layers:
+            number = layer.layer_number - 1
+            for module in adapters([layer]):
+                for name in module.parts:
+                    module.fill(name, adapter(number, name, *sizes[number, name]))
 
 
 def run_case(case: Case, folder: Path) -> dict[str, Any]:
@@ -81,6 +104,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         f"model.restore_from_path={converted / 'reference'}",
         f"output_dir={output}",
         *case.overrides,
+        *(ADAPTERS if case.adapters else ()),
         # The policy strays from the reference on purpose, but for the cases of the check itself.
         f"trainer.check_initial_loss={str(case.equal_start).lower()}",
     ]
@@ -94,7 +118,9 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
 
     with run.stop_request() as stop:
         references = run.prepare_reference(stop)
-        if not case.equal_start:
+        if case.adapters:
+            _stray(run.model)
+        elif not case.equal_start:
             load_weights(run.model, converted / "policy")
         trainer = run.build_trainer(references, stop, RecordingTrainer)
         assert isinstance(trainer, RecordingTrainer)

@@ -31,6 +31,10 @@ MODELS = {
 }
 """Name here -> kind in `tests.support.models`."""
 
+RANK, ALPHA = 4, 8.0
+"""Of adapters."""
+ADAPTERS = (f"lora.rank={RANK}", f"lora.alpha={ALPHA}")
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"name": "dpo", "beta": 0.3},
     "ipo": {"name": "ipo", "beta": 0.3},
@@ -55,6 +59,19 @@ def save_models(folder: Path, kind: str) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.01)
     model.save_pretrained(folder / kind / "policy")
+
+
+def adapter(layer: int, target: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+    """A and B of one matrix: B is not zero, so that A has a gradient from the first update on.
+
+    Args:
+        layer: from 0.
+    """
+    draw = torch.Generator().manual_seed(7 + 100 * layer + sum(target.encode()))
+    return {
+        "lora_A": torch.randn(RANK, inputs, generator=draw) * 0.15,
+        "lora_B": torch.randn(outputs, RANK, generator=draw) * 0.15,
+    }
 
 
 def _response(draw: random.Random, words: int, *, complete: bool) -> TokenizedResponse:

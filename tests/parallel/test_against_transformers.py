@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
+from nemo_gdpo.conversion.merge import export_peft
 from tests.parallel import plain_training
+from tests.parallel.meshes import ADAPTED
 from tests.parallel.settings import FAMILIES, MODELS, OBJECTIVES, STEPS, dataset
 from tests.support import models
 
@@ -26,9 +28,15 @@ Train = Callable[[str, str], plain_training.Trajectory]
 
 Exported = Callable[[str, str, str], dict[str, Tensor]]
 
-TRAINED = [(objective, kind) for kind in ("tied", *FAMILIES) for objective in OBJECTIVES]
+ADAPTED_KINDS = [f"{model} with adapters" for model in ADAPTED]
+TRAINED = [
+    *((objective, kind) for kind in ("tied", *FAMILIES) for objective in OBJECTIVES),
+    *(("gdpo_db", kind) for kind in ADAPTED_KINDS),
+]
 MESHES = {
     "one rank": (1, "plain"),
+    "TP2": (2, "TP2"),
+    "TP2 with SP": (2, "TP2 SP"),
     "TP2 x PP2 with SP": (4, "TP2 PP2 SP"),
     "TP2 x PP2 with SP, packed": (4, "TP2 PP2 SP packed"),
 }
@@ -36,6 +44,11 @@ GRADIENTS = [
     *(("one rank", objective, kind) for objective, kind in TRAINED),
     *(("TP2 x PP2 with SP", objective, "tied") for objective in OBJECTIVES),
     *(("TP2 x PP2 with SP, packed", "gdpo_db", kind) for kind in FAMILIES),
+    *(
+        (mesh, "gdpo_db", "tied with adapters")
+        for mesh in ("TP2", "TP2 with SP", "TP2 x PP2 with SP")
+    ),
+    ("TP2 x PP2 with SP, packed", "gdpo_db", "qwen2 with adapters"),
 ]
 
 
@@ -45,7 +58,8 @@ def trained(folder: Path) -> Train:
 
     @cache
     def train(name: str, kind: str) -> plain_training.Trajectory:
-        return plain_training.train(name, folder / kind, dataset())
+        model, _, _ = kind.partition(" with adapters")
+        return plain_training.train(name, folder / model, dataset(), adapters=model != kind)
 
     return train
 
@@ -59,6 +73,9 @@ def exported(world: World, tmp_path_factory: pytest.TempPathFactory) -> Exported
         size, name = MESHES[mesh]
         target = tmp_path_factory.mktemp("gradient") / "hf"
         found = world(size)[f"{objective}/{kind}/{name}"]["gradient"]
+        if "with adapters" in kind:
+            export_peft(Path(found), target)
+            return load_file(target / "adapter_model.safetensors")
         convert_megatron_to_hf(Path(found), target)
         return load_file(target / "model.safetensors")
 

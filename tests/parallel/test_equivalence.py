@@ -19,7 +19,7 @@ World = Callable[[int], dict[str, Any]]
 
 def baseline(case: Case) -> str:
     name = "gate" if case.equal_start else "plain"
-    return Case(name, case.objective, model=case.model).key
+    return Case(name, case.objective, model=case.model, adapters=case.adapters).key
 
 
 VARIANTS = [
@@ -68,6 +68,15 @@ def test_same_validation_after_training(world: World, size: int, case: Case) -> 
 def test_bit_equal_where_the_arithmetic_is_the_same(world: World, name: str) -> None:
     results = world(1)
     one, other = results["gdpo_db/tied/plain"], results[f"gdpo_db/tied/{name}"]
+    assert other["entries"] == one["entries"]
+    assert other["per_pair"] == one["per_pair"]
+
+
+@pytest.mark.parametrize("name", ["adapter off", "resident", "recompute selective"])
+def test_bit_equal_with_adapters(world: World, name: str) -> None:
+    """A reference with the adapters off is the base, to the bit."""
+    results, kind = world(1), "gdpo_db/tied with adapters"
+    one, other = results[f"{kind}/plain"], results[f"{kind}/{name}"]
     assert other["entries"] == one["entries"]
     assert other["per_pair"] == one["per_pair"]
 

@@ -111,6 +111,7 @@ REFUSALS: dict[str, Refusal] = {
         "(optim.use_distributed_optimizer: False, now True)",
         _given("optim.use_distributed_optimizer=true"),
     ),
+    "adapters": Refusal("(lora.rank: None, now 4)", _given("lora.rank=4")),
     "data": Refusal("fingerprint", lambda s: [f"data.train_path={s.other_data}"]),
     "lengths": Refusal("fingerprint", _given("data.max_length=16", "data.max_prompt_length=8")),
     "template": Refusal(
@@ -358,6 +359,7 @@ ELSEWHERE = {
     "trainer.devices": "ranks on this machine: tests/system/test_resume.py",
     "trainer.num_nodes": "nodes of a job: tests/system/test_slurm_generate.py",
     "model.attention_backend": "there is one on a CPU",
+    "lora.export_peft": "of a run with adapters: tests/system/test_lora.py",
     "trainer.max_minutes": "ends a start early: tests/system/test_stops.py",
     **{
         f"logger.{name}": "a service: tests/training/test_trackers.py"
@@ -385,7 +387,10 @@ SAME_CONTENT = {
     "data.validation_split": ("data.validation_split=other",),
 }
 """Keys that count by what they make, at a value that makes the same."""
-NO_OTHER = {"data.preset": "its columns are those of other files"}
+NO_OTHER = {
+    "data.preset": "its columns are those of other files",
+    "lora.restore_from_path": "of a run with adapters: tests/system/test_lora.py",
+}
 
 
 def test_every_key_is_tried() -> None:

@@ -64,6 +64,8 @@ def _other(value: Any) -> Any:
     """Another value of the same kind."""
     if isinstance(value, bool):
         return not value
+    if isinstance(value, list):
+        return value[1:]
     return "another" if isinstance(value, str) or value is None else value + 0.5
 
 

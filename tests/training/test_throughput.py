@@ -118,6 +118,15 @@ def test_a_live_reference_is_a_fourth_pass() -> None:
     )
 
 
+def test_a_frozen_weight_has_no_gradient() -> None:
+    """Two products for each weight instead of three; the scores of attention have three still."""
+    scores = (15 + 10) * POSITION
+    weights = CHOSEN + REJECTED - scores
+    columns = _speed(frozen=True).columns([PAIR], 9, 1.0, 0.0)
+    flops = columns["perf/model_tflops_per_gpu"] * 4 * 1e12
+    assert flops == pytest.approx(2 * weights + 3 * scores)
+
+
 def test_no_utilisation_is_made_up() -> None:
     unknown = _speed()
     assert "perf/mfu" not in unknown.columns([PAIR], 9, 1.0, 0.0)

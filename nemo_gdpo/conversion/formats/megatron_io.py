@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_gdpo.config.model_files import MODEL_CONFIG
+from nemo_gdpo.config.model_files import ADAPTER_RECORD, MODEL_CONFIG
 from nemo_gdpo.conversion.atomic import staged_directory
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.engine import TensorSpec, check_megatron_source
@@ -77,7 +77,22 @@ def write_checkpoint_assets(
 
 
 def read_checkpoint_model(checkpoint: Path) -> CheckpointModel:
-    """Read `model_config.json`.
+    """Read `model_config.json` of a checkpoint that holds a model.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version; or the checkpoint holds an adapter
+            alone.
+    """
+    if (checkpoint / ADAPTER_RECORD).is_file():
+        raise UserError(
+            f"{checkpoint} holds an adapter alone, without the model that it belongs to; merge "
+            f"both: nemo-gdpo convert megatron-to-hf {checkpoint} DIRECTORY --base BASE"
+        )
+    return read_architecture(checkpoint)
+
+
+def read_architecture(checkpoint: Path) -> CheckpointModel:
+    """Read `model_config.json`, whatever else is there.
 
     Raises:
         UserError: it is missing, damaged, or of another version.
