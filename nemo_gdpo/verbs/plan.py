@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import EXIT_DONE, UserError
@@ -47,6 +47,7 @@ def run(request: Request) -> int:
     architecture = architecture_of(config)
     pairs = pairs_of(config)
     planner = Planner(architecture, pairs.data, cluster)
+    raise_problems(elsewhere_wrong(planner, config))
     layouts = planner.best_layouts(config)
     own, wrong = own_layout(planner, config)
     shown = own or (layouts[0] if layouts else None)
@@ -117,6 +118,13 @@ def _read(config: RunConfig, path: str) -> tuple[PreferenceDataset | None, str]:
     tokenizer = load_tokenizer(assets)
     scores = config.objective.needs_scores
     return build_split(config.data, "train", tokenizer, assets, require_scores=scores), ""
+
+
+def elsewhere_wrong(planner: Planner, config: RunConfig) -> list[Problem]:
+    """What no layout would mend."""
+    placed = planner.placed(config, {})
+    of_layout = planner.problems(placed)
+    return [one for one in planner.all_problems(placed) if one not in of_layout]
 
 
 def own_layout(planner: Planner, config: RunConfig) -> tuple[Prediction | None, list[Problem]]:

@@ -27,6 +27,8 @@ MESH = (
 )
 MICRO = "model.micro_batch_size"
 RECOMPUTED = "model.activations_checkpoint_granularity"
+OF_LAYOUT = ("model", "trainer.devices", "data.max_length", "data.pack", "precision")
+"""Beginnings of keys whose problems another layout may not have."""
 SIZES = (1, 2, 4, 8)
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LOOKED_AT, IN_SEARCH = 64, 4
@@ -77,7 +79,11 @@ class Planner:
         return change(config, {**place, **changes})
 
     def problems(self, config: RunConfig) -> list[Problem]:
-        """Why the layout cannot be had, whatever files are there."""
+        """Why the layout cannot be had."""
+        return [one for one in self.all_problems(config) if one.key.startswith(OF_LAYOUT)]
+
+    def all_problems(self, config: RunConfig) -> list[Problem]:
+        """What is wrong with a run, whatever files are there."""
         named = {
             key: value or "elsewhere"
             for key, value in (

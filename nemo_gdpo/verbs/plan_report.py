@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nemo_gdpo.config.problem import Problem
@@ -89,6 +90,11 @@ def _gb(value: float) -> float:
     return round(value / 1e9, 2)
 
 
+def _figures(value: float) -> float:
+    """Four figures: what is small is not rounded to nothing."""
+    return float(f"{value:.4g}")
+
+
 def _mesh(one: Prediction) -> dict[str, int]:
     setup = one.setup
     return {"tensor": setup.tensor, "pipeline": setup.pipeline, "context": setup.context}
@@ -100,8 +106,6 @@ def _memory(memory: Memory) -> dict[str, float]:
 
 def _activations(planner: Planner, shown: Prediction) -> dict[str, float]:
     """Of the worst stage, by recomputation."""
-    from dataclasses import replace
-
     found = {}
     for recompute in RECOMPUTE:
         setup = replace(shown.setup, recompute=recompute)
@@ -168,12 +172,12 @@ def _speed(planner: Planner, one: Prediction, count: int) -> dict[str, Any]:
     return found | {
         "tokens_per_second": round(one.tokens_per_second),
         "tokens_per_second_per_gpu": round(one.tokens_per_second / planner.cluster.count),
-        "update_seconds": round(seconds, 3),
+        "update_seconds": _figures(seconds),
         "of_it_bubble": round(one.step.bubble / seconds, 3),
         "of_it_communication": round(one.step.communication / seconds, 3),
-        "reference_hours": round(cached / 3600, 2),
-        "hours": round(hours, 2),
-        "gpu_hours": round(hours * planner.cluster.count, 1),
+        "reference_hours": _figures(cached / 3600),
+        "hours": _figures(hours),
+        "gpu_hours": _figures(hours * planner.cluster.count),
     }
 
 
@@ -217,7 +221,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines = [
         "PREDICTIONS, computed from sizes and data sheets; nothing is measured",
         f"hardware   {hardware['device']} x {hardware['count']}, {hardware['memory_gb']} GB each",
-        f"model      {model['parameters'] / 1e9:.2f}e9 parameters ({model['source']})",
+        f"model      {model['parameters']:,} parameters ({model['source']})",
         f"mesh       TP{mesh['tensor']} x PP{mesh['pipeline']} x CP{mesh['context']} x "
         f"DP{mesh['data']}",
         *_told_of_layout(report),
@@ -229,7 +233,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"{data['response_tokens_a_pair']:,} of them responses; {data['updates']:,} updates",
         f"           with each prompt once for both responses, "
         f"{data['tokens_with_shared_prompts']:.0%} of the tokens would be left",
-        f"FLOPs      {report['flops_per_token']['update'] / 1e9:.2f}e9 a token and update, "
+        f"FLOPs      {report['flops_per_token']['update']:.3g} a token and update, "
         "of real tokens; the head at responses only",
         *_speed_lines(report),
         "",
