@@ -239,7 +239,7 @@ def next_better(
         if other == config or planner.problems(other):
             continue
         found.append((_words(changes), planner.predict(other, IN_SEARCH)))
-    found += [(layout_words(one), one) for one in layouts[:1]]
+    found += [(words, one) for one in layouts[:1] if (words := layout_words(one, config))]
     fitting = [one for one in found if one[1].fits]
     if not fitting:
         return None
@@ -258,16 +258,22 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def layout_words(one: Prediction) -> str:
-    """A layout as overrides."""
-    model = one.config.model
-    return _words(
-        {
-            MESH[0]: model.tensor_model_parallel_size,
-            MESH[1]: model.pipeline_model_parallel_size,
-            MESH[2]: model.context_parallel_size,
-            "model.sequence_parallel": model.sequence_parallel,
-            MICRO: model.micro_batch_size,
-            RECOMPUTED: model.activations_checkpoint_granularity,
-        }
-    )
+def layout_words(one: Prediction, beside: RunConfig | None = None) -> str:
+    """A layout as overrides; only those that differ from another configuration, if one is given."""
+    other = None if beside is None else _layout_keys(beside)
+    own = _layout_keys(one.config)
+    kept = own if other is None else {key: own[key] for key in own if own[key] != other[key]}
+    return _words(kept)
+
+
+def _layout_keys(config: RunConfig) -> dict[str, Any]:
+    model = config.model
+    return {
+        MESH[0]: model.tensor_model_parallel_size,
+        MESH[1]: model.pipeline_model_parallel_size,
+        MESH[2]: model.context_parallel_size,
+        "model.virtual_pipeline_model_parallel_size": model.virtual_pipeline_model_parallel_size,
+        "model.sequence_parallel": model.sequence_parallel,
+        MICRO: model.micro_batch_size,
+        RECOMPUTED: model.activations_checkpoint_granularity,
+    }

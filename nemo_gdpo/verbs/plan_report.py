@@ -15,7 +15,6 @@ from nemo_gdpo.plan.memory import RECOMPUTE, Memory, activation_bytes, fullest
 from nemo_gdpo.plan.speed import share_of_peak
 from nemo_gdpo.training.throughput import FORWARD_AND_BACKWARD
 from nemo_gdpo.verbs.plan_layouts import (
-    RECOMPUTED,
     Planner,
     Prediction,
     layout_words,
@@ -71,7 +70,7 @@ def report_of(
         "layout": layout_words(shown),
         "layout_is_configured": own,
         "problems_of_configured": [str(problem) for problem in wrong],
-        "mesh": {"data": shown.setup.data, **_mesh(shown)},
+        "mesh": _mesh(shown),
         "stages": [_memory(memory) for memory in shown.stages],
         "fullest": _memory(fullest(shown.stages)),
         "fits": shown.fits,
@@ -95,9 +94,16 @@ def _figures(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _mesh(one: Prediction) -> dict[str, int]:
+def _mesh(one: Prediction) -> dict[str, Any]:
     setup = one.setup
-    return {"tensor": setup.tensor, "pipeline": setup.pipeline, "context": setup.context}
+    return {
+        "tensor": setup.tensor,
+        "pipeline": setup.pipeline,
+        "context": setup.context,
+        "data": setup.data,
+        "micro_batch_size": one.config.model.micro_batch_size,
+        "recompute": setup.recompute or "none",
+    }
 
 
 def _memory(memory: Memory) -> dict[str, float]:
@@ -199,9 +205,6 @@ def _disk(planner: Planner, shown: Prediction, count: int) -> dict[str, float]:
 def _layout(one: Prediction) -> dict[str, Any]:
     return {
         **_mesh(one),
-        "data": one.setup.data,
-        "micro_batch_size": one.config.model.micro_batch_size,
-        "recompute": one.setup.recompute or "none",
         "memory_gb": _gb(fullest(one.stages).total),
         "tokens_per_second": round(one.tokens_per_second),
         "overrides": layout_words(one),
@@ -223,7 +226,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"hardware   {hardware['device']} x {hardware['count']}, {hardware['memory_gb']} GB each",
         f"model      {model['parameters']:,} parameters ({model['source']})",
         f"mesh       TP{mesh['tensor']} x PP{mesh['pipeline']} x CP{mesh['context']} x "
-        f"DP{mesh['data']}",
+        f"DP{mesh['data']}, micro-batch {mesh['micro_batch_size']}, recompute {mesh['recompute']}",
         *_told_of_layout(report),
         "",
         *_memory_lines(report),
@@ -245,11 +248,10 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 
 def _told_of_layout(report: Mapping[str, Any]) -> list[str]:
-    told = [f"           {report['layout']}"]
     if report["layout_is_configured"]:
-        return told
+        return []
     wrong = [f"           not as configured: {text}" for text in report["problems_of_configured"]]
-    return [*told, *wrong]
+    return [*wrong, f"           but {report['layout']}"]
 
 
 def _memory_lines(report: Mapping[str, Any]) -> list[str]:
@@ -267,7 +269,7 @@ def _memory_lines(report: Mapping[str, Any]) -> list[str]:
         f"fits, {left:.1f} GB left" if report["fits"] else f"DOES NOT FIT, {-left:.1f} GB over"
     )
     choices = ", ".join(f"{name} {value:.2f}" for name, value in kept.items())
-    return [head, *rows, f"fullest stage: {verdict}", f"activations by {RECOMPUTED}: {choices}"]
+    return [head, *rows, f"fullest stage: {verdict}", f"activations by recomputation: {choices}"]
 
 
 def _speed_lines(report: Mapping[str, Any]) -> list[str]:
