@@ -50,6 +50,8 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
         sequence_parallel=model.sequence_parallel,
         precision=config.precision,
         recompute=model.activations_checkpoint_granularity,
+        # On a GPU, as `nemo_gdpo.platform.layers.choose_layers` has it.
+        fused=config.precision != "fp32" and model.layers != "local",
         distributed_optimizer=config.optim.use_distributed_optimizer,
         resident=config.reference == "resident",
         positions=positions_of(config),

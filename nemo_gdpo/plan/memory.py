@@ -35,6 +35,8 @@ class Setup:
     sequence_parallel: bool = False
     precision: str = "bf16"
     recompute: str | None = None
+    fused: bool = True
+    """Transformer Engine's layers; the local ones keep more."""
     distributed_optimizer: bool = False
     resident: bool = False
     """A second copy of the weights is kept."""
@@ -111,16 +113,28 @@ def optimizer_bytes(setup: Setup) -> float:
 def layer_bytes(shape: Shape, setup: Setup) -> float:
     """What one layer keeps of one position of this rank, scores apart.
 
-    `selective` computes the MLP again under fused attention, and only the scores where those are
-    written out (`nemo_gdpo.platform.layers.recompute_modules`).
+    Local layers keep a norm's values before and after they are scaled, the first in float32, the
+    MLP's gate and its activation beside the product, and the projection that values are a view of.
     """
     if setup.recompute == "full":
         return setup.width * shape.hidden / setup.along
     attention = 2 * shape.head * (shape.heads + shape.groups)
     hidden, mlp = (shape.norms + 2) * shape.hidden, 3 * shape.ffn
-    if setup.recompute == "selective" and not shape.capped:
+    if recomputes_mlp(shape, setup):
         hidden, mlp = hidden - shape.hidden, 0
-    return setup.width * (hidden / setup.along + (attention + mlp) / setup.tensor)
+    kept = setup.width * (hidden / setup.along + (attention + mlp) / setup.tensor)
+    if setup.fused:
+        return kept
+    more = setup.width * (2 * shape.ffn + attention / 2) / setup.tensor
+    return kept + 4 * shape.norms * shape.hidden / setup.along + more
+
+
+def recomputes_mlp(shape: Shape, setup: Setup) -> bool:
+    """Whether selective recomputation is of the MLP, and not of scores that are written out.
+
+    See `nemo_gdpo.platform.layers.recompute_modules`.
+    """
+    return setup.recompute == "selective" and setup.fused and not shape.capped
 
 
 def score_bytes(shape: Shape, setup: Setup) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_gdpo.plan.hardware import Cluster
-from nemo_gdpo.plan.memory import Setup, held_parameters
+from nemo_gdpo.plan.memory import Setup, held_parameters, recomputes_mlp
 from nemo_gdpo.plan.shape import Shape
 
 FP8_SHARE = 0.36
@@ -97,7 +97,7 @@ def passes(shape: Shape, setup: Setup, *, live_reference: bool) -> float:
     again = 0.0
     if setup.recompute == "full":
         again = 1.0
-    elif setup.recompute == "selective" and not shape.capped:
+    elif recomputes_mlp(shape, setup):
         again = 3 * shape.hidden * shape.ffn / shape.matrices
     return 3.0 + again + (1.0 if live_reference else 0.0)
 

@@ -85,12 +85,16 @@ def test_fp8_keeps_two_more_bytes_of_the_layers_matrices() -> None:
         ({"recompute": "selective"}, 24 + 24),
         ({"recompute": "full"}, 8),
         ({"tensor": 2}, 32 + 12 + 24),
+        # Norms: 4 bytes x 8 each; 2 x 16 and the queries, keys and values once more.
+        ({"fused": False}, 32 + 24 + 48 + 32 + 32 + 12),
+        ({"fused": False, "precision": "fp32", "recompute": "selective"}, 104 + 16 + 32 + 12),
         ({"tensor": 2, "sequence_parallel": True}, 16 + 12 + 24),
         ({"tensor": 2, "sequence_parallel": True, "recompute": "full"}, 4),
     ],
 )
 def test_what_a_layer_keeps(changes: dict[str, Any], numbers: int) -> None:
-    assert layer_bytes(TINY, setup(**changes)) == 2 * numbers
+    one = setup(**changes)
+    assert layer_bytes(TINY, one) == one.width * numbers
 
 
 def test_the_formula_of_a_llama_layer() -> None:

@@ -24,6 +24,7 @@ from nemo_gdpo.plan.speed import (
 )
 from nemo_gdpo.training.forecast import as_megatron
 from nemo_gdpo.training.throughput import FORWARD_AND_BACKWARD, FlopCount
+from tests.support.ranks import ROOT
 
 
 def flops_of_a_token(point: Published) -> float:
@@ -55,6 +56,19 @@ def test_the_count_is_the_formula(point: Published) -> None:
     if not point.adapters:
         told = 6 * inner + 6 * shape.layers * shape.hidden * point.length
     assert flops_of_a_token(point) == pytest.approx(told, rel=1e-3)
+
+
+@pytest.mark.parametrize("point", PUBLISHED, ids=lambda point: point.name)
+def test_the_pages_table(point: Published) -> None:
+    page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    flops = flops_of_a_token(point)
+    found = point.tokens_per_second * flops / 1e12
+    formula = "4 (P - V h)" if point.adapters else "6 (P - V h) + 6 L h s"
+    assert (
+        f"| {point.name}, s {point.length} | {formula} | {flops:.3e} | "
+        f"{point.tokens_per_second:,} | {found:,.1f} | {point.tflops:,} | "
+        f"{found / point.tflops - 1:+.2%} |\n"
+    ) in page
 
 
 def test_the_share_is_that_of_the_published_runs() -> None:

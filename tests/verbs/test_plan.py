@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR
 from nemo_gdpo.plan.hardware import DEVICES
 from tests.support.data import pairs, write_jsonl
 from tests.support.models import llama3_tokenizer, save_model
+from tests.support.ranks import ROOT
 
 EXPERIMENT = "experiment=gdpo_llama3_8b"
 
@@ -160,6 +162,15 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         "weights", "gradients", "optimizer", "activations", "head", "buffers", "FLOPs", "padded",
         "packed", "disk", "next",
     } <= named  # fmt: skip
+
+
+def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    (command, printed) = re.findall(
+        r"^```\n(nemo-gdpo plan .*)\n```\n\n```text\n([^`]*)```", page, re.M
+    )[0]
+    assert cli.main(command.split()[1:]) == EXIT_DONE
+    assert capsys.readouterr().out == printed
 
 
 def test_hardware_that_is_not_given_or_not_known(capsys: pytest.CaptureFixture[str]) -> None:
