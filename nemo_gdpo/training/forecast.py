@@ -25,7 +25,7 @@ from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.data.tokenize import TokenizeStats
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.plan.shape import KNOWN, Shape
+from nemo_gdpo.plan.shape import KNOWN, Shape, read_shape
 from nemo_gdpo.plan.speed import Work
 from nemo_gdpo.training.batches import BatchBuilder, Planned
 from nemo_gdpo.training.mesh import Mesh, layout_of
@@ -59,7 +59,7 @@ def architecture_of(config: RunConfig) -> Architecture:
             f"model.restore_from_path: no architecture can be read at {path}; give the model's "
             f"directory, or model.architecture={'|'.join(KNOWN)}"
         )
-    if values is None or path is None:
+    if path is None or values is None or read_shape(values) is None:
         source = f"{config.model.architecture} as published"
         return Architecture(shape, FlopCount.of(as_megatron(shape)), source)
     return Architecture(shape, FlopCount.of(_read(Path(path))), str(path))

@@ -39,7 +39,8 @@ def run(request: Request) -> int:
     """
     from nemo_gdpo.training.forecast import architecture_of
     from nemo_gdpo.verbs.plan_layouts import Planner
-    from nemo_gdpo.verbs.plan_report import as_text, report_of
+    from nemo_gdpo.verbs.plan_report import report_of
+    from nemo_gdpo.verbs.plan_text import as_text
 
     cluster = cluster_of(request)
     config = request.parse(TRAIN)
@@ -139,7 +140,7 @@ def nothing_fits(
 ) -> UserError:
     """The error of hardware on which no layout fits: with what would do."""
     from nemo_gdpo.plan.memory import fullest
-    from nemo_gdpo.verbs.plan_layouts import what_would_fit
+    from nemo_gdpo.verbs.plan_changes import what_would_fit
 
     cluster = planner.cluster
     name = f"{cluster.device.name}x{cluster.count}"
