@@ -53,9 +53,9 @@ def next_better(
     fitting = [one for one in found if one[1].fits]
     if not fitting:
         return None
-    best = max(fitting, key=lambda one: one[1].tokens_per_second)
-    least = 1.02 * now.tokens_per_second if now.fits else 0.0
-    return best if best[1].tokens_per_second > least else None
+    best = max(fitting, key=lambda one: one[1].rank)
+    gains = best[1].tokens_per_second > 1.02 * now.tokens_per_second
+    return best if gains or not now.fits else None
 
 
 def _words(changes: Mapping[str, Any]) -> str:

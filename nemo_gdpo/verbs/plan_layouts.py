@@ -57,6 +57,11 @@ class Prediction:
         """Of real tokens, on all devices; 0 where no speed is predicted."""
         return 0.0 if self.step is None else self.work.tokens / self.step.seconds
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is better is greater: speed, and where none is predicted, memory that is left."""
+        return self.tokens_per_second, -fullest(self.stages).total
+
 
 @dataclass(frozen=True)
 class Planner:
@@ -143,10 +148,10 @@ class Planner:
                 yield tensor, pipeline, context
 
     def best_layouts(self, config: RunConfig, count: int = 5) -> list[Prediction]:
-        """Layouts that fit, fastest first; of each mesh the best micro-batch and recomputation."""
+        """Layouts that fit, best first; of each mesh the best micro-batch and recomputation."""
         found = [self._best_of(config, mesh) for mesh in self.meshes()]
         fitting = [one for one in found if one is not None]
-        return sorted(fitting, key=lambda one: -one.tokens_per_second)[:count]
+        return sorted(fitting, key=lambda one: one.rank, reverse=True)[:count]
 
     def _best_of(self, config: RunConfig, mesh: tuple[int, int, int]) -> Prediction | None:
         best: Prediction | None = None

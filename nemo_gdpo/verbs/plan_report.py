@@ -202,7 +202,7 @@ def _layout(one: Prediction) -> dict[str, Any]:
     return {
         **_mesh(one),
         "memory_gb": _gb(fullest(one.stages).total),
-        "tokens_per_second": round(one.tokens_per_second),
+        "tokens_per_second": None if one.step is None else round(one.tokens_per_second),
         "overrides": layout_words(one),
     }
 

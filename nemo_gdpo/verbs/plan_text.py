@@ -55,9 +55,10 @@ def _memory_lines(report: Mapping[str, Any]) -> list[str]:
         if any(stage[part] for stage in stages)
     ]
     left = report["left_gb"]
-    verdict = (
-        f"fits, {left:.1f} GB left" if report["fits"] else f"DOES NOT FIT, {-left:.1f} GB over"
-    )
+    tight = " (less than 5 %: it may not)" if left < 0.05 * report["hardware"]["memory_gb"] else ""
+    verdict = f"fits, {left:.1f} GB left{tight}"
+    if not report["fits"]:
+        verdict = f"DOES NOT FIT, {-left:.1f} GB over"
     choices = ", ".join(f"{name} {value:.2f}" for name, value in kept.items())
     return [head, *rows, f"fullest stage: {verdict}", f"activations by recomputation: {choices}"]
 
@@ -99,15 +100,16 @@ def _disk_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _layout_lines(report: Mapping[str, Any]) -> list[str]:
+    is_timed = report["hardware"]["assumed_share_of_peak"] is not None
     lines = [
-        "best layouts that fit, by predicted tokens/s",
+        f"best layouts that fit, by {'predicted tokens/s' if is_timed else 'memory'}",
         f"{'TP':>4}{'PP':>4}{'CP':>4}{'DP':>5}{'micro':>7}{'recompute':>11}{'GB':>8}"
         f"{'tokens/s':>12}",
     ]
     lines += [
         f"{one['tensor']:>4}{one['pipeline']:>4}{one['context']:>4}{one['data']:>5}"
         f"{one['micro_batch_size']:>7}{one['recompute']:>11}{one['memory_gb']:>8.1f}"
-        f"{one['tokens_per_second']:>12,}"
+        f"{format(one['tokens_per_second'], ',') if is_timed else '-':>12}"
         for one in report["layouts"]
     ]
     better = report["next"]

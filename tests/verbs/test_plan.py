@@ -151,6 +151,26 @@ def test_no_speed_is_made_up_for_fp32(small: list[str], capsys: pytest.CaptureFi
     assert found["hardware"]["assumed_share_of_peak"] is None
     assert cli.main(["plan", *small, "precision=fp32", "hardware=h100x1"]) == EXIT_DONE
     assert "is not predicted for fp32" in capsys.readouterr().out
+    assert found["layouts"] and found["layouts"][0]["tokens_per_second"] is None
+    memory = [one["memory_gb"] for one in found["layouts"]]
+    assert memory == sorted(memory)
+
+
+def test_what_does_not_fit_as_configured(capsys: pytest.CaptureFixture[str]) -> None:
+    """One rank for all of 8B on each of two: the change is the layout that fits."""
+    words = (EXPERIMENT, "parallel=single", "hardware=h100x2", "model.sequence_parallel=false")
+    found = report(capsys, *words)
+    assert not found["fits"] and found["left_gb"] < 0
+    assert found["next"]["gain"] is None
+    assert report(capsys, *words, *found["next"]["change"].split())["fits"]
+    assert cli.main(["plan", *words]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT" in out and "(would fit)" in out
+
+
+def test_little_that_is_left_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "experiment=gdpo_gemma2_9b", "hardware=a100-40x8"]) == EXIT_DONE
+    assert "fits, 0.0 GB left (less than 5 %: it may not)" in capsys.readouterr().out
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
