@@ -46,7 +46,7 @@ its time is up: the same command goes on, requeue; 130 ended at once by a second
 else
 """
 _HELP = ("-h", "--help", "help")
-_JUST_END = ("validate", "doctor", *_HELP)
+_JUST_END = ("validate", "plan", "doctor", *_HELP)
 """Verbs that make nothing that could be gone on with."""
 _STOPPED = "stopped by {signal}; the same command starts again"
 

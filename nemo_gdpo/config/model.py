@@ -26,6 +26,9 @@ class ModelConfig(Section):
     restore_from_path: Annotated[StartPath | None, CONTENT] = from_environment("NEMO_GDPO_MODEL")
     """A Hugging Face directory with safetensors, a Megatron checkpoint, or a `.nemo`; also a run's
     directory or its `checkpoints`, or a hub's name whose files lie in the local cache."""
+    architecture: Literal["llama3_8b", "llama3_70b", "gemma2_9b", "smollm2_135m"] | None = None
+    """A published model whose sizes `plan` and `validate --elsewhere` take where the model's own
+    config.json cannot be read here; training reads that alone."""
     cache_converted: bool = False
     """Convert a Hugging Face directory to a Megatron checkpoint on disk first and load that; false
     reads each rank's slices straight from the directory."""

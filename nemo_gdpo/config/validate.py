@@ -30,6 +30,7 @@ from nemo_gdpo.config.checks_settings import (
     check_wandb_login,
 )
 from nemo_gdpo.config.checks_shapes import check_dynamic_rope, check_fp8_shapes
+from nemo_gdpo.config.memory import check_memory
 from nemo_gdpo.config.model_files import KEY as MODEL_KEY
 from nemo_gdpo.config.model_files import model_file_problems, read_model_config
 from nemo_gdpo.config.problem import Problem
@@ -73,6 +74,8 @@ def problems(
     found += check_reference(config)
     found += check_lora(config, files=files)
     found += check_lengths(config)
+    if world is None:  # of a machine that is there, ranks find out
+        found += check_memory(config, model_config)
     found += check_data(config, files=files)
     found += check_training(config)
     found += check_checkpoints(config)

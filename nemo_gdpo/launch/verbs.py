@@ -73,6 +73,23 @@ machine: files and hardware of this one are not looked at.
         (*CONFIG_FLAGS, "--elsewhere", "--all-rows"),
     ),
     Verb(
+        "plan",
+        "predict memory, speed and hours on hardware that need not be here",
+        """\
+usage: nemo-gdpo plan hardware=DEVICExNUMBER [group=preset] [key=value] ... [--config FILE]
+         [--json] [--cfg job [--resolve]]
+
+Predicts what a rank needs, what fits, tokens/s, hours and disk, and ranks layouts for the hardware;
+takes the same arguments as train. Lengths are those of data.train_path where it can be read here.
+DEVICE: a100-40, a100-80, h100, h100-pcie, h100-nvl, h200, b200, b300, l40s. --json: JSON alone.
+
+  nemo-gdpo plan experiment=gdpo_llama3_8b hardware=h100x16
+""",
+        "nemo_gdpo.verbs.plan:run",
+        _TRAIN_ROOT,
+        (*CONFIG_FLAGS, "--json"),
+    ),
+    Verb(
         "prepare",
         "read, check and tokenise pairs ahead of training",
         """\
@@ -215,5 +232,5 @@ usage: nemo-gdpo evaluate mt-bench step=first|second|answers questions=FILE [key
         None,
     ),
 )
-NOT_BUILT = ("label", "plan")
+NOT_BUILT = ("label",)
 """Verbs that are planned; typing one says so."""

@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 
 from nemo_gdpo.config.composition import compose
+from nemo_gdpo.config.memory import setup_of
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems
+from nemo_gdpo.plan.memory import RESERVE, fullest, layer_bytes, memory_of_stages
+from nemo_gdpo.plan.shape import KNOWN
 from tests.support.ranks import ROOT
 
-RESERVE = 5.0
-"""GB for CUDA, NCCL and what is made in between, as the page has it."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a published model."""
-
-    layers: int
-    hidden: int
-    heads: int
-    groups: int
-    head: int
-    ffn: int
-    vocabulary: int
-    tied: bool
-    norms: int
-    """Norms of a layer, each as wide as the hidden state."""
-
-    @property
-    def layer(self) -> int:
-        """Parameters of a layer."""
-        attention = 2 * self.hidden * self.head * (self.heads + self.groups)
-        return attention + 3 * self.hidden * self.ffn + self.norms * self.hidden
-
-    @property
-    def embedding(self) -> int:
-        return self.vocabulary * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        matrices = 1 if self.tied else 2
-        return self.layers * self.layer + matrices * self.embedding + self.hidden
-
-    def kept(self, tensor: int) -> float:
-        """Bytes that a layer keeps for each token, in bf16: inputs of norms and products."""
-        wide = self.head * (2 * self.heads + 2 * self.groups) + 3 * self.ffn
-        return 2 * (wide + (self.norms + 2) * self.hidden) / tensor
-
-
-MODELS = {
-    "llama3_8b": Shape(32, 4096, 32, 8, 128, 14336, 128256, False, 2),
-    "gemma2_9b": Shape(42, 3584, 16, 8, 256, 14336, 256000, True, 4),
-    "llama3_70b": Shape(80, 8192, 64, 8, 128, 28672, 128256, False, 2),
-}
+MODELS = ("llama3_8b", "gemma2_9b", "llama3_70b")
 BILLIONS = {"llama3_8b": 8.03, "gemma2_9b": 9.24, "llama3_70b": 70.55}
 EXPERIMENTS = {
     "*_llama3_8b.sub": "gdpo_llama3_8b",
@@ -90,7 +49,7 @@ def config_of(script: str, gpus: int, added: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shapes_are_those_of_the_models(name: str) -> None:
-    assert MODELS[name].parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.005)
+    assert KNOWN[name].parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.005)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row[0]} {row[1]} {row[4]}" for row in ROWS])
@@ -106,17 +65,20 @@ def test_a_row(row: list[str]) -> None:
     nodes = re.findall(r"--nodes=(\d+)", added)
     assert config.trainer.num_nodes == int(nodes[0]) if nodes else True
 
-    shape = MODELS[EXPERIMENTS[script].partition("_")[2]]
-    ends = 1 if pipeline > 1 or shape.tied else 2  # embedding and head on the same rank, or not
-    held = (shape.layers / pipeline * shape.layer + ends * shape.embedding) / tensor
-    own = held * (2 + 4 + 12 / copies) / 1e9
+    name = EXPERIMENTS[script].partition("_")[2]
+    assert config.model.architecture == name
+    shape, setup = KNOWN[name], setup_of(config, copies)
+    estimate = fullest(memory_of_stages(shape, setup))
+    own = estimate.static / 1e9
     assert config.optim.use_distributed_optimizer
     assert states == f"{own:.0f} GB"
-    tokens = 2 * model.micro_batch_size * config.data.max_length
     # Of `pipeline` micro-batches in flight, the layers of one stage each.
-    kept = shape.kept(tensor) * tokens * shape.layers / 1e9
+    plain = replace(setup, recompute=None)
+    kept = layer_bytes(shape, plain) * plain.positions * shape.layers / 1e9
     assert activations == f"{kept:.0f} GB"
-    assert own + kept + RESERVE <= int(memory.removesuffix(" GB"))
+    room = int(memory.removesuffix(" GB")) * 1e9
+    assert own * 1e9 + kept * 1e9 + RESERVE <= room
+    assert estimate.total <= room
 
 
 def test_the_sums_in_the_experiments_are_those_of_the_table() -> None:

@@ -1,0 +1,60 @@
+"""Names of hardware, and that the two tables of peaks say the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemo_gdpo.errors import UserError
+from nemo_gdpo.plan.hardware import DEVICES, MOST_MEMORY, Device, parse_hardware
+from nemo_gdpo.training.throughput import peak_tflops
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "count", "nodes", "per_node"),
+    [
+        ("h100x16", "h100", 16, 2, 8),
+        ("H200x8", "h200", 8, 1, 8),
+        ("a100-80x8", "a100-80", 8, 1, 8),
+        ("h100-pciex4", "h100-pcie", 4, 1, 4),
+        ("l40sx1", "l40s", 1, 1, 1),
+    ],
+)
+def test_hardware(text: str, name: str, count: int, nodes: int, per_node: int) -> None:
+    found = parse_hardware(text)
+    assert (found.device.name, found.count) == (name, count)
+    assert (found.nodes, found.per_node) == (nodes, per_node)
+
+
+@pytest.mark.parametrize("text", ["v100x8", "h100", "h100x", "x8", "h100x-1", "16xh100"])
+def test_unknown_hardware_lists_what_is_known(text: str) -> None:
+    with pytest.raises(UserError) as told:
+        parse_hardware(text)
+    message = str(told.value)
+    assert message.startswith(f"hardware={text}: is not a known device")
+    assert all(f"{device.name} ({device.memory} GB)" in message for device in DEVICES)
+    assert "\n" not in message
+
+
+def test_nodes_are_whole() -> None:
+    with pytest.raises(UserError, match=r"h100x12: nodes have 8 .* write h100x8 or h100x16$"):
+        parse_hardware("h100x12")
+    with pytest.raises(UserError, match=r"h100x0: .* write h100x1 or h100x8$"):
+        parse_hardware("h100x0")
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
+def test_peaks_are_those_of_mfu(device: Device) -> None:
+    """What `perf/mfu` is measured by and what is predicted from are one number."""
+    for precision in ("bf16", "fp8_tensorwise"):
+        known = peak_tflops(device.cuda_name, precision)
+        assert known in (None, device.peak(precision))
+    assert device.peak("fp32") is None
+
+
+def test_the_two_tables_share_devices() -> None:
+    shared = [d.name for d in DEVICES if peak_tflops(d.cuda_name, "bf16") is not None]
+    assert shared == ["a100-40", "a100-80", "h100", "h100-pcie", "h100-nvl", "h200", "b200"]
+
+
+def test_no_known_device_has_more_memory() -> None:
+    assert MOST_MEMORY == 288e9
