@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from nemo_gdpo.config.checks_mesh import TP
+from nemo_gdpo.config.packing import row_multiple, up_to
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
-from nemo_gdpo.config.shapes import (
-    Multiples,
-    fp8_multiples,
-    length_multiple,
-    sequence_multiple,
-)
+from nemo_gdpo.config.shapes import Multiples, fp8_multiples, sequence_multiple
 
 IN_BF16 = 2
 """Layers that FP8 recipes leave in bfloat16: the first and the last."""
@@ -91,16 +87,10 @@ def check_dynamic_rope(config: RunConfig, model_config: dict[str, Any]) -> Itera
     if "dynamic" not in (scaling.get("rope_type"), scaling.get("type")):
         return
     model, data = config.model, config.data
-    multiple = length_multiple(
-        tensor=model.tensor_model_parallel_size,
-        context=model.context_parallel_size,
-        sequence_parallel=model.sequence_parallel,
-        precision=config.precision,
-        rows=1 if data.packing else 2 * model.micro_batch_size,
-    )
+    multiple = row_multiple(config, rows=1 if data.packing else 2 * model.micro_batch_size)
     # What fills a packed row up is a sequence of its own; what fills a sequence up, is not.
     own = sequence_multiple(model.context_parallel_size) if data.packing else multiple
-    filled = -(-data.max_length // own) * own
+    filled = up_to(own, data.max_length)
     filled = max(filled, multiple - 1) if data.packing else filled
     if data.max_length <= longest < filled:
         down = longest // multiple * multiple

@@ -69,8 +69,9 @@ class DataConfig(Section):
     """Padding-free micro-batches: sequences one after the other in one row, as many pairs as fit,
     with the same result."""
     pack_tokens: Annotated[Annotated[int, Field(ge=2)] | None, FREE] = None
-    """Positions of a packed row at most, for `packing`; null takes what the padded rows of
-    `model.micro_batch_size` pairs of `data.max_length` would."""
+    """Positions of a packed row at most, for `packing`; takes the place of
+    `model.micro_batch_size`. Null takes what the padded rows of so many pairs of `data.max_length`
+    would."""
     prefix_sharing: Annotated[bool, FREE] = False
     """Compute each prompt once for both responses, which do not see each other, with the same
     result; for `packing`."""

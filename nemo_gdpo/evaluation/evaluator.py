@@ -99,7 +99,7 @@ class Evaluator:
         self._reference: ScoringModel | None = None
         if evaluation.reference_model is not None:
             path = Path(evaluation.reference_model)
-            self._reference = open_model("evaluation.reference_model", path, date)
+            self._reference = open_model("evaluation.reference_model", path)
 
     @property
     def has_clock(self) -> bool:
@@ -133,7 +133,7 @@ class Evaluator:
         path = self._evaluation.models.get(run.name)
         if path is None:
             return reference if run.model_hash == reference.weights else None
-        policy = open_model(f"evaluation.models.{run.name}", Path(path), self._date)
+        policy = open_model(f"evaluation.models.{run.name}", Path(path))
         refuse_other_model(policy, run.model_hash)
         refuse_other_tokens(policy, reference)
         # The same files: one copy of the weights is enough.

@@ -123,7 +123,7 @@ class ShardedSave:
                         )
                         for item, content in (*data, *tensors)
                     ]  # fmt: skip
-            except Exception:
+            except Exception:  # torch wraps what the file raised; everything is raised again
                 if file.failure is not None:
                     raise file.failure from None
                 raise

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import torch
 
-from nemo_gdpo.config.packing import packed_row, up_to
+from nemo_gdpo.config.packing import length_in_row, packed_row, up_to
 from nemo_gdpo.config.schema import RunConfig
-from nemo_gdpo.config.shapes import sequence_multiple
+from nemo_gdpo.config.shapes import length_multiple, sequence_multiple
 from nemo_gdpo.data.bins import level_bins, share_bins
 from nemo_gdpo.data.collate import PackedBatch, PaddedBatch, pack_batch, pad_batch
 from nemo_gdpo.data.dataset import PreferenceDataset
@@ -20,7 +20,7 @@ from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training.mesh import Mesh
-from nemo_gdpo.training.packing import pair_too_long, row_multiple
+from nemo_gdpo.training.packing import pair_too_long
 from nemo_gdpo.training.reference_store import ReferenceStore
 
 
@@ -77,8 +77,18 @@ class BatchBuilder:
 
     @cached_property
     def _multiple(self) -> int:
-        rows = 1 if self.pack_tokens else 2 * self.micro_batch_size
-        return row_multiple(self.layout, self.precision, rows)
+        return length_multiple(
+            tensor=self.layout.tensor,
+            context=self.layout.context,
+            sequence_parallel=self.layout.sequence_parallel,
+            precision=self.precision,
+            rows=self._rows,
+        )
+
+    @property
+    def _rows(self) -> int:
+        """Of a micro-batch."""
+        return 2 * self.micro_batch_size if self.pack_tokens is None else 1
 
     def _whole(self, length: int) -> int:
         return up_to(self._multiple, length)
@@ -90,15 +100,14 @@ class BatchBuilder:
 
     def packed_length(self, pair: TokenizedPair) -> int:
         """Positions that a pair takes in a packed row."""
-        if self.prefix_sharing:
-            return self.computed_tokens(pair)
-        each = sequence_multiple(self.layout.context)
-        return sum(up_to(each, length) for length in self._sequences(pair))
+        return length_in_row(
+            len(pair.prompt_ids), len(pair.chosen.ids), len(pair.rejected.ids),
+            context=self.layout.context, prefix_sharing=self.prefix_sharing,
+        )  # fmt: skip
 
     def computed_tokens(self, pair: TokenizedPair) -> int:
         """Tokens that are computed of a pair: of a shared prompt, the last one twice."""
-        both = sum(self._sequences(pair))
-        return both - (len(pair.prompt_ids) - 1 if self.prefix_sharing else 0)
+        return self.packed_length(pair) if self.prefix_sharing else sum(self._sequences(pair))
 
     # -- who gets what ---------------------------------------------------------------------------
 
@@ -115,7 +124,8 @@ class BatchBuilder:
         lengths = [self.packed_length(self.pairs[indices[position]]) for position in real]
         for position, length in zip(real, lengths, strict=True):
             if length > capacity:
-                raise pair_too_long(self.pairs[indices[position]].id, length, capacity)
+                pair_id = self.pairs[indices[position]].id
+                raise pair_too_long(pair_id, length, capacity, self._multiple)
         stages, chunks = self.layout.pipeline, self.layout.virtual_pipeline or 1
         rows = level_bins(
             lengths, capacity,
@@ -154,8 +164,7 @@ class BatchBuilder:
 
     def token_slots(self, indices: Sequence[int]) -> int:
         """Token positions that the global batch `indices` occupies, padding included."""
-        rows = 1 if self.pack_tokens else 2 * self.micro_batch_size
-        return sum(rows * one.length for share in self.plan(indices) for one in share)
+        return sum(self._rows * one.length for share in self.plan(indices) for one in share)
 
     def _fill(self, indices: Sequence[int]) -> list[int]:
         """Sentinels replaced by a real pair, whose weight will be zero."""

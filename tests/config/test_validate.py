@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_gdpo.config.model_files import read_model_config
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.config.validate import problems, problems_of_mapping
 from nemo_gdpo.config.world import Hardware, configured_world_size, ranks_per_node
-from nemo_gdpo.errors import UserError
+from tests.config.changed import LLAMA, found_in, mapping_of
 
 parse_config = TRAIN.parse
 
-LLAMA = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
 TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 VPP, CP = "virtual_pipeline_model_parallel_size", "context_parallel_size"
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """A configuration without problems."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(LLAMA))
-    (model / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "train.jsonl").write_text("{}\n")
-    return {
-        "model": {"restore_from_path": str(model)},
-        "data": {"train_path": str(tmp_path / "train.jsonl")},
-        "trainer": {"max_steps": 10, "max_epochs": None},
-        "top": {"output_dir": str(tmp_path / "out")},
-    }
-
-
-def _mapping(base: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """`base` with changes: model__tp=2 is model.tp; a dictionary replaces a whole section."""
-    merged = {name: dict(values) for name, values in base.items()}
-    top = merged.pop("top")
-    for key, value in changes.items():
-        section, _, leaf = key.partition("__")
-        if leaf:
-            merged.setdefault(section, {})[leaf] = value
-        else:
-            top[key] = value
-    return {**merged, **top}
-
-
-def _found(
-    base: dict[str, dict[str, Any]], world: Hardware | None = None, **changes: Any
-) -> list[str]:
-    """What is said, a fault of the schema and of settings that exclude each other among it."""
-    _, found = problems_of_mapping(_mapping(base, **changes), world)
-    return [str(problem) for problem in found]
-
-
 def test_nothing_wrong(base: dict[str, dict[str, Any]]) -> None:
-    assert _found(base) == []
-    assert _found(base, Hardware(world_size=4)) == []
-    assert _found(base, reference="resident") == []
-    assert _found(base, reference="adapter_off", lora__rank=4) == []
+    assert found_in(base) == []
+    assert found_in(base, Hardware(world_size=4)) == []
+    assert found_in(base, reference="resident") == []
+    assert found_in(base, reference="adapter_off", lora__rank=4) == []
 
 
 CASES: list[tuple[dict[str, Any], str, str]] = [
@@ -237,7 +197,7 @@ def test_each_problem_alone(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     # Two checks of TP may both speak; the one that is looked for is there, and no other key's.
-    found = _found(base, **changes)
+    found = found_in(base, **changes)
     assert {line.split(": ")[0] for line in found} == {key}
     assert any(message in line for line in found), found
 
@@ -248,8 +208,8 @@ def test_the_base_is_no_start_of_an_adapter(
     """With an adapter to start from, policy and reference would differ before the first update."""
     (tmp_path / "adapter_config.json").write_text("{}")
     lora = {"rank": 4, "restore_from_path": str(tmp_path)}
-    assert _found(base, reference="cache", lora=lora) == []
-    (line,) = _found(base, reference="adapter_off", lora=lora)
+    assert found_in(base, reference="cache", lora=lora) == []
+    (line,) = found_in(base, reference="adapter_off", lora=lora)
     assert line.startswith("reference: adapter_off is the base alone, and with lora.restore_from_")
     assert line.endswith("set it to cache or resident")
 
@@ -259,14 +219,14 @@ def test_a_checkpoint_of_an_adapter_is_no_model(
 ) -> None:
     for name in ("adapter.json", "model_config.json"):
         (tmp_path / name).write_text("{}")
-    (line,) = _found(base, model__restore_from_path=str(tmp_path))
+    (line,) = found_in(base, model__restore_from_path=str(tmp_path))
     assert line.startswith(f"model.restore_from_path: {tmp_path} holds an adapter alone")
     assert "--base BASE" in line
 
 
 def test_a_password_in_an_address_is_not_repeated(base: dict[str, dict[str, Any]]) -> None:
     uri = "https://me:hidden@mlflow.example"
-    found = _found(base, logger__mlflow=True, logger__mlflow_tracking_uri=uri)
+    found = found_in(base, logger__mlflow=True, logger__mlflow_tracking_uri=uri)
     (line,) = [line for line in found if line.startswith("logger.mlflow_tracking_uri: ")]
     assert "MLFLOW_TRACKING_PASSWORD" in line
     assert "hidden" not in line
@@ -276,11 +236,11 @@ def test_wandb_with_a_key_is_fine(
     base: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "from the environment")
-    assert _found(base, logger__wandb=True, logger__wandb_project="x") == []
+    assert found_in(base, logger__wandb=True, logger__wandb_project="x") == []
 
 
 def test_positions_of_the_model(base: dict[str, dict[str, Any]]) -> None:
-    config = parse_config(_mapping(base))
+    config = parse_config(mapping_of(base))
     found = problems(config, None, {**LLAMA, "max_position_embeddings": 512})
     assert [p.key for p in found] == ["data.max_length"]
     assert "1024 is beyond the 512 positions" in found[0].reason
@@ -288,57 +248,57 @@ def test_positions_of_the_model(base: dict[str, dict[str, Any]]) -> None:
 
 def test_fewer_key_value_groups_are_optional(base: dict[str, dict[str, Any]]) -> None:
     """Without num_key_value_heads every head is its own group."""
-    config = parse_config(_mapping(base, model__tensor_model_parallel_size=4))
+    config = parse_config(mapping_of(base, model__tensor_model_parallel_size=4))
     assert problems(config, None, {"num_attention_heads": 8, "num_hidden_layers": 2}) == []
 
 
 def test_world_that_was_started(base: dict[str, dict[str, Any]]) -> None:
-    assert _found(base, Hardware(world_size=3), model__tensor_model_parallel_size=2) == [
+    assert found_in(base, Hardware(world_size=3), model__tensor_model_parallel_size=2) == [
         "model: 3 ranks cannot be cut into copies of TP2 x PP1 x CP1 = 2; use a multiple of 2 "
         "ranks, or change the sizes"
     ]
-    disagree = _found(base, Hardware(world_size=2), trainer__devices=4)
+    disagree = found_in(base, Hardware(world_size=2), trainer__devices=4)
     assert [line.split(": ")[0] for line in disagree] == ["trainer.devices"]
     assert "but 2 ranks were started" in disagree[0]
 
 
 def test_gpus_of_this_node(base: dict[str, dict[str, Any]]) -> None:
-    found = _found(base, Hardware(gpus=2), trainer__devices=4)
+    found = found_in(base, Hardware(gpus=2), trainer__devices=4)
     assert len(found) == 1
     assert "4 ranks a node are needed, but this one has 2 GPUs" in found[0]
 
 
 def test_precision_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
-    assert _found(base, Hardware(), precision="bf16") == []
-    assert _found(base, Hardware(), precision="fp8_tensorwise") == [
+    assert found_in(base, Hardware(), precision="bf16") == []
+    assert found_in(base, Hardware(), precision="fp8_tensorwise") == [
         "precision: this machine runs bf16, fp32 only; use bf16, fp32"
     ]
     words = Hardware(precision_reason="precision=fp8_tensorwise needs a GPU")
-    assert _found(base, words, precision="fp8_tensorwise") == [
+    assert found_in(base, words, precision="fp8_tensorwise") == [
         "precision: needs a GPU; use bf16, fp32"
     ]
     able = Hardware(precisions=frozenset({"fp8_tensorwise"}))
-    assert _found(base, able, precision="fp8_tensorwise") == []
+    assert found_in(base, able, precision="fp8_tensorwise") == []
 
 
 def test_layers_against_the_precision(base: dict[str, dict[str, Any]]) -> None:
     """On no machine: the local layers ignore FP8, Transformer Engine multiplies fp32 in TF32."""
     for world in (None, Hardware(precisions=frozenset({"fp32", "fp8_mxfp8"}))):
-        local = _found(base, world, precision="fp8_mxfp8", model__layers="local")
+        local = found_in(base, world, precision="fp8_mxfp8", model__layers="local")
         assert len(local) == 1
         assert local[0].startswith("model.layers: local ones would train unquantised without a")
-        exact = _found(base, world, precision="fp32", model__layers="transformer_engine")
+        exact = found_in(base, world, precision="fp32", model__layers="transformer_engine")
         assert len(exact) == 1
         assert exact[0].startswith("model.layers: Transformer Engine multiplies fp32 in TF32")
-    assert _found(base, precision="bf16", model__layers="local") == []
-    assert _found(base, precision="bf16", model__layers="transformer_engine") == []
+    assert found_in(base, precision="bf16", model__layers="local") == []
+    assert found_in(base, precision="bf16", model__layers="transformer_engine") == []
 
 
 def test_layers_of_this_machine(base: dict[str, dict[str, Any]]) -> None:
     missing = Hardware(layers=None, layers_problem=Problem("model.layers", "no TE", "get it"))
-    assert _found(base, missing, precision="bf16") == ["model.layers: no TE; get it"]
+    assert found_in(base, missing, precision="bf16") == ["model.layers: no TE; get it"]
     # The precision says it already.
-    assert [line.split(":")[0] for line in _found(base, missing, precision="fp8_mxfp8")] == [
+    assert [line.split(":")[0] for line in found_in(base, missing, precision="fp8_mxfp8")] == [
         "precision"
     ]
 
@@ -351,13 +311,13 @@ def test_attention_back_end_that_nothing_reads(base: dict[str, dict[str, Any]]) 
         (None, {"precision": "bf16", "model__layers": "local"}),
         (Hardware(), {"precision": "bf16"}),
     ):
-        found = _found(base, world, model__attention_backend="flash", **changes)
+        found = found_in(base, world, model__attention_backend="flash", **changes)
         assert len(found) == 1
         assert found[0].startswith(told)
-    assert _found(base, None, precision="bf16", model__attention_backend="flash") == []
-    assert _found(base, gpu, precision="bf16", model__attention_backend="local") == []
+    assert found_in(base, None, precision="bf16", model__attention_backend="flash") == []
+    assert found_in(base, gpu, precision="bf16", model__attention_backend="local") == []
     lacking = replace(gpu, attention_reason="cannot run: no flash-attn")
-    assert _found(base, lacking, precision="bf16", model__attention_backend="flash") == [
+    assert found_in(base, lacking, precision="bf16", model__attention_backend="flash") == [
         "model.attention_backend: flash cannot run: no flash-attn; set it to auto"
     ]
 
@@ -409,8 +369,8 @@ def test_exported_variables_that_contradict_the_run(
         monkeypatch.setenv(name, value)
     changes = {"precision": "bf16", "model__attention_backend": backend}
     gpu = Hardware(layers="transformer_engine")
-    assert _found(base, gpu, **changes) == ([] if told is None else [told])
-    assert _found(base, None, **changes) == []  # another machine has another environment
+    assert found_in(base, gpu, **changes) == ([] if told is None else [told])
+    assert found_in(base, None, **changes) == []  # another machine has another environment
 
 
 def test_fp8_pipeline_with_recomputation(base: dict[str, dict[str, Any]]) -> None:
@@ -419,15 +379,15 @@ def test_fp8_pipeline_with_recomputation(base: dict[str, dict[str, Any]]) -> Non
         "model__pipeline_model_parallel_size": 2,
         "model__activations_checkpoint_granularity": "selective",
     }
-    found = _found(base, None, **changes)
+    found = found_in(base, None, **changes)
     assert len(found) == 1
     assert "NaN" in found[0]
-    assert _found(base, None, **{**changes, "model__pipeline_model_parallel_size": 1}) == []
+    assert found_in(base, None, **{**changes, "model__pipeline_model_parallel_size": 1}) == []
 
 
 def test_all_problems_at_once(base: dict[str, dict[str, Any]]) -> None:
     """Those of the schema and those behind it, in one go; a faulty key is named once."""
-    mapping = _mapping(
+    mapping = mapping_of(
         base,
         seed="x",
         model__restore_from_path=None,
@@ -456,7 +416,7 @@ def test_all_problems_at_once(base: dict[str, dict[str, Any]]) -> None:
 
 
 def test_elsewhere_looks_at_no_files(base: dict[str, dict[str, Any]]) -> None:
-    mapping = _mapping(base, model__restore_from_path="/there", data__train_path="/there.jsonl")
+    mapping = mapping_of(base, model__restore_from_path="/there", data__train_path="/there.jsonl")
     _, found = problems_of_mapping(mapping, files=False)
     assert found == []
     assert len(problems_of_mapping(mapping)[1]) == 2
@@ -470,85 +430,3 @@ def test_ranks_that_a_configuration_needs() -> None:
     assert (ranks_per_node(config), configured_world_size(config)) == (4, 8)
     config = parse_config({"model": mesh, "trainer": {"num_nodes": 2, "devices": 8}})
     assert configured_world_size(config) == 16
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _model_problem(base: dict[str, dict[str, Any]], path: Path) -> list[str]:
-    return _found(base, model__restore_from_path=str(path))
-
-
-def test_model_directories(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    folder = tmp_path / "hf"
-    folder.mkdir()
-    found = _model_problem(base, folder)
-    assert len(found) == 2
-    assert "has no config.json" in found[0]
-    assert "has no weights" in found[1]
-    (folder / "config.json").write_text("{}")
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-    [found_one] = _model_problem(base, folder)
-    assert "pickled weights only (pytorch_model.bin)" in found_one
-    assert "safetensors are needed" in found_one
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model-1.safetensors").write_bytes(b"x")
-    [found_one] = _model_problem(base, folder)
-    assert "lacks 1 of 2 weight files (model-2.safetensors)" in found_one
-    (folder / "model-2.safetensors").write_bytes(b"x")
-    assert _model_problem(base, folder) == []
-
-
-def test_gguf_and_stray_files(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    folder = tmp_path / "gguf"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "m.gguf").write_bytes(b"x")
-    assert "GGUF weights only" in _model_problem(base, folder)[0]
-    assert "not a .nemo archive" in _model_problem(base, folder / "m.gguf")[0]
-    archive = tmp_path / "m.nemo"
-    archive.write_bytes(b"x")
-    assert _model_problem(base, archive) == []
-
-
-def test_megatron_checkpoint(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    """Its architecture is read from model_config.json, in it or beside the weights."""
-    checkpoint = tmp_path / "step_00000040"
-    (checkpoint / "dist").mkdir(parents=True)
-    (checkpoint / "dist" / "__0_0.distcp").write_bytes(b"x")
-    assert "without its model_config.json" in _model_problem(base, checkpoint)[0]
-    own = {"num_layers": 30, "num_attention_heads": 9, "num_query_groups": 3}
-    (checkpoint / "model_config.json").write_text(json.dumps(own))
-    assert _model_problem(base, checkpoint) == []
-    assert _model_problem(base, checkpoint / "dist") == []
-    expected = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-    assert read_model_config(checkpoint) == expected
-    assert read_model_config(checkpoint / "dist") == expected
-    mapping = _mapping(
-        base, model__restore_from_path=str(checkpoint), model__tensor_model_parallel_size=2
-    )
-    _, found = problems_of_mapping(mapping)
-    assert [problem.key for problem in found] == [f"model.{TP}"] * 2
-
-
-def test_model_config_that_cannot_be_read(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    assert read_model_config(tmp_path / "nothing") is None
-    broken = Path(base["model"]["restore_from_path"]) / "config.json"
-    broken.write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: cannot be read as JSON"):
-        read_model_config(broken.parent)
-    _, found = problems_of_mapping(_mapping(base))
-    assert [problem.key for problem in found] == ["model.restore_from_path"]
-
-
-def test_empty_training_file(base: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.touch()
-    assert _found(base, data__train_path=str(empty)) == [
-        f"data.train_path: {empty} is empty; give a file with preference pairs"
-    ]
-
-
-def test_a_name_on_the_hub_is_left_to_the_reader(base: dict[str, dict[str, Any]]) -> None:
-    assert _found(base, data__train_path="some-org/some-pairs") == []

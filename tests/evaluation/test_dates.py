@@ -77,20 +77,29 @@ def test_a_day_that_nothing_writes_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_without_tokens_are_read_on_the_day_of_their_run(tmp_path: Path) -> None:
+    """Each run's on its own, whatever the day of the first."""
     reference = with_clock(save_model(tmp_path / "reference"))
     bare = row("p0", GOOD, model_hash=weights_fingerprint(reference))
     tokenizer: Any = AutoTokenizer.from_pretrained(reference)
-    ids = PairEncoder(tokenizer, date="2029-01-01").encode_prompt(bare["prompt"])
-    stored = bare | {"prompt_token_ids": list(ids)}
-    of_that_day, kept = (
-        point(
-            run(
-                tmp_path / f"out{n}",
-                {"base": sampled_on(write_run(tmp_path / f"in{n}", [one]), day)},
-                NO_ENCODER,
-                f"evaluation.reference_model={reference}",
-            )
-        ).per_prompt["perplexity"]
-        for n, (one, day) in enumerate([(bare, "2029-01-01"), (stored, "2031-01-01")])
-    )
-    assert of_that_day == pytest.approx(kept)
+
+    def stored(day: str) -> dict[str, Any]:
+        ids = PairEncoder(tokenizer, date=day).encode_prompt(bare["prompt"])
+        return bare | {"prompt_token_ids": list(ids)}
+
+    days = {"base": "2029-01-01", "other": "2031-12-31"}
+    found = [
+        run(
+            tmp_path / f"out {kind}",
+            {
+                name: sampled_on(write_run(tmp_path / f"{name} {kind}", [rows(day)]), day)
+                for name, day in days.items()
+            },
+            NO_ENCODER,
+            f"evaluation.reference_model={reference}",
+        )
+        for kind, rows in (("bare", lambda day: bare), ("stored", stored))
+    ]
+    for name in days:
+        again, kept = (point(results, name).per_prompt["perplexity"] for results in found)
+        assert again == pytest.approx(kept)
+    assert point(found[0]).per_prompt != point(found[0], "other").per_prompt

@@ -13,9 +13,8 @@ from nemo_gdpo.errors import EXIT_DONE, UserError
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.run import run
 from nemo_gdpo.generation.types import Completed, NotMade, Request
-from nemo_gdpo.io import http
 from tests.support.data import write_jsonl
-from tests.support.servers import FakeServer, completions_server
+from tests.support.servers import FakeServer
 
 from .fakes import FakeEngine, request
 from .test_run import _rows, configured, engines, model, prompts  # noqa: F401
@@ -113,17 +112,6 @@ def test_a_special_token_ends_answers_as_a_token(
 
 
 # --- a server -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with completions_server(FakeServer()) as running:
-        yield running
 
 
 def _made(server: FakeServer, *requests: Request) -> tuple[list[str], list[NotMade]]:

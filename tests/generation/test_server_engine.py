@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,11 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.model import ModelInfo
 from nemo_gdpo.generation.server_engine import ServerEngine
-from nemo_gdpo.io import http
 from tests.support.servers import FakeServer, completions_server
 
 from .fakes import request
 
 MODEL = ModelInfo(Path("/m"), "h", "e", 64)
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with completions_server(FakeServer()) as running:
-        yield running
 
 
 def _engine(server: FakeServer, *overrides: str) -> ServerEngine:

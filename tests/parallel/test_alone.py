@@ -6,62 +6,20 @@ ends the others.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from nemo_gdpo.config.composition import compose, config_yaml
-from nemo_gdpo.config.schema import TRAIN
-from nemo_gdpo.verbs.start import FAILURE
-from tests.support.commands import DEADLINE, common, steps
-from tests.support.data import pairs, write_jsonl
-from tests.support.models import save_model
-from tests.support.ranks import ROOT, clean_environment
-
-
-@dataclass(frozen=True)
-class Ended:
-    status: int
-    lines: list[str]
-    """Of this program itself, on stderr."""
-    err: str
-    seconds: float
-    """From the first step to the end."""
-    reason: str | None
-    """Left for a caller in Python."""
+from tests.parallel.hurt import Ended, run_hurt, save_inputs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone")
-    save_model(folder / "model")
-    write_jsonl(folder / "train.jsonl", pairs(8))
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("alone"), 8)
 
 
 def _run(folder: Path, case: str, victim: int) -> Ended:
-    own = folder / f"{case}-{victim}"
-    own.mkdir()
-    given = common(folder / "model", folder / "train.jsonl", own / "out", *steps(2))
-    config = TRAIN.parse(compose([*given, "trainer.devices=2", "objective=dpo"], TRAIN).plain)
-    (own / "config.yaml").write_text(config_yaml(config))
-    command = ["-m", "tests.parallel.alone_main", case, str(victim), str(own / "config.yaml")]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=clean_environment(), capture_output=True,
-        text=True, timeout=2 * DEADLINE, check=False,
-    )  # fmt: skip
-    now, metrics, reason = time.time(), own / "out" / "metrics.jsonl", own / FAILURE
-    return Ended(
-        done.returncode,
-        [line for line in done.stderr.splitlines() if line.startswith("nemo-gdpo: ")],
-        done.stderr,
-        now - metrics.stat().st_mtime if metrics.is_file() else 0.0,
-        reason.read_text() if reason.is_file() else None,
-    )
+    return run_hurt("alone_main", folder, case, victim, "trainer.devices=2")
 
 
 LAUNCHER = "nemo-gdpo: rank {} failed (1); all ranks are stopped"

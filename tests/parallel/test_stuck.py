@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nemo_gdpo.config.composition import compose, config_yaml
-from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.control.watch import Kind, Report, describe, missing_ranks
+from tests.parallel.hurt import Ended, run_hurt, save_inputs
 from tests.parallel.stuck_main import LIMIT_MINUTES, RANKS
-from tests.support.commands import DEADLINE, common, steps
-from tests.support.data import pairs, write_jsonl
-from tests.support.models import save_model
-from tests.support.ranks import ROOT, clean_environment
-
-
-@dataclass(frozen=True)
-class Ended:
-    status: int
-    lines: list[str]
-    """Of this program itself, on stderr, without the launcher's."""
-    err: str
-    seconds: float
-    """From the last step that was made to the end; 0 where none was."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stuck")
-    save_model(folder / "model")
-    write_jsonl(folder / "train.jsonl", pairs(12))
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("stuck"), 12)
 
 
 def _run(folder: Path, case: str, victim: int) -> Ended:
-    own = folder / f"{case}-{victim}"
-    own.mkdir()
-    given = [
-        *common(folder / "model", folder / "train.jsonl", own / "out", *steps(2)),
-        f"trainer.devices={RANKS}",
-        "model.global_batch_size=6",
-        "objective=dpo",
-    ]
-    config = TRAIN.parse(compose(given, TRAIN).plain)
-    (own / "config.yaml").write_text(config_yaml(config))
-    command = ["-m", "tests.parallel.stuck_main", case, str(victim), str(own / "config.yaml")]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=clean_environment(), capture_output=True,
-        text=True, timeout=2 * DEADLINE, check=False,
-    )  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if line.startswith("nemo-gdpo: ")]
-    own_lines = [line for line in lines if "all ranks are stopped" not in line]
-    now, metrics = time.time(), own / "out" / "metrics.jsonl"
-    seconds = now - metrics.stat().st_mtime if metrics.is_file() else 0.0
-    return Ended(done.returncode, own_lines, done.stderr, seconds)
+    """Its lines are those of the ranks, without the launcher's."""
+    given = (f"trainer.devices={RANKS}", "model.global_batch_size=6")
+    ended = run_hurt("stuck_main", folder, case, victim, *given)
+    own = [line for line in ended.lines if "all ranks are stopped" not in line]
+    return replace(ended, lines=own)
 
 
 WAITED = f"the other ranks have waited {LIMIT_MINUTES:g} minutes (trainer.collective_timeout_min"

@@ -148,6 +148,9 @@ REFUSALS: dict[str, Refusal] = {
     "incomplete reference": Refusal(
         "is incomplete", before=lambda o: (o / "reference" / "train" / "manifest.json").unlink()
     ),
+    "a pair longer than a packed row": Refusal(
+        "data.pack_tokens: pair ", _given("data.packing=true", "data.pack_tokens=16")
+    ),
     "longer warm-up": Refusal(
         "optim.sched.warmup_steps: 9 updates are not fewer than the 8 of this run",
         _given("optim.sched.warmup_steps=9", "trainer.max_steps=null", "trainer.max_epochs=2"),

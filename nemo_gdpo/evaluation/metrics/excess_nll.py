@@ -55,19 +55,14 @@ class ScoringModel:
         return self.model
 
 
-def open_model(what: str, directory: Path, date: str) -> ScoringModel:
+def open_model(what: str, directory: Path) -> ScoringModel:
     """Identify a model and read its tokenizer; its weights are loaded when they are needed.
-
-    Args:
-        what: key of the configuration that names it.
-        directory: Hugging Face model.
-        date: ISO date that its template writes, if it has a clock.
 
     Raises:
         UserError: its files cannot be read.
     """
     tokenizer = load_tokenizer(what, directory)
-    encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids(directory), date=date)
+    encoder = PairEncoder(tokenizer, stop_token_ids=stop_token_ids(directory))
     return ScoringModel(
         what,
         directory,
