@@ -37,18 +37,12 @@ from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.adapter_start import open_start
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
-from nemo_gdpo.training.clock import EXPORT, MODEL, REFERENCE, TOKENISING, RunClock
+from nemo_gdpo.training.clock import MODEL, REFERENCE, TOKENISING, RunClock
 from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
-from nemo_gdpo.training.export import (
-    STOPPED,
-    export_adapter,
-    export_run,
-    model_card_of,
-    trained_template,
-    write_assets,
-)
+from nemo_gdpo.training.ending import export_what_is_wanted, is_export_wanted, summarise
+from nemo_gdpo.training.export import STOPPED, trained_template, write_assets
 from nemo_gdpo.training.first_look import refuse_bad_pairs
-from nemo_gdpo.training.loggers import METRICS, MetricsLog, read_metrics
+from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
@@ -66,7 +60,6 @@ from nemo_gdpo.training.resume import (
     resume,
 )
 from nemo_gdpo.training.signals import first_save, stopped_together
-from nemo_gdpo.training.summary import Ending, end_lines
 from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
 
 if TYPE_CHECKING:
@@ -437,7 +430,7 @@ class Run:
                     raise
                 self._say_stopped(str(error))
                 outcome = Outcome.STOPPED
-            self._summarise(outcome)
+            summarise(self, outcome)
         leave_world()
         return outcome
 
@@ -456,48 +449,14 @@ class Run:
                 else f"before the first of {last} steps; the same command starts again"
             )
             self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
-        elif self.config.export_nemo or self.config.export_hf or self.config.lora.is_exported:
+        elif is_export_wanted(self.config):
             stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step
             if why is not None:
                 raise stopped_together(stop.interrupts.replace("{signal}", why))
-            self._export(trainer.checkpointer.newest(step))
+            export_what_is_wanted(self, trainer.checkpointer.newest(step))
         return outcome
 
     def _say_stopped(self, text: str) -> None:
         if self.mesh.is_main:
             say(text)
-
-    def _summarise(self, outcome: Outcome) -> None:
-        """Say how the run ended, and write it down. The run is over: no disk makes it a failure."""
-        trainer = self.trainer
-        self.clock.note(trainer.progress.step if trainer else None, ended=outcome.value)
-        if not self.mesh.is_main:
-            return
-        ending = Ending(
-            outcome=outcome.value,
-            total_steps=self.identity["total_steps"],
-            objective=self.config.objective.name,
-            why_no_mfu=trainer.speed.why_no_peak if trainer else "training did not begin",
-            checkpoint=trainer.checkpointer.newest(trainer.progress.step) if trainer else None,
-        )
-        lines, starts = read_metrics(self.output_dir / METRICS), self.clock.starts()
-        for line in end_lines(ending, lines, starts, self.output_dir):
-            self.say(line)
-
-    def _export(self, checkpoint: Path) -> None:
-        """Write what was asked for besides the checkpoint. Collective."""
-        self.clock.enter(EXPORT)
-        if self.config.export_nemo:
-            assert self.nemo is not None
-            archive = self.output_dir / "model.nemo"
-            self.nemo.model_card = on_every_rank("writing the card", lambda: model_card_of(self))
-            self.nemo.save_to(str(archive))
-            self.say(f"exported {archive}")
-        for stage, is_wanted, export in (
-            ("exporting to Hugging Face", self.config.export_hf, export_run),
-            ("exporting the adapter", self.config.lora.is_exported, export_adapter),
-        ):
-            if is_wanted:  # the others wait: all end with the status of the export
-                exported = from_main_rank(stage, partial(export, self, checkpoint))
-                self.say(f"exported {exported}")

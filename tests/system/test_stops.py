@@ -86,7 +86,7 @@ STOPS = [
          "after 6 of 6 steps; the checkpoint"),
     Stop("saving", "SIGINT", "training.checkpoint_save:Saving.publish", 1,
          "after 3 of 6 steps; the checkpoint"),
-    Stop("exporting", "SIGTERM", "training.run:export_run", 1, "the same command makes it"),
+    Stop("exporting", "SIGTERM", "training.ending:export_run", 1, "the same command makes it"),
     Stop("the reference alone", "SIGTERM", SCORED, 2, "8 of 16 pairs are kept", verb="reference"),
 ]  # fmt: skip
 """Of `train`, and of `reference`, on one rank."""
