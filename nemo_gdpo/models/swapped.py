@@ -12,15 +12,25 @@ from torch import Tensor, nn
 class SwappedWeights:
     """The weights that chunks have now, to be put in their place again later.
 
+    Frozen ones are the same all the time, and are left where they are: of a model with adapters
+    these are the adapters alone.
+
     Host memory holds two sets: these, and the model's own while they are in its place. On a GPU
     both are pinned, so that copies are transfers and nothing else.
     """
 
     def __init__(self, chunks: Iterable[nn.Module]) -> None:
-        """Copy the weights of the chunks."""
-        self._weights = [weight for chunk in chunks for weight in chunk.parameters()]
+        """Copy the weights of the chunks that training changes."""
+        self._weights = [
+            weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad
+        ]
         self._kept = [_host_copy(weight) for weight in self._weights]
         self._own = [torch.empty_like(kept, pin_memory=kept.is_pinned()) for kept in self._kept]
+
+    @property
+    def host_bytes(self) -> int:
+        """Of both sets."""
+        return sum(kept.nbytes for kept in (*self._kept, *self._own))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -111,7 +111,10 @@ ONE = [
         {
             "adapter off": OFF,
             "resident": RESIDENT,
+            "swap": SWAP,
             "packed, adapter off": PACKED + OFF,
+            "shared": SHARED,
+            "shared, adapter off, recompute full": SHARED + OFF + recompute("full"),
             "recompute full": recompute("full"),
             "recompute selective": recompute("selective"),
         }
@@ -163,6 +166,9 @@ TWO = [
             "TP2 SP recompute full, adapter off": TP2 + SP + OFF + recompute("full"),
             "PP2 resident": PP2 + RESIDENT,
             "PP2 VP2 adapter off": PP2 + VP2 + OFF,
+            "PP2 VP2 swap": PP2 + VP2 + SWAP,
+            "TP2 SP shared, swap": TP2 + SP + SHARED + SWAP,
+            "DP2 distributed optimizer, swap": ZERO + SWAP,
             "CP2 packed": CP2 + PACKED,
             "DP2 distributed optimizer, overlap": ZERO + OVERLAP,
         }
@@ -190,7 +196,12 @@ FOUR = [
     Case("DP4", "adpo"),
     *_families("TP2 PP2 SP packed", "gdpo_db", TP2 + PP2 + SP + PACKED, gradient=True),
     *_adapters({"TP2 PP2 SP": TP2 + PP2 + SP}, gradient=True),
-    *_adapters({"TP2 CP2 SP packed, adapter off": TP2 + SP + CP2 + PACKED + OFF}),
+    *_adapters(
+        {
+            "TP2 CP2 SP packed, adapter off": TP2 + SP + CP2 + PACKED + OFF,
+            "TP2 PP2 SP shared, adapter off": TP2 + PP2 + SP + SHARED + OFF,
+        }
+    ),
     *_adapters({"TP2 PP2 SP packed": TP2 + PP2 + SP + PACKED}, "qwen2", gradient=True),
 ]
 

@@ -72,7 +72,7 @@ def test_bit_equal_where_the_arithmetic_is_the_same(world: World, name: str) -> 
     assert other["per_pair"] == one["per_pair"]
 
 
-@pytest.mark.parametrize("name", ["adapter off", "resident", "recompute selective"])
+@pytest.mark.parametrize("name", ["adapter off", "resident", "swap", "recompute selective"])
 def test_bit_equal_with_adapters(world: World, name: str) -> None:
     """A reference with the adapters off is the base, to the bit."""
     results, kind = world(1), "gdpo_db/tied with adapters"
