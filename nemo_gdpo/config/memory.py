@@ -10,6 +10,7 @@ from nemo_gdpo.config.checks_mesh import PP, TP
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.world import configured_world_size, data_parallel_size
+from nemo_gdpo.plan.adapters import Adapters
 from nemo_gdpo.plan.hardware import MOST_MEMORY
 from nemo_gdpo.plan.memory import Setup, fullest, memory_of_stages
 from nemo_gdpo.plan.shape import KNOWN, Shape, read_shape
@@ -39,7 +40,7 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
         config: of the run.
         data_parallel: copies of the model.
     """
-    model, data = config.model, config.data
+    model, data, lora = config.model, config.data, config.lora
     pairs = model.global_batch_size / data_parallel
     return Setup(
         tensor=model.tensor_model_parallel_size,
@@ -54,6 +55,9 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
         fused=config.precision != "fp32" and model.layers != "local",
         distributed_optimizer=config.optim.use_distributed_optimizer,
         resident=config.reference == "resident",
+        swapped=config.reference == "swap",
+        adapters=None if lora.rank is None else Adapters(lora.rank, lora.targets),
+        prefix_sharing=data.prefix_sharing,
         positions=positions_of(config),
         row=data.max_length,
         micro_batches=max(1, -(-int(pairs) // model.micro_batch_size)),

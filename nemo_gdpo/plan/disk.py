@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_gdpo.plan.adapters import Adapters
 from nemo_gdpo.plan.shape import Shape
 
 
@@ -16,12 +17,15 @@ class Disk:
     """What checkpoints need at most: one more than are kept."""
     reference: float
     export: float
-    """Hugging Face weights."""
+    """Hugging Face weights; adapters are merged."""
+    adapter: float
+    """PEFT's weights."""
 
 
 def disk_of(
     shape: Shape,
     *,
+    adapters: Adapters | None = None,
     precision: str,
     distributed_optimizer: bool,
     kept: int,
@@ -32,6 +36,7 @@ def disk_of(
 
     Args:
         shape: of the model.
+        adapters: what is trained, and all that a checkpoint holds; None: the model.
         precision: value of the key.
         distributed_optimizer: whether states are shared out.
         kept: `trainer.keep_checkpoints`.
@@ -40,10 +45,13 @@ def disk_of(
     """
     wide = precision == "fp32"
     each = (16 if distributed_optimizer else 12) if wide else 14
-    checkpoint = float(each * shape.parameters)
+    width = 4 if wide else 2
+    adapted = shape.layers * adapters.parameters(shape, 1) if adapters else 0
+    checkpoint = float(each * (adapted or shape.parameters))
     return Disk(
         checkpoint=checkpoint,
         room=checkpoint * (kept + 1),
         reference=4.0 * columns * labels,
-        export=float((4 if wide else 2) * shape.parameters),
+        export=float(width * shape.parameters),
+        adapter=float(width * adapted),
     )

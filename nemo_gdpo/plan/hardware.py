@@ -24,6 +24,8 @@ class Device:
     """To the other devices of its node, one way: half of what data sheets call NVLink or PCIe."""
     outside: float
     """To other nodes, for each device: its network port."""
+    host: float
+    """To the memory of its host, one way: PCIe with 16 lanes."""
     node: int = 8
     """Devices of a node."""
 
@@ -36,21 +38,22 @@ class Device:
 
 DEVICES = (
     # NVIDIA A100 data sheet (2021), DGX A100 data sheet: NVLink 600 GB/s, PCIe 4; 200 Gb/s a GPU.
-    Device("a100-40", "NVIDIA A100-SXM4-40GB", 40, 312.0, None, 300.0, 25.0),
-    Device("a100-80", "NVIDIA A100-SXM4-80GB", 80, 312.0, None, 300.0, 25.0),
+    Device("a100-40", "NVIDIA A100-SXM4-40GB", 40, 312.0, None, 300.0, 25.0, 32.0),
+    Device("a100-80", "NVIDIA A100-SXM4-80GB", 80, 312.0, None, 300.0, 25.0, 32.0),
     # NVIDIA H100 data sheet: NVLink 900 GB/s, PCIe 5 128 GB/s; DGX H100: 400 Gb/s a GPU. Servers
     # with PCIe cards differ: a port of 200 Gb/s for two cards is assumed, bridges do not count.
-    Device("h100", "NVIDIA H100 80GB HBM3", 80, 989.5, 1979.0, 450.0, 50.0),
-    Device("h100-pcie", "NVIDIA H100 PCIe", 80, 756.5, 1513.0, 64.0, 12.5),
-    Device("h100-nvl", "NVIDIA H100 NVL", 94, 835.5, 1670.5, 64.0, 12.5),
+    Device("h100", "NVIDIA H100 80GB HBM3", 80, 989.5, 1979.0, 450.0, 50.0, 64.0),
+    Device("h100-pcie", "NVIDIA H100 PCIe", 80, 756.5, 1513.0, 64.0, 12.5, 64.0),
+    Device("h100-nvl", "NVIDIA H100 NVL", 94, 835.5, 1670.5, 64.0, 12.5, 64.0),
     # NVIDIA H200 data sheet; DGX H200: as DGX H100.
-    Device("h200", "NVIDIA H200", 141, 989.5, 1979.0, 450.0, 50.0),
-    # NVIDIA DGX B200 data sheet: 1,440 GB and 72 PFLOPS FP8 (sparse 144) for 8; NVLink 1.8 TB/s.
-    Device("b200", "NVIDIA B200", 180, 2250.0, 4500.0, 900.0, 50.0),
+    Device("h200", "NVIDIA H200", 141, 989.5, 1979.0, 450.0, 50.0, 64.0),
+    # NVIDIA DGX B200 data sheet: 1,440 GB and 72 PFLOPS FP8 (sparse 144) for 8; NVLink 1.8 TB/s;
+    # its hosts have PCIe 5.
+    Device("b200", "NVIDIA B200", 180, 2250.0, 4500.0, 900.0, 50.0, 64.0),
     # NVIDIA DGX B300 data sheet: 2.3 TB for 8, 800 Gb/s a GPU; dense BF16 and FP8 as B200.
-    Device("b300", "NVIDIA B300", 288, 2250.0, 4500.0, 900.0, 100.0),
+    Device("b300", "NVIDIA B300", 288, 2250.0, 4500.0, 900.0, 100.0, 64.0),
     # NVIDIA L40S data sheet: PCIe 4 64 GB/s, no NVLink; network as for PCIe cards above.
-    Device("l40s", "NVIDIA L40S", 48, 362.0, 733.0, 32.0, 12.5),
+    Device("l40s", "NVIDIA L40S", 48, 362.0, 733.0, 32.0, 12.5, 32.0),
 )
 """What is known, smallest generation first."""
 MOST_MEMORY = max(device.memory for device in DEVICES) * 1e9

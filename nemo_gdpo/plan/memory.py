@@ -5,12 +5,15 @@ in float32 (`grad_reduce_in_fp32`), under bf16 a float32 copy and two moments of
 distributed optimizer shares out over data- and context-parallel ranks, and the tensors that a layer
 keeps for its backward pass under fused attention (Korthikanti et al. 2022, section 4, for this
 architecture): inputs of norms and products, queries, keys, values, and the MLP's two inner ones.
+With adapters the base is its weights alone: gradients and optimizer states are the adapters', and a
+product whose matrix is frozen keeps no input.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nemo_gdpo.plan.adapters import ATTENTION, MLP, Adapters
 from nemo_gdpo.plan.shape import Shape
 
 RESERVE = 5e9
@@ -40,6 +43,12 @@ class Setup:
     distributed_optimizer: bool = False
     resident: bool = False
     """A second copy of the weights is kept."""
+    swapped: bool = False
+    """It is kept in host memory, and takes the place of the weights once an update."""
+    adapters: Adapters | None = None
+    """These are trained, and nothing else."""
+    prefix_sharing: bool = False
+    """Rows hold each prompt once; its keys and values are repeated for the second response."""
     positions: int = 0
     """Of a micro-batch at most, over all context-parallel ranks."""
     row: int = 0
@@ -82,6 +91,8 @@ class Memory:
     buffers: float
     """What is gathered along the sequence, and sent between stages."""
     reserve: float = RESERVE
+    host: float = 0.0
+    """Of them none: in host memory, the reference and what it takes the place of."""
 
     @property
     def static(self) -> float:
@@ -104,6 +115,25 @@ def held_parameters(shape: Shape, setup: Setup, stage: int) -> int:
     return shape.layers // setup.pipeline * layer + ends * rows * shape.hidden + last * shape.hidden
 
 
+def adapter_parameters(shape: Shape, setup: Setup) -> int:
+    """Of the adapters of a rank; every stage of a pipeline has as many."""
+    if setup.adapters is None:
+        return 0
+    return shape.layers // setup.pipeline * setup.adapters.parameters(shape, setup.tensor)
+
+
+def trained_parameters(shape: Shape, setup: Setup, stage: int) -> int:
+    """Parameters of a rank of a pipeline stage that have gradients."""
+    if setup.adapters is None:
+        return held_parameters(shape, setup, stage)
+    return adapter_parameters(shape, setup)
+
+
+def swapped_bytes(shape: Shape, setup: Setup, stage: int) -> float:
+    """Of the weights whose place the reference takes for a moment: those that training changes."""
+    return float(setup.width * trained_parameters(shape, setup, stage)) if setup.swapped else 0.0
+
+
 def optimizer_bytes(setup: Setup) -> float:
     """Of one parameter of a rank: two moments, and under bf16 a float32 copy of the weight."""
     whole = 8 if setup.precision == "fp32" else 12
@@ -115,18 +145,43 @@ def layer_bytes(shape: Shape, setup: Setup) -> float:
 
     Local layers keep a norm's values before and after they are scaled, the first in float32, the
     MLP's gate and its activation beside the product, and the projection that values are a view of.
+    With adapters: what comes out of a norm is kept where one reads it, and not for the scale, which
+    is frozen; and what each A gives.
     """
     if setup.recompute == "full":
         return setup.width * shape.hidden / setup.along
-    attention = 2 * shape.head * (shape.heads + shape.groups)
-    hidden, mlp = (shape.norms + 2) * shape.hidden, 3 * shape.ffn
+    repeated = 2 if setup.prefix_sharing else 1
+    attention = 2 * shape.head * (shape.heads + repeated * shape.groups)
+    inputs, mlp, column, row = 2, 3 * shape.ffn, 0, 0
+    if setup.adapters is not None:
+        inputs = setup.adapters.has(ATTENTION) + setup.adapters.has(MLP)
+        mlp -= shape.ffn * (not setup.adapters.has(("down_proj",)))
+        column, row = _kept_adapters(shape, setup, setup.adapters).lows()
     if recomputes_mlp(shape, setup):
-        hidden, mlp = hidden - shape.hidden, 0
-    kept = setup.width * (hidden / setup.along + (attention + mlp) / setup.tensor)
+        mlp = 0
+        # The norm is a part of what is computed again, but where an adapter reads what it gives.
+        inputs -= setup.adapters is None
+    hidden = (shape.norms + inputs) * shape.hidden + row
+    kept = setup.width * (hidden / setup.along + (attention + mlp) / setup.tensor + column)
     if setup.fused:
         return kept
-    more = setup.width * (2 * shape.ffn + attention / 2) / setup.tensor
-    return kept + 4 * shape.norms * shape.hidden / setup.along + more
+    projection = shape.head * (shape.heads + shape.groups)
+    more = setup.width * (2 * shape.ffn + projection) / setup.tensor
+    norm = 4 if setup.adapters is None else 4 - setup.width
+    return kept + norm * shape.norms * shape.hidden / setup.along + more
+
+
+def _kept_adapters(shape: Shape, setup: Setup, adapters: Adapters) -> Adapters:
+    """Those that are not computed again."""
+    return adapters.without_mlp() if recomputes_mlp(shape, setup) else adapters
+
+
+def stacked_bytes(shape: Shape, setup: Setup) -> float:
+    """What one layer keeps whatever the positions: every A, put together for one product."""
+    if setup.adapters is None or setup.recompute == "full":
+        return 0.0
+    kept = _kept_adapters(shape, setup, setup.adapters)
+    return float(setup.width * kept.firsts(shape, setup.tensor))
 
 
 def recomputes_mlp(shape: Shape, setup: Setup) -> bool:
@@ -163,7 +218,8 @@ def activation_bytes(shape: Shape, setup: Setup, stage: int) -> float:
     else:
         once = layer_bytes(shape, replace(setup, recompute=None)) + scores
         once -= layer_bytes(shape, setup)
-    return setup.tokens * (layers_in_flight(shape, setup, stage) * kept + once)
+    each = setup.tokens * kept + stacked_bytes(shape, setup)
+    return layers_in_flight(shape, setup, stage) * each + setup.tokens * once
 
 
 def head_bytes(shape: Shape, setup: Setup, stage: int) -> float:
@@ -191,17 +247,20 @@ def memory_of_stages(shape: Shape, setup: Setup) -> list[Memory]:
     found = []
     for stage in range(setup.pipeline):
         held = held_parameters(shape, setup, stage)
+        trained = trained_parameters(shape, setup, stage)
+        weights = float(setup.width * (held + adapter_parameters(shape, setup)))
         layers = shape.layers // setup.pipeline * shape.matrices / setup.tensor
         found.append(
             Memory(
-                weights=float(setup.width * held),
+                weights=weights,
                 fp8_copies=2 * layers if setup.precision.startswith("fp8_") else 0.0,
-                gradients=4.0 * held,
-                optimizer=optimizer_bytes(setup) * held,
-                reference=float(setup.width * held) if setup.resident else 0.0,
+                gradients=4.0 * trained,
+                optimizer=optimizer_bytes(setup) * trained,
+                reference=weights if setup.resident else 0.0,
                 activations=activation_bytes(shape, setup, stage),
                 head=head_bytes(shape, setup, stage),
                 buffers=buffer_bytes(shape, setup),
+                host=2 * swapped_bytes(shape, setup, stage),
             )
         )
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_gdpo.plan.hardware import Cluster
-from nemo_gdpo.plan.memory import Setup, held_parameters, recomputes_mlp
+from nemo_gdpo.plan.memory import Setup, recomputes_mlp, swapped_bytes, trained_parameters
 from nemo_gdpo.plan.shape import Shape
 
 FP8_SHARE = 0.36
@@ -57,11 +57,14 @@ class Work:
     """Of them, tokens of prompts that are computed a second time for the second response."""
     labels: float
     flops: float
-    """For these tokens alone."""
+    """For these tokens alone, a shared prompt once."""
+    attention: float
+    """Of them, FLOPs that no weight takes part in."""
     slots: float
     """Positions that are computed, padding included."""
     busiest_flops: float
     """Of the copy of the model that has most to do, padding included."""
+    busiest_attention: float
     busiest_slots: float
     micro_batches: float
     """Of one copy."""
@@ -75,6 +78,7 @@ class Step:
     bubble: float
     """Stages of a pipeline that wait for the first and the last micro-batch."""
     communication: float
+    """Collectives, and weights that change places with those in host memory."""
 
     @property
     def seconds(self) -> float:
@@ -89,17 +93,31 @@ def share_of_peak(precision: str) -> float | None:
     return FP8_SHARE if precision.startswith("fp8_") else BF16_SHARE
 
 
-def passes(shape: Shape, setup: Setup, *, live_reference: bool) -> float:
-    """Work of an update, in forward passes: backward is two, full recomputation one more.
+def useful_passes(setup: Setup, attention: float) -> float:
+    """Work of an update without what is computed again, in forward passes: backward is two.
+
+    With adapters a frozen matrix has no gradient, and backward is one for it. The adapters' own
+    products are left out: rank / hidden size of the others.
+
+    Args:
+        setup: of the run.
+        attention: part of the forward pass that no weight takes part in.
+    """
+    return 3.0 if setup.adapters is None else 2.0 + attention
+
+
+def passes(shape: Shape, setup: Setup, *, live_reference: bool, attention: float = 0.0) -> float:
+    """Work of an update, in forward passes; full recomputation is one more, a live reference too.
 
     Selective recomputation is the MLP's part of one; of scores that are written out, nothing here.
+    See `useful_passes` for `attention`.
     """
     again = 0.0
     if setup.recompute == "full":
         again = 1.0
     elif recomputes_mlp(shape, setup):
         again = 3 * shape.hidden * shape.ffn / shape.matrices
-    return 3.0 + again + (1.0 if live_reference else 0.0)
+    return useful_passes(setup, attention) + again + (1.0 if live_reference else 0.0)
 
 
 def step_of(
@@ -125,7 +143,9 @@ def step_of(
     if peak is None or share is None:
         return None
     ranks = setup.tensor * setup.pipeline * setup.context
-    flops = work.busiest_flops * passes(shape, setup, live_reference=live_reference) / ranks
+    attention = work.busiest_attention / work.busiest_flops
+    done = passes(shape, setup, live_reference=live_reference, attention=attention)
+    flops = work.busiest_flops * done / ranks
     compute = flops / (peak * share * 1e12)
     micro_batches = max(work.micro_batches, 1.0)
     # Narayanan et al. 2021, section 2.2.
@@ -134,6 +154,7 @@ def step_of(
     if overlapped:
         gradients = max(0.0, gradients - compute * 2 / 3 / micro_batches)
     talked = model_seconds(shape, setup, work, cluster) + gradients + weights
+    talked += swap_seconds(shape, setup, cluster)
     return Step(compute, bubble, talked)
 
 
@@ -151,8 +172,15 @@ def model_seconds(shape: Shape, setup: Setup, work: Work, cluster: Cluster) -> f
     tensor, context, layers = setup.tensor, setup.context, shape.layers / setup.pipeline
     tokens = work.busiest_slots / context
     state = tokens * shape.hidden * setup.width
-    # Each of two blocks gathers and scatters forward, and does both and gathers again backward.
-    inner = 10 * state * (tensor - 1) / tensor / _bandwidth(cluster, tensor)
+    # Each of two blocks gathers and scatters forward, and does both and gathers again backward,
+    # for the gradient of its weights. What adapters add is rank / hidden size of it.
+    inner = (
+        (10 if setup.adapters is None else 8)
+        * state
+        * (tensor - 1)
+        / tensor
+        / _bandwidth(cluster, tensor)
+    )
     # Keys and values go round, and backward their gradients with them.
     keys = tokens * 2 * shape.groups * shape.head / tensor * setup.width
     inner += 3 * keys * (context - 1) / _bandwidth(cluster, tensor * context)
@@ -168,8 +196,13 @@ def data_seconds(shape: Shape, setup: Setup, cluster: Cluster) -> tuple[float, f
     """Summing gradients in float32, and gathering weights, over copies, once an update."""
     tensor, copies = setup.tensor, setup.data * setup.context
     members = max(1, cluster.per_node // tensor)
-    once = held_parameters(shape, setup, 0) * (copies - 1) / copies
+    once = trained_parameters(shape, setup, 0) * (copies - 1) / copies
     once /= _bandwidth(cluster, tensor * copies, members)
     if setup.distributed_optimizer:
         return 4 * once, setup.width * once
     return 8 * once, 0.0
+
+
+def swap_seconds(shape: Shape, setup: Setup, cluster: Cluster) -> float:
+    """Weights to the host, the reference's from there, and the weights back, once an update."""
+    return 3 * swapped_bytes(shape, setup, 0) / (cluster.device.host * 1e9)

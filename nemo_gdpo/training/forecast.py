@@ -155,13 +155,18 @@ def _of_batch(
     pairs = [data[index] for index in batch]
     width = 1 if config.data.packing else 2 * config.model.micro_batch_size
     done = builder.plan(batch)
-    each = [sum(_forward(one, pairs, flops, config) for one in share) for share in done]
+    each = [sum(_forward(one, pairs, flops, builder) for one in share) for share in done]
+    attention = [sum(_attention(one, pairs, flops, builder) for one in share) for share in done]
+    busiest = each.index(max(each))
     slots = [sum(width * one.length for one in share) for share in done]
     labels = sum(_labels(pair) for pair in pairs)
     prompts = sum(len(pair.prompt_ids) for pair in pairs)
     return (
-        len(pairs), 2 * prompts + labels, prompts - len(pairs), labels, flops.of_pairs(pairs),
-        sum(slots), max(each), max(slots), max(len(share) for share in done),
+        len(pairs), 2 * prompts + labels, prompts - len(pairs), labels,
+        flops.of_pairs(pairs, prefix_sharing=config.data.prefix_sharing),
+        flops.attention_of_pairs(pairs, prefix_sharing=config.data.prefix_sharing),
+        sum(slots), each[busiest], attention[busiest], max(slots),
+        max(len(share) for share in done),
     )  # fmt: skip
 
 
@@ -170,13 +175,24 @@ def _labels(pair: TokenizedPair) -> int:
 
 
 def _forward(
-    planned: Planned, pairs: Sequence[TokenizedPair], flops: FlopCount, config: RunConfig
+    planned: Planned, pairs: Sequence[TokenizedPair], flops: FlopCount, builder: BatchBuilder
 ) -> int:
     """FLOPs of a micro-batch with its padding, forward."""
     inside = [pairs[position] for position in planned.positions]
-    if not config.data.packing:
-        rows = 2 * config.model.micro_batch_size * flops.forward(planned.length, 0)
+    if builder.pack_tokens is None:
+        rows = 2 * builder.micro_batch_size * flops.forward(planned.length, 0)
         return rows + flops.per_label * sum(_labels(pair) for pair in inside)
-    tokens = sum(2 * len(pair.prompt_ids) + _labels(pair) for pair in inside)
+    tokens = sum(builder.computed_tokens(pair) for pair in inside)
     # Attention stays within a sequence; projections and MLP run over the whole row.
-    return flops.of_pairs(inside) + flops.per_token * (planned.length - tokens)
+    done = flops.of_pairs(inside, prefix_sharing=builder.prefix_sharing)
+    return done + flops.per_token * (planned.length - tokens)
+
+
+def _attention(
+    planned: Planned, pairs: Sequence[TokenizedPair], flops: FlopCount, builder: BatchBuilder
+) -> int:
+    """The part of `_forward` that no weight takes part in."""
+    if builder.pack_tokens is None:
+        return 2 * builder.micro_batch_size * flops.attention(planned.length)
+    inside = [pairs[position] for position in planned.positions]
+    return flops.attention_of_pairs(inside, prefix_sharing=builder.prefix_sharing)

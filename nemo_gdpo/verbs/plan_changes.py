@@ -36,6 +36,7 @@ def next_better(
     config, model = now.config, now.config.model
     tried: list[Mapping[str, Any]] = [
         {"data.packing": True},
+        {"data.packing": True, "data.prefix_sharing": True},
         {RECOMPUTED: None},
         {RECOMPUTED: "selective"},
         {RECOMPUTED: "full"},

@@ -27,7 +27,7 @@ MESH = (
 )
 MICRO = "model.micro_batch_size"
 RECOMPUTED = "model.activations_checkpoint_granularity"
-OF_LAYOUT = ("model", "trainer.devices", "data.max_length", "data.pack", "precision")
+OF_LAYOUT = ("model", "trainer.devices", "data.max_length", "data.pack", "data.prefix", "precision")
 """Beginnings of keys whose problems another layout may not have."""
 SIZES = (1, 2, 4, 8)
 LOOKED_AT, IN_SEARCH = 64, 4
@@ -56,6 +56,11 @@ class Prediction:
     def tokens_per_second(self) -> float:
         """Of real tokens, on all devices; 0 where no speed is predicted."""
         return 0.0 if self.step is None else self.work.tokens / self.step.seconds
+
+    @property
+    def attention(self) -> float:
+        """Part of the forward pass that no weight takes part in."""
+        return self.work.attention / self.work.flops
 
     @property
     def rank(self) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,7 @@ from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.objectives import OBJECTIVES
 from nemo_gdpo.plan.disk import disk_of
 from nemo_gdpo.plan.memory import RECOMPUTE, Memory, activation_bytes, fullest
-from nemo_gdpo.plan.speed import share_of_peak
-from nemo_gdpo.training.throughput import FORWARD_AND_BACKWARD
+from nemo_gdpo.plan.speed import passes, share_of_peak, useful_passes
 from nemo_gdpo.verbs.plan_changes import layout_words, next_better
 from nemo_gdpo.verbs.plan_layouts import Planner, Prediction
 
@@ -26,6 +25,12 @@ PARTS = (
     "weights", "fp8_copies", "gradients", "optimizer", "reference", "activations", "head",
     "buffers", "reserve",
 )  # fmt: skip
+ROWS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("padded", {"data.packing": False, "data.pack_tokens": None, "data.prefix_sharing": False}),
+    ("packed", {"data.packing": True, "data.prefix_sharing": False}),
+    ("shared", {"data.packing": True, "data.prefix_sharing": True}),
+)
+"""Ways of batching: padded, packed, and packed with each prompt once for both responses."""
 
 
 def report_of(
@@ -70,6 +75,7 @@ def report_of(
         "stages": [_memory(memory) for memory in shown.stages],
         "fullest": _memory(fullest(shown.stages)),
         "fits": shown.fits,
+        "host_gb_a_node": _gb(cluster.per_node * max(one.host for one in shown.stages)),
         "left_gb": _gb(shown.memory - fullest(shown.stages).total),
         "activations_gb": _activations(planner, shown),
         "flops_per_token": _flops_per_token(shown),
@@ -120,8 +126,11 @@ def _activations(planner: Planner, shown: Prediction) -> dict[str, float]:
 
 def _flops_per_token(shown: Prediction) -> dict[str, float]:
     work = shown.work
-    useful = FORWARD_AND_BACKWARD * work.flops / work.tokens
-    return {"forward": work.flops / work.tokens, "update": useful}
+    forward = work.flops / work.tokens
+    return {
+        "forward": forward,
+        "update": useful_passes(shown.setup, shown.attention) * forward,
+    }
 
 
 def _data(shown: Prediction, pairs: Pairs, count: int) -> dict[str, Any]:
@@ -149,10 +158,9 @@ def updates_of(config: RunConfig, pairs: int) -> int:
 def _rows(
     planner: Planner, shown: Prediction, config: RunConfig, pairs: Pairs, count: int
 ) -> dict[str, Any]:
-    """Speed with padded and with packed rows, all else alike."""
+    """Speed with each way of batching, all else alike."""
     found: dict[str, Any] = {}
-    for name, packing in (("padded", False), ("packed", True)):
-        changes = {"data.packing": packing} | ({} if packing else {"data.pack_tokens": None})
+    for name, changes in ROWS:
         other = planner.placed(config, changes)
         wrong = planner.problems(other)
         found[name] = (
@@ -169,7 +177,8 @@ def _speed(planner: Planner, one: Prediction, count: int) -> dict[str, Any]:
     seconds = one.step.seconds
     reference = one.config.reference == "cache"
     # A forward pass over all pairs once; more passes over them do not repeat it.
-    cached = seconds / FORWARD_AND_BACKWARD * count / work.pairs if reference else 0.0
+    done = passes(planner.shape, one.setup, live_reference=False, attention=one.attention)
+    cached = seconds / done * count / work.pairs if reference else 0.0
     hours = (updates * seconds + cached) / 3600
     return found | {
         "tokens_per_second": round(one.tokens_per_second),
@@ -189,6 +198,7 @@ def _disk(planner: Planner, shown: Prediction, count: int) -> dict[str, float]:
     labels = shown.work.labels / shown.work.pairs * count if cached else 0.0
     disk = disk_of(
         planner.shape,
+        adapters=shown.setup.adapters,
         precision=config.precision,
         distributed_optimizer=config.optim.use_distributed_optimizer,
         kept=config.trainer.keep_checkpoints,

@@ -60,7 +60,15 @@ def _memory_lines(report: Mapping[str, Any]) -> list[str]:
     if not report["fits"]:
         verdict = f"DOES NOT FIT, {-left:.1f} GB over"
     choices = ", ".join(f"{name} {value:.2f}" for name, value in kept.items())
-    return [head, *rows, f"fullest stage: {verdict}", f"activations by recomputation: {choices}"]
+    host = report["host_gb_a_node"]
+    beside = [f"host memory: {host:,.1f} GB a node, weights that change places"] if host else []
+    return [
+        head,
+        *rows,
+        *beside,
+        f"fullest stage: {verdict}",
+        f"activations by recomputation: {choices}",
+    ]
 
 
 def _speed_lines(report: Mapping[str, Any]) -> list[str]:
@@ -96,6 +104,7 @@ def _disk_lines(report: Mapping[str, Any]) -> list[str]:
     return [
         f"disk       checkpoint {disk['checkpoint']:,.1f} GB, room {disk['room']:,.1f} GB; "
         f"reference cache {disk['reference']:,.2f} GB; export {disk['export']:,.1f} GB"
+        + (f", adapter {disk['adapter']:,.2f} GB" if disk["adapter"] else "")
     ]
 
 

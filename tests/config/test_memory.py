@@ -13,6 +13,7 @@ from nemo_gdpo.config.memory import setup_of, shape_of
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems
 from nemo_gdpo.config.world import Hardware
+from nemo_gdpo.plan.adapters import Adapters
 from nemo_gdpo.plan.memory import Setup, fullest, memory_of_stages
 from nemo_gdpo.plan.shape import KNOWN
 from tests.support.ranks import ROOT
@@ -116,6 +117,18 @@ def test_a_configuration_in_sizes() -> None:
     )  # fmt: skip
     packed = composed("experiment=gdpo_llama3_8b", "data.packing=true", "data.pack_tokens=6000")
     assert setup_of(packed, 4).positions == 6000
+    swapped = setup_of(composed("experiment=gdpo_llama3_8b", "reference=swap"), 4)
+    assert swapped.swapped and not swapped.resident
+    assert not setup_of(packed, 4).prefix_sharing
+    shared = composed("experiment=gdpo_llama3_8b", "data.packing=true", "data.prefix_sharing=true")
+    assert setup_of(shared, 4).prefix_sharing
+
+
+def test_adapters_in_sizes() -> None:
+    one = setup_of(composed("experiment=gdpo_llama3_8b_lora", "lora.targets=[v_proj,q_proj]"), 1)
+    assert one.adapters == Adapters(16, ("q_proj", "v_proj"))
+    assert not one.resident and not one.swapped
+    assert setup_of(composed("experiment=gdpo_llama3_8b"), 1).adapters is None
 
 
 def test_the_estimate_that_is_refused_is_the_plans() -> None:

@@ -77,11 +77,11 @@ def test_the_share_is_that_of_the_published_runs() -> None:
     assert sum((0.43, 0.41, 0.38)) / 3 == pytest.approx(BF16_SHARE, abs=0.005)
 
 
-DEVICE = Device("d", "D", 80, bf16=100.0, fp8=200.0, inside=100.0, outside=10.0, node=4)
+DEVICE = Device("d", "D", 80, bf16=100.0, fp8=200.0, inside=100.0, outside=10.0, host=20.0, node=4)
 TINY = Shape(layers=4, hidden=8, heads=4, groups=2, head=2, ffn=16, vocabulary=128)
 WORK = Work(
-    pairs=2, tokens=40, repeated=8, labels=20, flops=1e15, slots=50, busiest_flops=1e15,
-    busiest_slots=50, micro_batches=4,
+    pairs=2, tokens=40, repeated=8, labels=20, flops=1e15, attention=1e14, slots=50,
+    busiest_flops=1e15, busiest_attention=1e14, busiest_slots=50, micro_batches=4,
 )  # fmt: skip
 
 

@@ -62,6 +62,8 @@ def test_padded_rows() -> None:
     head = 33 * FLOPS.per_label
     assert work.flops == 67 * FLOPS.per_token + head + attention([6, 8, 12, 5, 3, 4, 20, 9])
     assert work.busiest_flops == 192 * FLOPS.per_token + head + attention([24] * 8)
+    assert work.attention == attention([6, 8, 12, 5, 3, 4, 20, 9])
+    assert work.busiest_attention == attention([24] * 8)
 
 
 def test_packed_rows() -> None:
@@ -71,6 +73,20 @@ def test_packed_rows() -> None:
     work = work_of(one, data, batches_of(one, data, 9), FLOPS, 1)
     assert (work.slots, work.busiest_slots, work.micro_batches) == (72, 72, 1)
     assert work.busiest_flops == work.flops + 5 * FLOPS.per_token
+    assert work.busiest_attention == work.attention == attention([6, 8, 12, 5, 3, 4, 20, 9])
+
+
+def test_shared_prompts() -> None:
+    """11, 15, 6 and 22 positions: 54, in eights 56. A prompt but for its last token is once."""
+    one = config(**{"data.packing": True, "data.prefix_sharing": True})
+    data = pairs()
+    work = work_of(one, data, batches_of(one, data, 9), FLOPS, 1)
+    assert (work.pairs, work.tokens, work.labels, work.repeated) == (4, 67, 33, 17 - 4)
+    assert (work.slots, work.busiest_slots, work.micro_batches) == (56, 56, 1)
+    once = attention([6, 8, 12, 5, 3, 4, 20, 9]) - attention([3, 2, 1, 7])
+    assert work.attention == work.busiest_attention == once
+    assert work.flops == 54 * FLOPS.per_token + 33 * FLOPS.per_label + once
+    assert work.busiest_flops == work.flops + 2 * FLOPS.per_token
 
 
 def test_the_busiest_copy_of_two_counts() -> None:

@@ -19,13 +19,14 @@ current_platform()
 
 import torch  # noqa: E402
 
+from nemo_gdpo.config.lora import TARGETS  # noqa: E402
 from nemo_gdpo.config.memory import setup_of  # noqa: E402
 from nemo_gdpo.config.recipes import change  # noqa: E402
 from nemo_gdpo.config.schema import RunConfig  # noqa: E402
 from nemo_gdpo.models.builder import ParallelLayout  # noqa: E402
 from nemo_gdpo.models.preference_model import PreferenceModel  # noqa: E402
 from nemo_gdpo.objectives import DPO  # noqa: E402
-from nemo_gdpo.plan.memory import Memory, layer_bytes, memory_of_stages  # noqa: E402
+from nemo_gdpo.plan.memory import Memory, layer_bytes, memory_of_stages, stacked_bytes  # noqa: E402
 from nemo_gdpo.plan.shape import Shape  # noqa: E402
 from nemo_gdpo.training.forecast import as_megatron  # noqa: E402
 from nemo_gdpo.training.mesh import build_mesh, join_world, layout_of, leave_world  # noqa: E402
@@ -37,6 +38,7 @@ SHAPES = {
     "deep": Shape(6, 64, 4, 1, 16, 192, 500),
 }
 ROWS, LENGTH = 2, 64
+LORA = {"lora.rank": 32}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,10 +96,30 @@ def test_static_bytes_with_a_resident_reference(precision: str) -> None:
     compare_static(SHAPES["untied"], precision, distributed=True, reference="resident")
 
 
-def compare_static(shape: Shape, precision: str, *, distributed: bool, reference: str) -> None:
+@pytest.mark.parametrize("reference", ["adapter_off", "resident"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_static_bytes_with_adapters(precision: str, reference: str) -> None:
+    """Gradients and moments are the adapters', which are no small part of so small a model."""
+    compare_static(SHAPES["untied"], precision, distributed=True, reference=reference, **LORA)
+
+
+@pytest.mark.parametrize("changes", [{}, LORA])
+def test_bytes_in_host_memory_of_a_swapped_reference(changes: dict[str, Any]) -> None:
+    config = config_of("bf16", reference="swap", **changes)
+    model = policy(SHAPES["untied"], config)
+    model.attach_swapped_reference()
+    assert model.swapped_reference is not None
+    told = estimate(SHAPES["untied"], config).host
+    assert model.swapped_reference.host_bytes == pytest.approx(told, rel=0.01)
+
+
+def compare_static(
+    shape: Shape, precision: str, *, distributed: bool, reference: str, **changes: Any
+) -> None:
     config = config_of(
-        precision, reference=reference, **{"optim.use_distributed_optimizer": distributed}
-    )
+        precision, reference=reference,
+        **{"optim.use_distributed_optimizer": distributed}, **changes,
+    )  # fmt: skip
     before = storages()
     model = policy(shape, config)
     if reference == "resident":
@@ -143,10 +165,24 @@ def kept_bytes(shape: Shape, config: RunConfig) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_a_layer_keeps(name: str, precision: str, recompute: str | None) -> None:
+    compare_layer(name, precision, **{"model.activations_checkpoint_granularity": recompute})
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "o_proj"), ("up_proj",), ("down_proj",)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_a_layer_with_adapters_keeps(
+    name: str, precision: str, targets: tuple[str, ...]
+) -> None:
+    compare_layer(name, precision, **LORA, **{"lora.targets": targets})
+
+
+def compare_layer(name: str, precision: str, **changes: Any) -> None:
     """Of a model with two layers more, less that of the model itself."""
     shape = SHAPES[name]
-    config = config_of(precision, **{"model.activations_checkpoint_granularity": recompute})
+    config = config_of(precision, **changes)
     more = replace(shape, layers=shape.layers + 2)
     of_two = kept_bytes(more, config) - kept_bytes(shape, config)
     setup = setup_of(config, 1)
-    assert of_two / 2 == pytest.approx(ROWS * LENGTH * layer_bytes(shape, setup), rel=0.05)
+    told = ROWS * LENGTH * layer_bytes(shape, setup) + stacked_bytes(shape, setup)
+    assert of_two / 2 == pytest.approx(told, rel=0.05)

@@ -127,9 +127,68 @@ def test_a_file_of_pairs(small: list[str], capsys: pytest.CaptureFixture[str]) -
     assert not found["data"]["assumed"]
     assert (found["data"]["pairs"], found["data"]["updates"]) == (24, 3)
     rows = found["rows"]
+    assert rows["packed"]["slots_a_token"] > rows["shared"]["slots_a_token"]
+    # Rows of eights: few positions more than there are tokens.
+    left = found["data"]["tokens_with_shared_prompts"]
+    assert rows["shared"]["slots_a_token"] == pytest.approx(left, rel=0.05)
+    assert rows["packed"]["tokens_per_second"] < rows["shared"]["tokens_per_second"]
     assert rows["padded"]["slots_a_token"] > rows["packed"]["slots_a_token"] >= 1
     assert rows["padded"]["update_seconds"] > rows["packed"]["update_seconds"]
     assert 0 < found["data"]["tokens_with_shared_prompts"] < 1
+
+
+def test_prompts_that_cannot_be_shared(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*small, "model.context_parallel_size=2", "hardware=h100x2")
+    rows = report(capsys, *words)["rows"]
+    assert rows["shared"]["problem"].startswith("data.prefix_sharing: ")
+    assert "tokens_per_second" in rows["packed"]
+
+
+def test_a_run_that_shares_prompts_is_its_row(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = report(capsys, *small, "hardware=h100x1")
+    words = ("data.packing=true", "data.prefix_sharing=true")
+    shared = report(capsys, *small, *words, "hardware=h100x1")
+    assert shared["rows"] == plain["rows"]
+    assert shared["flops_per_token"]["update"] < plain["flops_per_token"]["update"]
+
+
+def test_adapters_on_one_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """8.03e9 frozen parameters and 41.9e6 of adapters: 2 bytes, and 4 and 12 of the latter."""
+    found = report(capsys, "experiment=gdpo_llama3_8b_lora", "hardware=h100x1")
+    (stage,) = found["stages"]
+    assert stage["weights"] == pytest.approx(2 * (8.030261 + 0.041943), abs=0.01)
+    assert stage["gradients"] == pytest.approx(4 * 0.041943, abs=0.01)
+    assert stage["optimizer"] == pytest.approx(12 * 0.041943, abs=0.01)
+    assert stage["reference"] == 0  # adapter_off
+    assert found["fits"] and found["layout_is_configured"]
+    assert found["disk_gb"]["checkpoint"] == pytest.approx(14 * 0.041943, abs=0.01)
+    assert found["disk_gb"]["adapter"] == pytest.approx(2 * 0.041943, abs=0.01)
+    whole = report(capsys, "experiment=gdpo_llama3_8b", "hardware=h100x16")
+    forward = found["flops_per_token"]["forward"]
+    assert forward == whole["flops_per_token"]["forward"]
+    assert 2 * forward < found["flops_per_token"]["update"] < 2.1 * forward
+    assert cli.main(["plan", "experiment=gdpo_llama3_8b_lora", "hardware=h100x1"]) == EXIT_DONE
+    assert "export 16.1 GB, adapter 0.08 GB" in capsys.readouterr().out
+
+
+def test_a_swapped_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice 2 bytes of 8.03e9 / 4 parameters, of the 8 ranks of a node, and nothing on a device."""
+    words = (EXPERIMENT, "hardware=h100x16")
+    cached, found = report(capsys, *words), report(capsys, *words, "reference=swap")
+    assert found["stages"] == cached["stages"]
+    assert found["host_gb_a_node"] == pytest.approx(8 * 2 * 2 * 8.0303 / 4, abs=0.05)
+    assert cached["host_gb_a_node"] == 0
+    resident = report(capsys, *words, "reference=resident")["rows"]["padded"]
+    swapped = found["rows"]["padded"]
+    # 3 x 4.02 GB at 64 GB/s more than a copy on the device takes.
+    more = swapped["update_seconds"] - resident["update_seconds"]
+    assert more == pytest.approx(3 * 2 * 8.0303 / 4 / 64, abs=0.002)
+    assert cli.main(["plan", *words, "reference=swap"]) == EXIT_DONE
+    assert "host memory: 64.3 GB a node" in capsys.readouterr().out
 
 
 def test_a_prepared_directory_has_the_same_lengths(
@@ -180,7 +239,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     named = {line.split()[0] for line in lines if line.strip()}
     assert {
         "weights", "gradients", "optimizer", "activations", "head", "buffers", "FLOPs", "padded",
-        "packed", "disk", "next",
+        "packed", "shared", "disk", "next",
     } <= named  # fmt: skip
 
 
