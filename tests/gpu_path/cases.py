@@ -125,6 +125,7 @@ EXACT = [
     Case("TP2 SP", "qwen3", "fp32", SPLIT, layers="both"),
     Case("TP2 SP adapters", "llama", "fp32", SPLIT + ADAPTERS, layers="both"),
     Case("PP2 packed adapters", "gemma3", "fp32", PP2 + PACKED + ADAPTERS, layers="both"),
+    Case("TP2 SP shared adapters", "llama", "fp32", SPLIT + SHARED + ADAPTERS, layers="both"),
 ]
 REHEARSED = [*BF16, *FP8, *ADAPTED, *EXACT]
 """What Transformer Engine's layers do, on two ranks."""
