@@ -27,7 +27,7 @@ pytestmark = pytest.mark.parallel
 
 RANK, ALPHA = 4, 8.0
 ADAPTERS = [f"lora.rank={RANK}", f"lora.alpha={ALPHA:g}"]
-OFF = "reference=adapter_off"
+OFF, SWAP = "reference=adapter_off", "reference=swap"
 ADAPTER = "adapter_model.safetensors"
 TWO_OF_SEVEN = "lora.targets=[q_proj,down_proj]"
 LAYERS, STEPS = 2, 4
@@ -97,6 +97,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         "resident": run(root, "resident", *ADAPTERS, "reference=resident"),
         "first half": run(root, "halves", *ADAPTERS, OFF, *steps(2)),
         "second half": run(root, "halves", *ADAPTERS, OFF, "lora.export_peft=false"),
+        "swap, first half": run(root, "swapped", *ADAPTERS, SWAP, *steps(2)),
+        "swap, second half": run(root, "swapped", *ADAPTERS, SWAP),
         "two targets": run(root, "two", *ADAPTERS, TWO_OF_SEVEN, "export_hf=true"),
         "bf16": run(root, "bf16", *ADAPTERS, OFF, "precision=bf16", "export_hf=true"),
         "converted": run(
@@ -106,6 +108,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         "from foreign, resident": run(
             root, "resident-foreign", *ADAPTERS, f"lora.restore_from_path={here}",
             "reference=resident",
+        ),
+        "from foreign, swap": run(
+            root, "swap-foreign", *ADAPTERS, f"lora.restore_from_path={here}", SWAP
         ),
         "from merged": run(root, "from-merged", model="foreign-merged"),
         "taken up": run(
@@ -135,7 +140,7 @@ def test_training_moves(setting: Setting) -> None:
     assert all(line["grad_norm"] > 0.1 for line in lines)
 
 
-@pytest.mark.parametrize("other", ["off", "resident", "halves", "converted"])
+@pytest.mark.parametrize("other", ["off", "resident", "halves", "swapped", "converted"])
 def test_one_trajectory(setting: Setting, other: str) -> None:
     """Whatever the reference is, however the base is read, and if the run is stopped half-way."""
     assert setting.lines(other) == setting.lines("cache")
@@ -292,6 +297,7 @@ def test_a_peft_adapter_is_the_start_and_the_reference(setting: Setting) -> None
         assert started[name] == pytest.approx(merged[name], rel=1e-5)
     assert started[name] != pytest.approx(setting.lines("cache")[0][name], rel=1e-3)
     assert setting.lines("resident-foreign") == setting.lines("from-foreign")
+    assert setting.lines("swap-foreign") == setting.lines("from-foreign")
 
 
 def test_an_exported_adapter_is_taken_up_as_it_was(setting: Setting) -> None:
