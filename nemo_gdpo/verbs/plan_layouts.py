@@ -27,7 +27,7 @@ MESH = (
 )
 MICRO = "model.micro_batch_size"
 RECOMPUTED = "model.activations_checkpoint_granularity"
-OF_LAYOUT = ("model", "trainer.devices", "data.max_length", "data.pack", "data.prefix", "precision")
+OF_LAYOUT = ("model", "trainer.devices", "data.max_length", "data.pack", "precision")
 """Beginnings of keys whose problems another layout may not have."""
 SIZES = (1, 2, 4, 8)
 LOOKED_AT, IN_SEARCH = 64, 4
@@ -89,7 +89,10 @@ class Planner:
 
     def problems(self, config: RunConfig) -> list[Problem]:
         """Why the layout cannot be had."""
-        return [one for one in self.all_problems(config) if one.key.startswith(OF_LAYOUT)]
+        # Packed rows share prompts or not by the mesh; padded ones never do.
+        shared = ("data.prefix_sharing",) if config.data.packing else ()
+        of_layout = (*OF_LAYOUT, *shared)
+        return [one for one in self.all_problems(config) if one.key.startswith(of_layout)]
 
     def all_problems(self, config: RunConfig) -> list[Problem]:
         """What is wrong with a run, whatever files are there."""

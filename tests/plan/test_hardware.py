@@ -35,6 +35,15 @@ def test_unknown_hardware_lists_what_is_known(text: str) -> None:
     assert "\n" not in message
 
 
+def test_cards_without_nvlink_reach_each_other_as_they_reach_the_host() -> None:
+    found = {device.name: device for device in DEVICES}
+    for name in ("h100-pcie", "h100-nvl", "l40s"):
+        assert found[name].host == found[name].inside
+    # PCIe 4 and PCIe 5 with 16 lanes.
+    assert {name for name, one in found.items() if one.host == 32} == {"a100-40", "a100-80", "l40s"}
+    assert all(one.host in {32, 64} for one in DEVICES)
+
+
 def test_nodes_are_whole() -> None:
     with pytest.raises(UserError, match=r"h100x12: nodes have 8 .* write h100x8 or h100x16$"):
         parse_hardware("h100x12")

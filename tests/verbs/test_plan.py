@@ -75,6 +75,8 @@ def test_speed_is_tokens_over_time(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_no_layout_would_mend_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, EXPERIMENT, "hardware=h100x16", "trainer.max_steps=10")
     assert said.startswith("optim.sched.warmup_steps: ")
+    said = refusal(capsys, EXPERIMENT, "hardware=h100x16", "data.prefix_sharing=true")
+    assert said.startswith("data.prefix_sharing: prompts are shared in packed rows only")
 
 
 def test_layouts_are_ranked_and_fit(capsys: pytest.CaptureFixture[str]) -> None:
