@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from nemo_gdpo.config.checks_layers import VARIABLES
 from nemo_gdpo.platform import current_platform
 from tests.support.ranks import WORLD
 
@@ -40,6 +41,17 @@ def _nobodys_rank() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in WORLD}
     yield
     assert {name: os.environ.get(name) for name in WORLD} == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobodys_attention() -> Iterator[None]:
+    """megatron exports the back ends of a model that it builds; to a check they are the user's."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

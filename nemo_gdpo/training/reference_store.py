@@ -17,13 +17,13 @@ import bisect
 import itertools
 import json
 import shutil
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -53,22 +53,25 @@ class ReferenceStore:
     """Reference log-probs of every pair of a data set, float32."""
 
     def __init__(
-        self, values_TC: Sliceable, offsets: Tensor, starts: Sequence[int] | None = None
+        self,
+        values_TC: Sliceable,
+        lengths: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Hold the values of row 2i (chosen) and 2i + 1 (rejected) of pair i.
 
         Args:
             values_TC: [T, C] over all rows.
-            offsets: int64 [2 * pairs + 1], of which row r has offsets[r + 1] - offsets[r] values.
-            starts: where each row begins in `values_TC`; None: at its offset.
+            lengths: [2 * pairs], values of each row.
+            starts: [2 * pairs], where it begins in `values_TC`; None: behind the row before it.
         """
         self._values = values_TC
-        self._lengths = array("q", offsets.diff().numpy().tobytes())
-        self._starts: Sequence[int] = offsets.tolist() if starts is None else starts
+        self._lengths = lengths
+        self._starts = lengths.cumsum() - lengths if starts is None else starts
 
     def _row(self, row: int) -> Tensor:
         start = int(self._starts[row])
-        return self._values[start : start + self._lengths[row]]
+        return self._values[start : start + int(self._lengths[row])]
 
     def columns(self, pair_indices: Sequence[int]) -> Tensor:
         """[T, C] of a micro-batch: all chosen rows, then all rejected rows."""
@@ -111,9 +114,7 @@ def mapped_store(
     # A shard without values holds no row.
     full = [(directory / s.name, int(own.sum())) for s, own in zip(shards, counts, strict=True)]
     paths, sizes = zip(*((path, size) for path, size in full if size), strict=True)
-    offsets = torch.zeros(len(of_row) + 1, dtype=torch.int64)
-    offsets[1:] = torch.from_numpy(of_row).cumsum(0)
-    return ReferenceStore(_MappedShards(paths, sizes), offsets, starts)  # type: ignore[arg-type]
+    return ReferenceStore(_MappedShards(paths, sizes), of_row, starts)
 
 
 # -- in the making -------------------------------------------------------------------------------

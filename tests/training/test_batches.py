@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -273,9 +274,8 @@ def test_a_sentinel_is_laid_out_but_weighs_nothing() -> None:
 def test_reference_values_follow_their_rows() -> None:
     lengths = response_lengths(PAIRS)
     assert lengths == [2, 4, 9, 2, 1, 2, 12, 1]
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
     row_of_value = torch.repeat_interleave(torch.arange(8.0), torch.tensor(lengths))
-    store = ReferenceStore(row_of_value[:, None], offsets)
+    store = ReferenceStore(row_of_value[:, None], np.array(lengths))
     (batch,) = builder().build([3, 1], store)
     assert batch.reference_TC is not None
     # Chosen of pairs 3 and 1, then their rejected ones.

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -241,8 +242,7 @@ def _store(run: Run) -> ReferenceStore:
     """A cache of the size that the reference's pass would fill."""
     data, columns = run.data["train"], len(run.model.reference_columns)
     lengths = [len(half.ids) for pair in data for half in (pair.chosen, pair.rejected)]
-    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
-    return ReferenceStore(torch.zeros(sum(lengths), columns), offsets)
+    return ReferenceStore(torch.zeros(sum(lengths), columns), np.array(lengths))
 
 
 def _parameters(model: PreferenceModel) -> dict[str, Any]:
