@@ -1,62 +1,45 @@
 """Positions computed for each useful token, by batching mode: `python -m benchmarks.batching`.
 
 The project's own cut of global batches on synthetic lengths, without a model; deterministic.
-Lengths are log-normal, and their means are assumptions, named after the data sets that they
-resemble.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import log
+from dataclasses import replace
 
 import torch
 
 from nemo_gdpo.data.types import TokenizedPair, TokenizedResponse
+from nemo_gdpo.gpu_check.lengths import (
+    DIALOGUES,
+    INSTRUCTIONS,
+    LONGEST,
+    SUMMARIES,
+    Lengths,
+    draw_lengths,
+)
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training.batches import BatchBuilder
 
-PAIRS, BATCH, LONGEST, SPREAD = 4096, 128, 2048, 0.8
-"""`SPREAD` is the standard deviation of a length's logarithm."""
-DATA_RANKS = 8
+PAIRS, BATCH, DATA_RANKS = 4096, 128, 8
+SHAPES = {
+    "dialogues (HH)": DIALOGUES,
+    "instructions (UltraFeedback)": INSTRUCTIONS,
+    "summaries (TL;DR)": SUMMARIES,
+}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Mean tokens of prompt, chosen and rejected response."""
+def pairs_of(mean: Lengths, seed: int = 1) -> list[TokenizedPair]:
+    """Pairs of such lengths, all of the same token."""
 
-    name: str
-    prompt: int
-    chosen: int
-    rejected: int
+    def response(length: int) -> TokenizedResponse:
+        return TokenizedResponse((5,) * length, complete=True)
 
-
-SHAPES = (
-    Shape("dialogues (HH)", 102, 82, 75),
-    Shape("instructions (UltraFeedback)", 190, 340, 290),
-    Shape("summaries (TL;DR)", 380, 40, 40),
-)
-
-
-def pairs_of(shape: Shape, seed: int = 1) -> list[TokenizedPair]:
-    """Pairs of such lengths, responses cut so that a sequence has `LONGEST` tokens at most."""
-    draw = random.Random(seed)
-
-    def length(mean: int, most: int) -> int:
-        drawn = draw.lognormvariate(log(mean) - SPREAD**2 / 2, SPREAD)
-        return max(2, min(round(drawn), most))
-
-    found = []
-    for number in range(PAIRS):
-        prompt = length(shape.prompt, LONGEST // 2)
-        chosen, rejected = (
-            TokenizedResponse((5,) * length(mean, LONGEST - prompt), complete=True)
-            for mean in (shape.chosen, shape.rejected)
-        )
-        found.append(TokenizedPair(str(number), (5,) * prompt, chosen, rejected))
-    return found
+    return [
+        TokenizedPair(str(number), (5,) * one.prompt, response(one.chosen), response(one.rejected))
+        for number, one in enumerate(draw_lengths(mean, PAIRS, seed))
+    ]
 
 
 def useful(pairs: Sequence[TokenizedPair]) -> int:
@@ -98,9 +81,9 @@ def main() -> None:
         "packed, prompts shared": shared,
         "packed, prompts shared, PP4": replace(shared, layout=ParallelLayout(pipeline=4)),
     }
-    print(f"| positions for a useful token | {' | '.join(shape.name for shape in SHAPES)} |")
+    print(f"| positions for a useful token | {' | '.join(SHAPES)} |")
     print("|---|" + "---|" * len(SHAPES))
-    data = [pairs_of(shape) for shape in SHAPES]
+    data = [pairs_of(mean) for mean in SHAPES.values()]
     cells = [f"{fixed(pairs) / useful(pairs):.2f}" for pairs in data]
     print(f"| padded to {LONGEST} | {' | '.join(cells)} |")
     for name, builder in modes.items():

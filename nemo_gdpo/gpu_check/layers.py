@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ EXPECTED = "expected_fp32.json"
 FP32 = ("precision=fp32", "model.layers=local")
 BF16_LOCAL = ("precision=bf16", "model.layers=local")
 BF16_TE = ("precision=bf16", "model.layers=transformer_engine")
+PACK_TOKENS = 256
+"""Of a row: one to three of the probe's pairs, of up to 128 tokens each."""
 
 
 def expected() -> list[dict[str, float]]:
@@ -70,15 +72,52 @@ def transformer_engine(folder: Path) -> Iterator[Measurement]:
 
 
 def packing(folder: Path) -> Iterator[Measurement]:
-    """One packed row against padded rows, in the best layers of this machine."""
+    """Rows packed by pairs and by tokens against padded rows, in the best layers of this machine.
+
+    By tokens some rows have no pair in them and some several, of unequal number.
+    """
+    yield from rows_against_padded(
+        folder,
+        {
+            "packed": ("data.packing=true",),
+            "packed by tokens": ("data.packing=true", f"data.pack_tokens={PACK_TOKENS}"),
+        },
+    )
+
+
+def sharing(folder: Path) -> Iterator[Measurement]:
+    """Rows that hold a prompt once against padded rows."""
+    packed = ("data.packing=true", f"data.pack_tokens={PACK_TOKENS}")
+    yield from rows_against_padded(folder, {"shared": (*packed, "data.prefix_sharing=true")})
+
+
+def rows_against_padded(
+    folder: Path, modes: Mapping[str, tuple[str, ...]]
+) -> Iterator[Measurement]:
+    """Log-probs judged by fp32's as padded rows in bf16 are, and the trajectory by theirs."""
     require_precision("bf16")
     model, pairs = write_model(folder / "model"), write_pairs(folder / "pairs.jsonl")
     exact = train(probe_config(model, pairs, folder / "fp32", *FP32))
     padded = train(probe_config(model, pairs, folder / "padded", *BF16_TE))
-    packed = train(probe_config(model, pairs, folder / "packed", *BF16_TE, "data.packing=true"))
     allowed = bf16_allowance(exact, padded)
-    yield at_most("packed log p to fp32", packed.logp_gap(exact), allowed, "nats")
-    yield at_most("trajectory of packed to padded", packed.drift(padded), 0.1)
+    for name, settings in modes.items():
+        output = folder / name.replace(" ", "_")
+        found = train(probe_config(model, pairs, output, *BF16_TE, *settings))
+        yield at_most(f"{name}: log p to fp32", found.logp_gap(exact), allowed, "nats")
+        yield at_most(f"{name}: trajectory to padded", found.drift(padded), 0.1)
+
+
+def references(folder: Path) -> Iterator[Measurement]:
+    """The reference's strategies in one trajectory: from a file, a second model, host memory."""
+    require_precision("bf16")
+    model, pairs = write_model(folder / "model"), write_pairs(folder / "pairs.jsonl")
+    runs = {
+        kind: train(probe_config(model, pairs, folder / kind, *BF16_TE, f"reference={kind}"))
+        for kind in ("cache", "resident", "swap")
+    }
+    for kind in ("resident", "swap"):
+        yield at_most(f"{kind}: step 0, policy to reference", runs[kind].step0_gap(), 0.3, "nats")
+        yield at_most(f"{kind}: trajectory to cache", runs[kind].drift(runs["cache"]), 0.02)
 
 
 if __name__ == "__main__":

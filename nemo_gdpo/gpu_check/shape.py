@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,8 @@ LLAMA3_8B = MegatronModelConfig(
 BYTES_A_PARAMETER = 2 + 4 + 4 + 8
 """bf16 weight, fp32 gradient, fp32 main weight, Adam's two fp32 moments."""
 UPDATES, WARM_UPS = 5, 2
+END = 2
+"""Token that ends a response."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def model_flops(work: Workload) -> float:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one precision."""
+    """Of one setting."""
 
     step_seconds: float
     """Median."""
@@ -107,15 +109,27 @@ class Speed:
     peak_bytes: int
 
 
-def measure(work: Workload, precision: str) -> Speed:
-    """Time updates by the project's own model, schedule and optimizer."""
+def measure(shape: MegatronModelConfig, pairs: Sequence[TokenizedPair], *settings: str) -> Speed:
+    """Time updates by the project's own model, schedule and optimizer.
+
+    Args:
+        shape: of the model; its weights are random.
+        pairs: the global batch, the same in every update.
+        settings: overrides of the configuration.
+    """
+    longest_prompt = max(len(pair.prompt_ids) for pair in pairs)
+    longest = max(
+        len(pair.prompt_ids) + len(side.ids)
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+    )
     config = run_config(
         "objective=gdpo",
-        f"precision={precision}",
         "model.micro_batch_size=1",
-        f"model.global_batch_size={work.pairs}",
-        f"data.max_length={work.prompt + work.response}",
-        f"data.max_prompt_length={work.prompt}",
+        f"model.global_batch_size={len(pairs)}",
+        f"data.max_length={longest}",
+        f"data.max_prompt_length={longest_prompt}",
+        *settings,
     )
     platform = current_platform()
     join_world(platform)
@@ -123,13 +137,14 @@ def measure(work: Workload, precision: str) -> Speed:
     model = PreferenceModel(
         config,
         objective=build_objective(config.objective),
-        model_config=work.model,
+        model_config=shape,
         layout=mesh.layout,
-        end_token_id=2,
+        end_token_id=END,
     )
     model.prepare_for_training()
     optimizer = build_optimizer(config, model.policy_chunks)
-    batches = _batches(work, model, mesh, packed_row(config))
+    batches = _batches(pairs, model, mesh)
+    _forget_peak(mesh.device)
     times = []
     for _ in range(WARM_UPS + UPDATES):
         _synchronize(mesh.device)
@@ -151,28 +166,47 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _batches(
-    work: Workload, model: PreferenceModel, mesh: Mesh, pack_tokens: int | None
-) -> list[PreferenceMicroBatch]:
-    """Micro-batches with the reference's log-probs in them."""
-    draw = torch.Generator().manual_seed(3)
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def random_pair(
+    draw: torch.Generator, vocabulary: int, prompt: int, chosen: int, rejected: int
+) -> TokenizedPair:
+    """A pair of random tokens with these lengths; both responses end with `END`."""
 
     def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, work.model.vocab_size, (count,), generator=draw).tolist())
+        return tuple(torch.randint(3, vocabulary, (count,), generator=draw).tolist())
 
-    def response() -> TokenizedResponse:
-        return TokenizedResponse((*ids(work.response - 1), 2), complete=True)
+    def response(length: int) -> TokenizedResponse:
+        return TokenizedResponse((*ids(length - 1), END), complete=True)
 
-    pairs = [
-        TokenizedPair(str(number), ids(work.prompt), response(), response())
-        for number in range(work.pairs)
+    return TokenizedPair("random", ids(prompt), response(chosen), response(rejected))
+
+
+def equal_pairs(work: Workload) -> list[TokenizedPair]:
+    """The workload's pairs."""
+    draw = torch.Generator().manual_seed(3)
+    return [
+        random_pair(draw, work.model.vocab_size, work.prompt, work.response, work.response)
+        for _ in range(work.pairs)
     ]
+
+
+def _batches(
+    pairs: Sequence[TokenizedPair], model: PreferenceModel, mesh: Mesh
+) -> list[PreferenceMicroBatch]:
+    """Micro-batches with the reference's log-probs in them."""
     builder = BatchBuilder(
-        pairs=pairs, pad_token_id=0, layout=mesh.layout, micro_batch_size=1,
-        pack_tokens=pack_tokens, prefix_sharing=False, precision=model.config.precision,
+        pairs=pairs, pad_token_id=0, layout=mesh.layout,
+        micro_batch_size=model.config.model.micro_batch_size,
+        pack_tokens=packed_row(model.config), prefix_sharing=model.config.data.prefix_sharing,
+        precision=model.config.precision,
         data_rank=mesh.data_rank, data_size=mesh.data_size, device=mesh.device,
     )  # fmt: skip
-    batches = builder.build(list(range(work.pairs)), None)
+    batches = builder.build(list(range(len(pairs))), None)
     references = model.get_reference_logprobs(batches)
     return [
         dataclasses.replace(batch, reference_TC=reference)
@@ -180,12 +214,21 @@ def _batches(
     ]
 
 
-def speed(folder: Path) -> Iterator[Measurement]:
-    """Step time, tokens and TFLOP a second, memory; FP8 over bf16 in the same run."""
-    del folder
+def require_engine() -> None:
+    """Leave the stage where there is no GPU with Transformer Engine.
+
+    Raises:
+        NotHereError: with the reason.
+    """
     capabilities = detect_capabilities()
     if capabilities.device_type != "cuda" or not capabilities.transformer_engine.ok:
         raise NotHereError("it takes a GPU with Transformer Engine")
+
+
+def speed(folder: Path) -> Iterator[Measurement]:
+    """Step time, tokens and TFLOP a second, memory; FP8 over bf16 in the same run."""
+    del folder
+    require_engine()
     free = int(torch.cuda.mem_get_info()[0])
     work = Workload()
     layers = layers_that_fit(work, free)
@@ -196,7 +239,9 @@ def speed(folder: Path) -> Iterator[Measurement]:
         work,
         [
             "bf16",
-            *sorted(capabilities.precisions & {"fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"}),
+            *sorted(
+                detect_capabilities().precisions & {"fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"}
+            ),
         ],
     )
 
@@ -204,11 +249,9 @@ def speed(folder: Path) -> Iterator[Measurement]:
 def compare_precisions(work: Workload, precisions: list[str]) -> Iterator[Measurement]:
     """Measurements of each precision, and each one's speed over the first's."""
     first: Speed | None = None
+    pairs = equal_pairs(work)
     for precision in precisions:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        found = measure(work, precision)
+        found = measure(work.model, pairs, f"precision={precision}")
         first = first or found
         yield Measurement(f"{precision} update", found.step_seconds, "s")
         yield Measurement(f"{precision} slowest update", found.slowest_seconds, "s")

@@ -52,7 +52,9 @@ STAGES = (
         240,
         f"{_HERE}.layers:transformer_engine",
     ),
-    Stage("packing", "packed against padded rows", 90, f"{_HERE}.layers:packing"),
+    Stage("packing", "packed against padded rows", 120, f"{_HERE}.layers:packing"),
+    Stage("sharing", "shared prompts against padded rows", 120, f"{_HERE}.layers:sharing"),
+    Stage("references", "cache, resident and swap", 120, f"{_HERE}.layers:references"),
     *(
         Stage(
             precision,
@@ -67,6 +69,7 @@ STAGES = (
     Stage(
         "shape_8b", "speed at the shape of Llama 3 8B, bf16 and FP8", 300, f"{_HERE}.shape:speed"
     ),
+    Stage("batching", "speed of padded, packed and shared rows", 300, f"{_HERE}.batching:speed"),
     Stage(
         "parallel",
         "TP, PP, CP and DP over several GPUs against one",
