@@ -346,6 +346,8 @@ CHANGES: dict[str, Change] = {
     "trainer.collective_timeout_minutes": Change(
         ("trainer.collective_timeout_minutes=3",), _same_weights
     ),
+    # The model's own sizes stand beside its weights.
+    "model.architecture": Change(("model.architecture=smollm2_135m",), _same_weights),
     "logger.tensorboard": Change(
         ("logger.tensorboard=true",), lambda w: any((w.output / "logs").iterdir())
     ),
