@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.peers.table import differences, disagreements, names, table
 from benchmarks.peers.workloads import WORKLOADS, Workload, prepare
 
@@ -75,10 +77,16 @@ def run_arm(arm: str, folder: Path, log: Path, asked: argparse.Namespace) -> dic
         except subprocess.TimeoutExpired:
             return {"failed": f"not done in {asked.arm_minutes:g} minutes, see {log}"}
     if done.returncode or not result.is_file():
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
-        return {"failed": f"status {done.returncode}, {said[-1][:200]}"}
+        return {"failed": f"status {done.returncode}, {why(log)}, see {log}"}
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return found
+
+
+def why(log: Path) -> str:
+    """The last line of a log that names an error, or the last of all."""
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+    errors = [line for line in said if "error" in line.lower()]
+    return (errors or said)[-1].strip()[:200].replace("|", "/")
 
 
 def machine() -> str:
@@ -135,6 +143,13 @@ def tell(report: dict[str, Any], work: Workload) -> int:
 def main() -> int:
     """Prepare, measure, tell."""
     asked = parse()
+    if WORKLOADS[asked.workload].settings.device == "cuda" and not torch.cuda.is_available():
+        print(
+            f"bench: workload {asked.workload} takes a GPU that {sys.executable}'s torch can use; "
+            "choose --workload cpu, or a Python with CUDA (make bench WORKLOAD=gpu)",
+            file=sys.stderr,
+        )
+        return 2
     folder = (asked.folder or ROOT / "runs" / "bench" / asked.workload).absolute()
     work = prepare(asked.workload, folder)
     return tell(measure(asked, folder), work)

@@ -53,9 +53,7 @@ def _ratios(
     rounds: Sequence[Round], arm: str, base: str, of: Callable[[Mapping[str, Any]], float]
 ) -> list[float]:
     """`base` over `arm`, round by round."""
-    both = [
-        one for one in rounds if all("steps" in one.get(name, {}) for name in (arm, base))
-    ]
+    both = [one for one in rounds if all("steps" in one.get(name, {}) for name in (arm, base))]
     return [of(one[base]) / of(one[arm]) for one in both]
 
 

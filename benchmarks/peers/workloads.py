@@ -74,12 +74,15 @@ SMALL = _llama(
     hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=4, head_dim=64, vocab_size=49152, tie_word_embeddings=False,
 )  # fmt: skip
-TINY = SMALL | {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128, "vocab_size": 2048}
 LLAMA32_1B = _llama(
     hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
     num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True,
 )  # fmt: skip
 """meta-llama/Llama-3.2-1B's config.json, without its scaling of rope."""
+TINY = LLAMA32_1B | {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048,
+}  # fmt: skip
 DIALOGUES, INSTRUCTIONS, _ = SHAPES
 WORKLOADS = {
     "quick": Workload(
@@ -91,7 +94,7 @@ WORKLOADS = {
     ),
     "gpu": Workload(
         INSTRUCTIONS, LLAMA32_1B,
-        Settings("bf16", "cuda", batch=32, micro=4, updates=7, warm_ups=2, lr=1e-6), 1e-2,
+        Settings("bf16", "cuda", batch=32, micro=4, updates=6, warm_ups=2, lr=1e-5), 1e-2,
     ),
 }  # fmt: skip
 
