@@ -102,7 +102,8 @@ WORKLOADS = {
 def prepare(name: str, folder: Path) -> Workload:
     """Write model, tokenizer, pairs and settings below `folder`, unless they are there."""
     work = WORKLOADS[name]
-    described = json.dumps({"workload": name, **asdict(work.settings)}, indent=1) + "\n"
+    whole = {"workload": name, "lengths": asdict(work.shape), "model": work.model}
+    described = json.dumps(whole | asdict(work.settings), indent=1) + "\n"
     done = folder / SETTINGS
     if not done.is_file() or done.read_text(encoding="utf-8") != described:
         folder.mkdir(parents=True, exist_ok=True)
