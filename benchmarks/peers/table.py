@@ -46,15 +46,19 @@ def names(rounds: Sequence[Round]) -> list[str]:
 
 
 def _results(rounds: Sequence[Round], arm: str) -> list[Mapping[str, Any]]:
-    return [one[arm] for one in rounds if arm in one and "failed" not in one[arm]]
+    return [one[arm] for one in rounds if "steps" in one.get(arm, {})]
+
+
+def _rounds_of(rounds: Sequence[Round], *arms: str) -> list[Round]:
+    """Those in which all of these arms ran."""
+    return [one for one in rounds if all("steps" in one.get(arm, {}) for arm in arms)]
 
 
 def _ratios(
     rounds: Sequence[Round], arm: str, base: str, of: Callable[[Mapping[str, Any]], float]
 ) -> list[float]:
     """`base` over `arm`, round by round."""
-    both = [one for one in rounds if all("steps" in one.get(name, {}) for name in (arm, base))]
-    return [of(one[base]) / of(one[arm]) for one in both]
+    return [of(one[base]) / of(one[arm]) for one in _rounds_of(rounds, arm, base)]
 
 
 def table(rounds: Sequence[Round], settings: Mapping[str, Any]) -> Iterator[str]:
@@ -97,41 +101,50 @@ def table(rounds: Sequence[Round], settings: Mapping[str, Any]) -> Iterator[str]
         yield f"| {' | '.join(cells)} |"
 
 
-def differences(rounds: Sequence[Round]) -> Iterator[tuple[str, str, float]]:
-    """(arm, what, greatest difference from the first arm in any update), of arms that ran.
+def differences(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
+    """Arm -> what -> greatest difference from the first arm in any update, of arms that ran.
 
     Log-probs, which are sums over a response, differ relative to their size.
     """
     arms = names(rounds)
+    found: dict[str, dict[str, float]] = {}
     for arm in arms[1:]:
-        for what in CHECKED:
-            gaps = [
-                abs(own[what] - other[what]) / max(1.0, abs(other[what]))
-                for one in rounds
-                if all("steps" in one.get(name, {}) for name in (arm, arms[0]))
-                for own, other in zip(one[arm]["steps"], one[arms[0]]["steps"], strict=True)
-            ]
-            if gaps:
-                yield arm, what, max(gaps)
+        pairs = [
+            (own, other)
+            for one in _rounds_of(rounds, arm, arms[0])
+            for own, other in zip(one[arm]["steps"], one[arms[0]]["steps"], strict=True)
+        ]
+        if pairs:
+            found[arm] = {
+                what: max(_gap(own, other, what) for own, other in pairs) for what in CHECKED
+            }
+    return found
+
+
+def _gap(own: Mapping[str, float], other: Mapping[str, float], what: str) -> float:
+    gap = abs(own[what] - other[what]) / max(1.0, abs(other[what]))
+    return gap if gap == gap else float("inf")
 
 
 def disagreements(rounds: Sequence[Round], tolerance: float) -> Iterator[str]:
-    """Why the arms did not train the same; nothing when they did.
+    """Why the arms did not all train the same; nothing when they did.
 
     Args:
         rounds: of all arms.
         tolerance: for `differences`; tokens must be equal.
     """
     arms = names(rounds)
-    for arm, what, gap in differences(rounds):
-        if not gap <= tolerance:  # nor NaN
-            yield f"{arm}: {what} differs from {arms[0]} by {gap:.2g}, more than {tolerance:g}"
-    for one in rounds:
-        counts = {
-            arm: [step["tokens"] for step in found["steps"]]
-            for arm, found in one.items()
-            if "steps" in found
-        }
-        for arm, tokens in counts.items():
-            if tokens != counts.get(arms[0], tokens):
-                yield f"{arm}: {tokens} tokens an update, {arms[0]} has {counts[arms[0]]}"
+    for arm in arms:
+        failed = [one[arm]["failed"] for one in rounds if "failed" in one.get(arm, {})]
+        if failed:
+            yield f"{arm}: failed in {len(failed)} of {len(rounds)} rounds: {failed[0]}"
+    for arm, gaps in differences(rounds).items():
+        for what, gap in gaps.items():
+            if gap > tolerance:
+                yield f"{arm}: {what} differs from {arms[0]} by {gap:.2g}, more than {tolerance:g}"
+    for arm in arms[1:]:
+        for one in _rounds_of(rounds, arm, arms[0]):
+            own, other = ([step["tokens"] for step in one[it]["steps"]] for it in (arm, arms[0]))
+            if own != other:
+                yield f"{arm}: {own} tokens an update, {arms[0]} has {other}"
+                break

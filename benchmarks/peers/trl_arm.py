@@ -117,6 +117,8 @@ def tokens_of(rows: datasets.Dataset, batch: int) -> list[int]:
 def measured(folder: Path, arm: str, output: str) -> dict[str, Any]:
     """The arm's result: updates, the cost of the reference, peak memory."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    if settings["device"] == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"error: the torch of {sys.executable} sees no GPU; give TRL one with it")
     lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "id"} for line in lines]
     timer = Timer()
