@@ -96,3 +96,13 @@ def test_other_tokens_are_told() -> None:
     assert list(disagreements(rounds, 1e-4)) == [
         "ours: [30, 30, 31] tokens an update, TRL has [30, 30, 30]"
     ]
+
+
+def test_the_arms_that_are_asked_for_are_there() -> None:
+    from benchmarks.peers import ours
+    from benchmarks.peers.__main__ import OUR_ARMS, TRL_ARMS, TRL_PROGRAM
+
+    assert tuple(ours.ARMS) == OUR_ARMS
+    source = TRL_PROGRAM.read_text(encoding="utf-8")
+    assert all(f'    "{arm}": {{' in source for arm in TRL_ARMS)
+    assert "import nemo_gdpo" not in source and "from nemo_gdpo" not in source
