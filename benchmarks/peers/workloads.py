@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.batching import LONGEST, SHAPES, Shape, pairs_of
+from nemo_gdpo.gpu_check.lengths import (
+    DIALOGUES,
+    INSTRUCTIONS,
+    LONGEST,
+    Lengths,
+    draw_lengths,
+)
 
 SPECIAL = ("<bos>", "<eos>", "<user>", "<assistant>")
 TEMPLATE = (
@@ -58,7 +64,7 @@ class Settings:
 class Workload:
     """A model's shape, the pairs' lengths, and the settings of training."""
 
-    shape: Shape
+    lengths: Lengths
     model: dict[str, Any]
     """Fields of transformers' `LlamaConfig`."""
     settings: Settings
@@ -83,10 +89,9 @@ TINY = LLAMA32_1B | {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048,
 }  # fmt: skip
-DIALOGUES, INSTRUCTIONS, _ = SHAPES
 WORKLOADS = {
     "quick": Workload(
-        Shape("short", 12, 10, 9), TINY,
+        Lengths(12, 10, 9), TINY,
         Settings("fp32", "cpu", batch=8, micro=4, updates=3, max_length=128, lr=1e-3), 1e-4,
     ),
     "cpu": Workload(
@@ -102,7 +107,7 @@ WORKLOADS = {
 def prepare(name: str, folder: Path) -> Workload:
     """Write model, tokenizer, pairs and settings below `folder`, unless they are there."""
     work = WORKLOADS[name]
-    whole = {"workload": name, "lengths": asdict(work.shape), "model": work.model}
+    whole = {"workload": name, "lengths": asdict(work.lengths), "model": work.model}
     described = json.dumps(whole | asdict(work.settings), indent=1) + "\n"
     done = folder / SETTINGS
     if not done.is_file() or done.read_text(encoding="utf-8") != described:
@@ -156,7 +161,7 @@ def _tokenizer(size: int) -> Any:
 
 
 def _write_pairs(work: Workload, path: Path) -> None:
-    """Random words, as many as the lengths of `benchmarks.batching` say, cut to `max_length`."""
+    """Random words, as many as `draw_lengths` says, cut to `max_length`."""
     draw = random.Random(9)
     most = work.settings.max_length // 2
 
@@ -167,15 +172,11 @@ def _write_pairs(work: Workload, path: Path) -> None:
 
     rows = [
         {
-            "id": pair.id,
-            "prompt": [{"role": "user", "content": words(len(pair.prompt_ids), AROUND_PROMPT)}],
-            "chosen": [
-                {"role": "assistant", "content": words(len(pair.chosen.ids), AROUND_RESPONSE)}
-            ],
-            "rejected": [
-                {"role": "assistant", "content": words(len(pair.rejected.ids), AROUND_RESPONSE)}
-            ],
+            "id": str(number),
+            "prompt": [{"role": "user", "content": words(one.prompt, AROUND_PROMPT)}],
+            "chosen": [{"role": "assistant", "content": words(one.chosen, AROUND_RESPONSE)}],
+            "rejected": [{"role": "assistant", "content": words(one.rejected, AROUND_RESPONSE)}],
         }
-        for pair in pairs_of(work.shape)[: work.settings.pairs]
+        for number, one in enumerate(draw_lengths(work.lengths, work.settings.pairs, 1))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
