@@ -15,7 +15,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check demo experiment test test-fast lint lint-ruff \
+.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check bench demo experiment test test-fast lint lint-ruff \
   lint-format lint-types lint-imports lint-files lint-shell lint-image image-test docs docs-serve docs-tables format check clean
 
 help: ## show this list
@@ -40,6 +40,13 @@ GPU_PYTHON ?= $$($(PYTHON) tools/environment.py training-gpu)
 MINUTES ?= 25
 gpu-check: ## check this machine's GPUs in stages (MINUTES=25 GPU_PYTHON=python3; resumes where it was stopped)
 	@"$(GPU_PYTHON)" -m nemo_gdpo doctor --gpu --minutes $(MINUTES)
+
+WORKLOAD ?= cpu
+ROUNDS ?= 3
+bench: ## DPO training beside TRL's, a table (WORKLOAD=cpu|gpu ROUNDS=3; QUICK=1: a minute, tiny; a GPU takes GPU_PYTHON's)
+	@"$(BENCH_PYTHON)" -m benchmarks.peers --workload $(if $(QUICK),quick --rounds 1,$(WORKLOAD) --rounds $(ROUNDS)) \
+	  --trl-python "$$($(PYTHON) tools/environment.py bench)"
+BENCH_PYTHON = $(if $(filter gpu,$(WORKLOAD)),$(GPU_PYTHON),$(TRAINING))
 
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (12 minutes once installed)
 	$(GENERATION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -117,6 +118,7 @@ def measure(shape: MegatronModelConfig, pairs: Sequence[TokenizedPair], *setting
         pairs: the global batch, the same in every update.
         settings: overrides of the configuration.
     """
+    gc.collect()  # a model holds itself; the one measured before would fill the memory
     longest_prompt = max(len(pair.prompt_ids) for pair in pairs)
     longest = max(
         len(pair.prompt_ids) + len(side.ids)

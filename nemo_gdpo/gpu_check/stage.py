@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from nemo_gdpo.errors import EXIT_DONE
-from nemo_gdpo.gpu_check.findings import NotHereError, StageResult, Status, judge
+from nemo_gdpo.gpu_check.findings import Measurement, NotHereError, StageResult, Status, judge
 from nemo_gdpo.gpu_check.machine import describe_machine
 from nemo_gdpo.gpu_check.stages import STAGES, Stage
 from nemo_gdpo.io.files import write_file
@@ -25,8 +25,9 @@ def carry_out(stage: Stage, folder: Path) -> StageResult:
     """Run a stage here; whatever goes wrong in it is its result."""
     begun = time.perf_counter()
     machine = describe_machine()
+    measured: list[Measurement] = []
     try:
-        measured = tuple(stage.function()(folder))
+        measured.extend(stage.function()(folder))
     except NotHereError as error:
         seconds = time.perf_counter() - begun
         return StageResult(stage.name, Status.NOT_HERE, seconds, (), str(error), machine)
@@ -35,7 +36,7 @@ def carry_out(stage: Stage, folder: Path) -> StageResult:
         seconds = time.perf_counter() - begun
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}"
-        return StageResult(stage.name, Status.FAILED, seconds, (), reason, machine)
+        return StageResult(stage.name, Status.FAILED, seconds, tuple(measured), reason, machine)
     return judge(stage.name, measured, time.perf_counter() - begun, machine)
 
 

@@ -62,6 +62,23 @@ def _fp8(precision: str) -> dict[str, Any]:
     }
 
 
+def _round_scales_to_powers_of_two() -> None:
+    """Make the recipe of `fp8_tensorwise` round each number by itself.
+
+    One scale serves a whole tensor, and is the largest of it. Any other factor than a power of two
+    moves the grid that all the others are rounded to, so that a pair's log-probs would depend on
+    the pairs beside it: a cached reference, which had others, differed from its own policy by the
+    whole rounding error of FP8. A power of two moves nothing but the ends of the range.
+    """
+    from transformer_engine.common.recipe import Float8CurrentScaling, QParams
+
+    # What NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES=1 does, which is read when it is imported.
+    scale = QParams(power_2_scale=True, amax_epsilon=0.0)
+    Float8CurrentScaling.fp8_quant_fwd_inp = scale
+    Float8CurrentScaling.fp8_quant_fwd_weight = scale
+    Float8CurrentScaling.fp8_quant_bwd_grad = scale
+
+
 class CudaPlatform:
     """One GPU per rank."""
 
@@ -74,6 +91,8 @@ class CudaPlatform:
         # The other way to tell NCCL its device, `init_process_group(device_id=...)`, is the one
         # that hangs (see `join_world`); the device is set before the first collective.
         warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current")
+        if self.capabilities.transformer_engine.ok:
+            _round_scales_to_powers_of_two()
 
     def device(self, local_rank: int) -> torch.device:
         index = device_index(local_rank, torch.cuda.device_count(), os.environ)

@@ -48,6 +48,12 @@ def test_training_on_a_gpu_is_training_and_more() -> None:
     assert pins("training.lock").keys().isdisjoint(pins("training-gpu.lock"))
 
 
+def test_the_peer_runs_on_what_training_runs_on() -> None:
+    # One torch, one transformers, one accelerate under both sides of a comparison.
+    assert ENVIRONMENTS["bench"].locks == (*ENVIRONMENTS["training"].locks, "bench.lock")
+    assert pins("bench.lock").keys().isdisjoint(pins("training.lock"))
+
+
 def test_what_is_compiled_is_locked_at_the_version_of_its_core() -> None:
     recipe = ENVIRONMENTS["training-gpu"]
     added = pins("training-gpu.lock")

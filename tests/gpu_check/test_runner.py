@@ -50,6 +50,7 @@ def test_every_ending_is_named_and_the_rest_goes_on(check: Check, said: list[str
         Status.PASSED,
     ]
     assert results["breaks"].reason == "RuntimeError: CUDA error: an illegal memory access"
+    assert [row.name for row in results["breaks"].measurements] == ["gap"]
     assert results["misses"].reason == ("gap is 0.5 nats, not <= 0.1; other gap is nan, not <= 0.1")
     assert results["hangs"].reason.startswith("took more than 25 s; waiting for rank 1 (")
     assert results["dies"].reason.startswith("ended with 139; Segmentation fault (")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Iterator
 
 import pytest
+from megatron.core.models.gpt import GPTModel
 
 from nemo_gdpo.gpu_check.findings import NotHereError
 from nemo_gdpo.gpu_check.shape import (
     LLAMA3_8B,
     Workload,
     compare_precisions,
+    equal_pairs,
     layer_parameters,
     layers_that_fit,
+    measure,
     model_flops,
 )
 from nemo_gdpo.training.mesh import leave_world
@@ -73,3 +77,23 @@ def test_a_measurement() -> None:
         float(rows["fp32 update"]) / float(rows["bf16 update"])
     )
     assert float(rows["fp32 speed"]) == pytest.approx(work.tokens / float(rows["fp32 update"]))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_left_afterwards")
+def test_the_memory_is_free_for_the_next_measurement() -> None:
+    """A model holds itself: two of 5 billion weights did not fit, each of which fits alone."""
+
+    def alive() -> int:
+        return sum(isinstance(one, GPTModel) for one in gc.get_objects())
+
+    pairs = equal_pairs(Workload(TINY, prompt=4, response=8, pairs=2))
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for precision in ("fp32", "bf16"):
+            measure(TINY, pairs, f"precision={precision}")
+            assert alive() <= before + 1
+    finally:
+        gc.enable()

@@ -62,6 +62,7 @@ ENVIRONMENTS = {
         ),
     ),
     "generation-gpu": Recipe(("generation-gpu.lock",), cuda="13.0"),
+    "bench": Recipe(("training.lock", "bench.lock"), imports=("trl.trainer.dpo_trainer",)),
     "docs": Recipe(("docs.lock",)),
     "hadolint": Recipe(("hadolint.lock",)),
 }

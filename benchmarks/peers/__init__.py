@@ -1,0 +1,1 @@
+"""DPO training beside other trainers: `make bench`, or `python -m benchmarks.peers`."""
