@@ -210,14 +210,15 @@ def test_validate_for_another_machine(capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert out.startswith("valid\n")
     assert "16 ranks: TP4 x PP1 x CP1 x DP4" in out
-    assert "128 pairs = 4 x 1 x 32 micro-batches" in out
-    shared = ["data.packing=true", "data.prefix_sharing=true"]
-    assert cli.main(["validate", *arguments, *shared, "--elsewhere"]) == EXIT_DONE
     # Rows as long as both of a pair's sequences can be: 2 x 1 x 2048.
-    told = (
-        "128 pairs in packed rows of up to 4096 tokens on 4 data-parallel ranks, each prompt once"
-    )
-    assert told in capsys.readouterr().out
+    told = "128 pairs in packed rows of up to 4096 tokens on 4 data-parallel ranks"
+    assert f"{told}\n" in out
+    shared = ["data.prefix_sharing=true", "--elsewhere"]
+    assert cli.main(["validate", *arguments, *shared]) == EXIT_DONE
+    assert f"{told}, each prompt once" in capsys.readouterr().out
+    padded = ["data.packing=false", "--elsewhere"]
+    assert cli.main(["validate", *arguments, *padded]) == EXIT_DONE
+    assert "128 pairs = 4 x 1 x 32 micro-batches" in capsys.readouterr().out
     assert cli.main(["validate", *arguments]) == EXIT_USER_ERROR
 
 

@@ -65,9 +65,9 @@ class DataConfig(Section):
     """Which part of a long prompt stays; error refuses anything too long."""
     seed: Annotated[int, Field(ge=0), FIXED] = 1234
     """Seed of the order of pairs."""
-    packing: Annotated[bool, FREE] = False
+    packing: Annotated[bool, FREE] = True
     """Padding-free micro-batches: sequences one after the other in one row, as many pairs as fit,
-    with the same result."""
+    with the same result. False pads `model.micro_batch_size` pairs to the longest."""
     pack_tokens: Annotated[Annotated[int, Field(ge=2)] | None, FREE] = None
     """Positions of a packed row at most, for `packing`; takes the place of
     `model.micro_batch_size`. Null takes what the padded rows of so many pairs of `data.max_length`

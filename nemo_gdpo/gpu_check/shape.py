@@ -128,6 +128,7 @@ def measure(shape: MegatronModelConfig, pairs: Sequence[TokenizedPair], *setting
     config = run_config(
         "objective=gdpo",
         "model.micro_batch_size=1",
+        "data.packing=false",
         f"model.global_batch_size={len(pairs)}",
         f"data.max_length={longest}",
         f"data.max_prompt_length={longest_prompt}",

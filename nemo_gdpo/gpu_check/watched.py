@@ -75,6 +75,7 @@ def probe_config(model: Path, pairs: Path, output_dir: Path, *overrides: str) ->
         f"output_dir={output_dir}",
         "model.global_batch_size=8",
         "model.micro_batch_size=2",
+        "data.packing=false",
         "data.max_length=128",
         "data.max_prompt_length=64",
         "optim.lr=1e-3",

@@ -21,7 +21,7 @@ def base(tmp_path: Path) -> dict[str, dict[str, Any]]:
     (tmp_path / "train.jsonl").write_text("{}\n")
     return {
         "model": {"restore_from_path": str(model)},
-        "data": {"train_path": str(tmp_path / "train.jsonl")},
+        "data": {"train_path": str(tmp_path / "train.jsonl"), "packing": False},
         "trainer": {"max_steps": 10, "max_epochs": None},
         "top": {"output_dir": str(tmp_path / "out")},
     }

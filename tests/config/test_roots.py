@@ -117,7 +117,7 @@ def test_types_and_ranges_in_words() -> None:
     assert shown["objective.balance", "gdpo"] == ("db | subtb | tb", "tb")
     assert shown["trainer.max_steps",] == ("integer >= 1 or null", "null")
     assert shown["optim.betas",] == ("list of number >= 0 and < 1", "[0.9, 0.95]")
-    assert shown["data.packing",] == ("true or false", "false")
+    assert shown["data.packing",] == ("true or false", "true")
     assert shown["output_dir",] == ("text", "runs/${objective.name}")
     assert shown["model.restore_from_path",] == (
         "text or null",

@@ -118,7 +118,7 @@ DYNAMIC = {
 def rope_problems(
     model: dict[str, Any], length: int, settings: dict[str, Any] | None = None, **data: Any
 ) -> list[str]:
-    lengths = {"max_length": length, "max_prompt_length": 10, **data}
+    lengths = {"max_length": length, "max_prompt_length": 10, "packing": False, **data}
     config = TRAIN.parse({"data": lengths, **(settings or {})})
     return [str(problem) for problem in check_dynamic_rope(config, model)]
 

@@ -148,6 +148,7 @@ def overrides(case: Case, folder: Path, layers: str) -> list[str]:
         f"precision={case.precision}",
         f"model.global_batch_size={BATCH}",
         "model.micro_batch_size=1",
+        "data.packing=false",
         "data.max_length=96",
         "data.max_prompt_length=48",
         "optim=adamw_constant",

@@ -120,6 +120,7 @@ def overrides(objective: str) -> list[str]:
         "data.seed=3",
         f"model.global_batch_size={BATCH}",
         "model.micro_batch_size=2",
+        "data.packing=false",
         "model.make_vocab_size_divisible_by=16",
         # Smaller than a micro-batch, so that chunks are really put together.
         "model.logprob_chunk_tokens=24",

@@ -134,6 +134,7 @@ def common(model: Path, data: Path, output: Path, *more: str) -> list[str]:
         f"output_dir={output}",
         "model.global_batch_size=4",
         "model.micro_batch_size=2",
+        "data.packing=false",
         "data.max_length=96",
         "data.max_prompt_length=48",
         "optim.lr=1e-3",

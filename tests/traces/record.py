@@ -78,6 +78,7 @@ COMMON = (
     "reference=cache",
     "model.global_batch_size=8",
     "model.micro_batch_size=2",
+    "data.packing=false",
     "model.make_vocab_size_divisible_by=16",
     "model.logprob_chunk_tokens=24",
     "data.max_length=96",

@@ -42,7 +42,8 @@ def pairs() -> PreferenceDataset:
 
 def config(**changes: Any) -> RunConfig:
     given = {
-        "model.global_batch_size": 4, "model.micro_batch_size": 2, "data.max_prompt_length": 12,
+        "model.global_batch_size": 4, "model.micro_batch_size": 2, "data.packing": False,
+        "data.max_prompt_length": 12,
         "data.max_length": 24,
     }  # fmt: skip
     return change(RunConfig(), given | changes)

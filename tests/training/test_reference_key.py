@@ -124,7 +124,7 @@ def test_the_scorers_version_and_not_the_packages(monkeypatch: pytest.MonkeyPatc
         "model.context_parallel_size=2",
         "model.micro_batch_size=2",
         "model.global_batch_size=16",
-        "data.packing=true",
+        "data.packing=false",
         "data.prefix_sharing=true",
         "model.logprob_chunk_tokens=7",
     ],
@@ -135,10 +135,10 @@ def test_what_only_rounds_differently_shares_a_cache_and_no_unfinished_work(over
 
 
 def test_which_pairs_share_a_packed_row_depends_on_the_number_of_ranks() -> None:
-    packed, padded = configured("data.packing=true"), configured()
+    packed, padded = configured(), configured("data.packing=false")
     assert Cut.of(packed, 1) != Cut.of(packed, 2)
     assert Cut.of(padded, 1) == Cut.of(padded, 2)
-    assert Cut.of(configured("data.packing=true", "data.pack_tokens=4096"), 1) != Cut.of(packed, 1)
+    assert Cut.of(configured("data.pack_tokens=4096"), 1) != Cut.of(packed, 1)
 
 
 @pytest.mark.parametrize("override", ["seed=7", "optim.lr=1e-3", "objective.alpha=3"])

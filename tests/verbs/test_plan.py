@@ -75,7 +75,8 @@ def test_speed_is_tokens_over_time(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_no_layout_would_mend_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, EXPERIMENT, "hardware=h100x16", "trainer.max_steps=10")
     assert said.startswith("optim.sched.warmup_steps: ")
-    said = refusal(capsys, EXPERIMENT, "hardware=h100x16", "data.prefix_sharing=true")
+    padded = ("data.packing=false", "data.prefix_sharing=true")
+    said = refusal(capsys, EXPERIMENT, "hardware=h100x16", *padded)
     assert said.startswith("data.prefix_sharing: prompts are shared in packed rows only")
 
 
@@ -94,14 +95,14 @@ def test_layouts_are_ranked_and_fit(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert again["layout_is_configured"] and again["fits"]
     assert again["fullest"]["total"] == layouts[0]["memory_gb"]
-    assert again["rows"]["padded"]["tokens_per_second"] == pytest.approx(speeds[0], rel=0.01)
+    assert again["rows"]["packed"]["tokens_per_second"] == pytest.approx(speeds[0], rel=0.01)
 
 
 def test_the_next_better_thing_is_better(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("experiment=gdpo_llama3_8b", "hardware=h100x16")
     before = report(capsys, *words)
     after = report(capsys, *words, *before["next"]["change"].split())
-    speeds = [one["rows"]["padded"]["tokens_per_second"] for one in (before, after)]
+    speeds = [one["rows"]["packed"]["tokens_per_second"] for one in (before, after)]
     assert speeds[1] / speeds[0] == pytest.approx(before["next"]["gain"], abs=0.02)
     assert before["next"]["gain"] > 1.02
 

@@ -76,6 +76,7 @@ def compose_job(job: Job) -> RunConfig:
         "model.restore_from_path=/llama3",
         "data.train_path=/pairs",
         "data.validation_path=/pairs",
+        "data.packing=false",  # micro-batches of one size; overrides say otherwise
         *job.overrides,
     ]
     plain = compose(given, TRAIN).plain
