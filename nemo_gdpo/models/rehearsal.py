@@ -68,9 +68,7 @@ class _Product(torch.autograd.Function):
         return product.view(*x.shape[:-1], -1).to(x.dtype)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         weight, *x_along_T = ctx.saved_tensors
         gradient_TN = gradient.reshape(-1, gradient.shape[-1])
         along_N, along_T = ctx.operands.gradient(gradient_TN, updates=True)
