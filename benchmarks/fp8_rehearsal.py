@@ -33,6 +33,7 @@ from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import write_json
+from nemo_gdpo.launch.logging import quiet_libraries
 from nemo_gdpo.objectives import (
     GDPO,
     AnyObjective,
@@ -54,6 +55,7 @@ OBJECTIVES = {
 """Rows of the table -> overrides. ODPO and the rest at the defaults of their sections."""
 PRECISIONS = {"fp32": "fp32"} | {recipe: name for name, recipe in REHEARSALS.items()}
 BATCH = 8
+FEW_STEPS = 10
 NOT_MEASURED = "not measured"
 
 
@@ -188,7 +190,9 @@ def _trained(
         f"trainer.max_steps={options.steps}",
         f"trainer.limit_val_batches={options.limit_validation}",
         f"trainer.check_initial_loss={str(gate).lower()}",
-        f"reference_cache_dir={options.folder / 'references'}",
+        # The references of all pairs serve all objectives; few updates read few of them.
+        *(["reference=resident"] if options.steps < FEW_STEPS else
+          ["reference=cache", f"reference_cache_dir={options.folder / 'references'}"]),
     )  # fmt: skip
     run = Run.build(config)
     with run.stop_request() as stop:
@@ -473,6 +477,7 @@ def main(argv: list[str] | None = None) -> None:
     options, given = _options(argv)
     todo = list(jobs(options, gate=not given.no_gate))
     if given.job:
+        quiet_libraries()
         next(act for name, _, act in todo if name == given.job)()
         return
     arguments = sys.argv[1:] if argv is None else argv
