@@ -107,12 +107,19 @@ def test_rounding_is_there(done: Done, recipe: str) -> None:
 @pytest.mark.parametrize("mesh", ["TP2", "TP2-SP", "PP2", "DP2"])
 def test_meshes_train_alike(done: Done, recipe: str, mesh: str) -> None:
     """Scales that are powers of two do not change where a tensor is cut, but for the smallest
-    numbers; those of delayed scaling are the greatest of all ranks'.
+    numbers; those of delayed scaling are the greatest of all ranks'. Later updates amplify every
+    number that is rounded to its other neighbour.
     """
-    for one, other in zip(done.lines(recipe), done.lines(f"{recipe}-{mesh}"), strict=True):
+    one, other = done.lines(recipe), done.lines(f"{recipe}-{mesh}")
+    assert len(one) == len(other) == STEPS
+    for mine, theirs in zip(one, other, strict=True):
         for name in ("logps/chosen", "logps/rejected"):
-            assert other[name] == pytest.approx(one[name], rel=1e-3), name
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.02)
+            assert theirs[name] == pytest.approx(mine[name], rel=3e-3), name
+    if (recipe, mesh) != ("delayed", "DP2"):
+        # There a rank has one micro-batch instead of two, all of them by the scales 1.
+        for name in ("logps/chosen", "logps/rejected"):
+            assert other[0][name] == pytest.approx(one[0][name], rel=1e-5), name
+        assert other[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=5e-3)
 
 
 def test_a_resident_reference_is_rounded_alike(done: Done) -> None:
