@@ -188,6 +188,7 @@ def _trained(
     config = config_of(
         options, objective, recipe, seed,
         f"trainer.max_steps={options.steps}",
+        f"optim.sched.warmup_steps={min(5, options.steps - 1)}",
         f"trainer.limit_val_batches={options.limit_validation}",
         f"trainer.check_initial_loss={str(gate).lower()}",
         # The references of all pairs serve all objectives; few updates read few of them.
