@@ -207,6 +207,7 @@ def _trained(
             return False
         validation = trainer.validate()["val/loss"]
     leave_world()
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, {"losses": losses, "validation": validation, "passed_step0": gate})
     return True
 
