@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.world import Hardware
+from nemo_gdpo.precisions import REHEARSALS, arithmetic, in_fp8
 
 LAYERS = "model.layers"
 BACKEND = "model.attention_backend"
@@ -27,11 +28,18 @@ def contradiction(layers: str, precision: str) -> Problem | None:
         layers: value of `model.layers`.
         precision: value of `precision`.
     """
-    if layers == "local" and precision.startswith("fp8"):
+    if layers == "local" and in_fp8(precision):
         return Problem(
             LAYERS,
             f"local ones would train unquantised without a word, not in {precision}",
             "set it to auto, or precision=bf16",
+        )
+    if layers == "transformer_engine" and precision in REHEARSALS:
+        return Problem(
+            LAYERS,
+            f"{precision} rounds the operands of the local layers; those of Transformer Engine "
+            "multiply in FP8 themselves, with precision=fp8_... on a GPU that has it",
+            "set it to auto",
         )
     if layers == "transformer_engine" and precision == "fp32":
         return Problem(
@@ -45,7 +53,7 @@ def contradiction(layers: str, precision: str) -> Problem | None:
 def check_layers(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:
     """Layers that the precision or the machine excludes."""
     found = contradiction(config.model.layers, config.precision)
-    if found is None and world is not None and config.precision in world.precisions:
+    if found is None and world is not None and arithmetic(config.precision) in world.precisions:
         # A precision that is not to be had is named by `check_precision`.
         found = world.layers_problem
     if found is not None:
@@ -56,7 +64,7 @@ def _uses_local_layers(config: RunConfig, world: Hardware | None) -> bool:
     """True once it is certain; without a machine it can be open."""
     if world is not None:
         return world.layers == "local"
-    return config.model.layers == "local" or config.precision == "fp32"
+    return config.model.layers == "local" or arithmetic(config.precision) == "fp32"
 
 
 def check_attention_backend(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from nemo_gdpo.config.world import (
     model_parallel_size,
     ranks_per_node,
 )
+from nemo_gdpo.precisions import DELAYED, arithmetic, in_fp8
 
 TP = "model.tensor_model_parallel_size"
 PP = "model.pipeline_model_parallel_size"
@@ -175,11 +176,17 @@ def _check_batch(config: RunConfig, copies: int) -> Iterator[Problem]:
 def check_precision(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:
     """Precisions that the machine lacks, and FP8 combinations that are known to go wrong."""
     precision, model = config.precision, config.model
-    if world is not None and precision not in world.precisions:
+    if world is not None and arithmetic(precision) not in world.precisions:
         usable = ", ".join(sorted(world.precisions))
         reason = world.precision_reason or f"this machine runs {usable} only"
         yield Problem("precision", reason.removeprefix(f"precision={precision} "), f"use {usable}")
-    if not precision.startswith("fp8"):
+    if precision == DELAYED and model.activations_checkpoint_granularity is not None:
+        yield Problem(
+            "precision",
+            f"{precision} would round what is computed again by other scales than the first time",
+            "set model.activations_checkpoint_granularity=null",
+        )
+    if not in_fp8(precision):
         return
     if config.reference == "swap":
         yield Problem(

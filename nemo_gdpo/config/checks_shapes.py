@@ -10,6 +10,7 @@ from nemo_gdpo.config.packing import row_multiple, up_to
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.shapes import Multiples, fp8_multiples, sequence_multiple
+from nemo_gdpo.precisions import REHEARSALS, in_fp8
 
 IN_BF16 = 2
 """Layers that FP8 recipes leave in bfloat16: the first and the last."""
@@ -19,16 +20,24 @@ def check_fp8_shapes(config: RunConfig, model_config: dict[str, Any]) -> Iterato
     """Sizes of the layers on each rank. Absent fields of the architecture are not judged."""
     precision, model = config.precision, config.model
     multiples = fp8_multiples(precision, sequence_parallel=model.sequence_parallel)
-    if multiples == Multiples():
-        return
     layers = model_config.get("num_hidden_layers")
-    if isinstance(layers, int) and layers <= IN_BF16:
+    few = isinstance(layers, int) and layers <= IN_BF16
+    if few and in_fp8(precision):
         yield Problem(
             "precision",
             f"the first and the last layer stay in bf16 under {precision}, and the model has "
             f"{layers}: none would be in FP8",
             "use precision=bf16",
         )
+    if few and precision in REHEARSALS:
+        yield Problem(
+            "precision",
+            f"{precision} leaves the first and the last layer in fp32, and the model has {layers}: "
+            "none would be rounded to FP8",
+            "use precision=fp32, or a deeper model",
+        )
+    if multiples == Multiples():
+        return
     hidden = model_config.get("hidden_size")
     if isinstance(hidden, int) and hidden % multiples.hidden:
         under = " with model.sequence_parallel=true" if multiples.hidden > 32 else ""

@@ -14,6 +14,7 @@ from nemo_gdpo.plan.adapters import Adapters
 from nemo_gdpo.plan.hardware import MOST_MEMORY
 from nemo_gdpo.plan.memory import Setup, fullest, memory_of_stages
 from nemo_gdpo.plan.shape import KNOWN, Shape, read_shape
+from nemo_gdpo.precisions import arithmetic
 
 FACTOR = 2
 """What is beyond so many times the memory of any known device is refused: far more than the
@@ -49,10 +50,10 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
         context=model.context_parallel_size,
         data=data_parallel,
         sequence_parallel=model.sequence_parallel,
-        precision=config.precision,
+        precision=arithmetic(config.precision),
         recompute=model.activations_checkpoint_granularity,
         # On a GPU, as `nemo_gdpo.platform.layers.choose_layers` has it.
-        fused=config.precision != "fp32" and model.layers != "local",
+        fused=arithmetic(config.precision) != "fp32" and model.layers != "local",
         distributed_optimizer=config.optim.use_distributed_optimizer,
         resident=config.reference == "resident",
         swapped=config.reference == "swap",

@@ -16,7 +16,16 @@ from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.suggest import ALIASES, REFUSED
 from nemo_gdpo.config.training import LoggerConfig, OptimConfig, TrainerConfig
 
-Precision = Literal["fp32", "bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
+Precision = Literal[
+    "fp32",
+    "bf16",
+    "fp8_tensorwise",
+    "fp8_blockwise",
+    "fp8_mxfp8",
+    "fp8_rehearsal_delayed",
+    "fp8_rehearsal_tensorwise",
+    "fp8_rehearsal_blockwise",
+]
 
 
 def _output_dir(above: dict[str, Any]) -> str:
@@ -35,7 +44,9 @@ class RunConfig(Section):
     """Directory for metrics.jsonl, config.yaml, checkpoints/, logs/ and, when asked for, hf/."""
     precision: Annotated[Precision, FIXED] = "fp32"
     """Type of weights and activations; log-probabilities, losses and gradients are always fp32. The
-    FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32."""
+    FP8 recipes keep the first and last layer, and all from the LM head on, in bf16 or fp32.
+    fp8_rehearsal_... is no FP8: on any machine the operands of the same linear layers are rounded
+    to FP8 and multiplied in fp32, to see what FP8 would do; all else is as in fp32."""
     reference: Annotated[Literal["cache", "resident", "swap", "adapter_off"], FREE] = "cache"
     """Compute the reference's log-probabilities before training (cache), or in every update: with a
     second copy of the model beside the first (resident), with one in host memory, which takes its

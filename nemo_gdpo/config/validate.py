@@ -37,6 +37,7 @@ from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.world import Hardware
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.precisions import arithmetic
 
 
 def problems(
@@ -63,7 +64,7 @@ def problems(
     if model_config is not None:
         found += check_architecture(config, dict(model_config))
         found += check_dynamic_rope(config, dict(model_config))
-        if world is None or config.precision in world.precisions:
+        if world is None or arithmetic(config.precision) in world.precisions:
             found += check_fp8_shapes(config, dict(model_config))
     found += check_precision(config, world)
     found += check_layers(config, world)

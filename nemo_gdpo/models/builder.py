@@ -36,11 +36,13 @@ from nemo_gdpo.models.layers import (
 )
 from nemo_gdpo.models.lora import adapted, freeze_base, has_adapter
 from nemo_gdpo.models.norm import RMSNorm
+from nemo_gdpo.models.rehearsal import rehearse_fp8
 from nemo_gdpo.models.rope import FamilyRotaryEmbedding, attention_factor
 from nemo_gdpo.models.shared import take_angles, with_shared_keys
 from nemo_gdpo.platform import Platform
 from nemo_gdpo.platform.base import TRANSFORMER_ENGINE
 from nemo_gdpo.platform.layers import layers_for, recompute_modules
+from nemo_gdpo.precisions import arithmetic
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def transformer_config(
             f"{', '.join(_ACTIVATIONS)}"
         )
     layers = layers_for(layout.layers, precision, platform.capabilities)
-    low_precision = precision != "fp32"
+    low_precision = arithmetic(precision) != "fp32"
     overrides = platform.transformer_config_overrides(
-        precision, interleaved=layout.virtual_pipeline is not None, layers=layers
+        arithmetic(precision), interleaved=layout.virtual_pipeline is not None, layers=layers
     )
     if model.activation != "silu":
         # Megatron's fused gated GELU is another formula.
@@ -297,6 +299,7 @@ def build_gpt_chunks(
     *,
     max_sequence_length: int,
     adapter: AdapterSpec | None = None,
+    rehearsal: str | None = None,
 ) -> list[GPTModel]:
     """This rank's model chunks: one, or one per virtual pipeline stage. Weights are not loaded.
 
@@ -307,6 +310,7 @@ def build_gpt_chunks(
         platform: of this process.
         max_sequence_length: of the rows.
         adapter: adapters of the linear layers, without values; all else is frozen then.
+        rehearsal: FP8 recipe whose rounding the linear layers have; None for none.
 
     Raises:
         UserError: the model needs arithmetic that is not built, here or on this mesh.
@@ -354,6 +358,8 @@ def build_gpt_chunks(
             if first and layout.recompute is not None:
                 gpt.embedding.register_forward_hook(with_gradient)
         gpt.to(device)
+        if rehearsal is not None:
+            rehearse_fp8(gpt, rehearsal, model.num_layers)
         chunks.append(gpt)
     return chunks
 

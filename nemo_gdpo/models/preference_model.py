@@ -28,6 +28,7 @@ from nemo_gdpo.models.lora import adapters, initialise
 from nemo_gdpo.models.swapped import SwappedWeights
 from nemo_gdpo.objectives import Objective
 from nemo_gdpo.platform import Platform, current_platform
+from nemo_gdpo.precisions import REHEARSALS, arithmetic
 
 NOT_FINITE = "not_finite"
 LOSS = "loss"
@@ -87,10 +88,11 @@ class PreferenceModel:
             self.platform,
             max_sequence_length=self.config.data.max_length,
             adapter=self.adapter,
+            rehearsal=REHEARSALS.get(self.config.precision),
         )
 
     def _in_precision(self, chunks: list[GPTModel]) -> list[Any]:
-        if self.config.precision == "fp32":
+        if arithmetic(self.config.precision) == "fp32":
             return list(chunks)
         return [Float16Module(self.megatron_config, chunk) for chunk in chunks]
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.precisions import in_fp8
 
 KEY = "hardware"
 
@@ -33,7 +34,7 @@ class Device:
         """Dense TFLOP/s; None where it has no tensor cores for `precision`."""
         if precision == "fp32":
             return None
-        return self.fp8 if precision.startswith("fp8_") else self.bf16
+        return self.fp8 if in_fp8(precision) else self.bf16
 
 
 DEVICES = (

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from nemo_gdpo.plan.adapters import ATTENTION, MLP, Adapters
 from nemo_gdpo.plan.shape import Shape
+from nemo_gdpo.precisions import in_fp8
 
 RESERVE = 5e9
 """Bytes for CUDA, NCCL's own buffers and what is made in between: an allowance, not computed."""
@@ -253,7 +254,7 @@ def memory_of_stages(shape: Shape, setup: Setup) -> list[Memory]:
         found.append(
             Memory(
                 weights=weights,
-                fp8_copies=2 * layers if setup.precision.startswith("fp8_") else 0.0,
+                fp8_copies=2 * layers if in_fp8(setup.precision) else 0.0,
                 gradients=4.0 * trained,
                 optimizer=optimizer_bytes(setup) * trained,
                 reference=weights if setup.resident else 0.0,

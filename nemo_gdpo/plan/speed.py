@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nemo_gdpo.plan.hardware import Cluster
 from nemo_gdpo.plan.memory import Setup, recomputes_mlp, swapped_bytes, trained_parameters
 from nemo_gdpo.plan.shape import Shape
+from nemo_gdpo.precisions import in_fp8
 
 FP8_SHARE = 0.36
 """Of the dense FP8 peak: the mean of NVIDIA's published fine-tuning and pre-training figures of
@@ -90,7 +91,7 @@ def share_of_peak(precision: str) -> float | None:
     """Part of the peak that is assumed; None for fp32, of which nothing is published."""
     if precision == "fp32":
         return None
-    return FP8_SHARE if precision.startswith("fp8_") else BF16_SHARE
+    return FP8_SHARE if in_fp8(precision) else BF16_SHARE
 
 
 def useful_passes(setup: Setup, attention: float) -> float:

@@ -9,13 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.precisions import arithmetic
 
-FP8_RECIPES = {
-    "fp8_tensorwise": "tensorwise",
-    "fp8_blockwise": "blockwise",
-    "fp8_mxfp8": "mxfp8",
-}
-"""Configuration name of an FP8 precision -> Transformer Engine recipe (megatron `fp8_recipe`)."""
 TRANSFORMER_ENGINE = "transformer_engine"
 LOCAL = "local"
 TRACKER = "tracker."
@@ -66,7 +61,7 @@ class Capabilities:
 
     def why_not(self, precision: str) -> str | None:
         """The reason why `precision` cannot run here, or None when it can."""
-        found = self.precision_support.get(precision)
+        found = self.precision_support.get(arithmetic(precision))
         if found is None:
             return f"precision={precision} is not one of {', '.join(sorted(self.precisions))}"
         return None if found.ok else f"precision={precision} {found.reason}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from nemo_gdpo.config.checks_layers import LAYERS
 from nemo_gdpo.config.problem import Problem
-from nemo_gdpo.platform.base import FP8_RECIPES, Capabilities, Finding, Support
+from nemo_gdpo.platform.base import Capabilities, Finding, Support
 from nemo_gdpo.platform.machine import GRADIENT_FUSION_MODULE, Machine, Package
+from nemo_gdpo.precisions import FP8_RECIPES
 
 _BF16 = (8, 0)
 """Compute capability from which tensor cores take bfloat16; older GPUs emulate it."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.platform.base import FP8_RECIPES, TRACKER, TRANSFORMER_ENGINE, Capabilities
+from nemo_gdpo.platform.base import TRACKER, TRANSFORMER_ENGINE, Capabilities
+from nemo_gdpo.precisions import FP8_RECIPES, in_fp8
 
 TF32_VARIABLES = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """NVIDIA's images export the first: torch then multiplies fp32 in TF32 unless it is told otherwise.
@@ -131,7 +132,7 @@ class CudaPlatform:
         }
         if precision != "fp32":
             overrides["bf16"] = True
-        if precision in FP8_RECIPES:
+        if in_fp8(precision):
             overrides |= _fp8(precision)
         return overrides
 

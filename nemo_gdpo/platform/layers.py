@@ -6,6 +6,7 @@ from nemo_gdpo.config.checks_layers import LAYERS, contradiction
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.platform.base import LOCAL, TRANSFORMER_ENGINE, Capabilities, Finding
+from nemo_gdpo.precisions import REHEARSAL, REHEARSALS
 
 
 def choose_layers(asked: str, precision: str, capabilities: Capabilities) -> Finding | Problem:
@@ -31,6 +32,8 @@ def choose_layers(asked: str, precision: str, capabilities: Capabilities) -> Fin
         if asked == TRANSFORMER_ENGINE:
             return Problem(LAYERS, engine.reason, "set it to auto")
         return Finding(LOCAL, engine.reason)
+    if precision in REHEARSALS:
+        return Finding(LOCAL, f"{REHEARSAL}: their products are what is rounded")
     if asked == "auto" and precision == "fp32":
         return Finding(LOCAL, "Transformer Engine multiplies fp32 in TF32")
     if engine.ok:

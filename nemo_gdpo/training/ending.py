@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
+from nemo_gdpo.precisions import REHEARSAL, REHEARSALS
 from nemo_gdpo.training.clock import EXPORT
 from nemo_gdpo.training.export import export_adapter, export_run, model_card_of
 from nemo_gdpo.training.loggers import METRICS, read_metrics
@@ -31,19 +32,20 @@ def export_what_is_wanted(run: Run, checkpoint: Path) -> None:
         RunError: on every rank, when the disk failed; the run itself is complete.
     """
     run.clock.enter(EXPORT)
+    label = f" ({REHEARSAL})" if run.config.precision in REHEARSALS else ""
     if run.config.export_nemo:
         assert run.nemo is not None  # `Run.train` refuses to begin without
         archive = run.output_dir / "model.nemo"
         run.nemo.model_card = on_every_rank("writing the card", lambda: model_card_of(run))
         run.nemo.save_to(str(archive))
-        run.say(f"exported {archive}")
+        run.say(f"exported {archive}{label}")
     for stage, is_wanted, export in (
         ("exporting to Hugging Face", run.config.export_hf, export_run),
         ("exporting the adapter", run.config.lora.is_exported, export_adapter),
     ):
         if is_wanted:  # the others wait: all end with the status of the export
             exported = from_main_rank(stage, partial(export, run, checkpoint))
-            run.say(f"exported {exported}")
+            run.say(f"exported {exported}{label}")
 
 
 def summarise(run: Run, outcome: Outcome) -> None:
@@ -56,6 +58,7 @@ def summarise(run: Run, outcome: Outcome) -> None:
         outcome=outcome.value,
         total_steps=run.identity["total_steps"],
         objective=run.config.objective.name,
+        precision=run.config.precision,
         why_no_mfu=trainer.speed.why_no_peak if trainer else "training did not begin",
         checkpoint=trainer.checkpointer.newest(trainer.progress.step) if trainer else None,
     )

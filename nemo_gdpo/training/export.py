@@ -26,6 +26,7 @@ from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.from_config import SplitName
 from nemo_gdpo.errors import RunError, UserError
 from nemo_gdpo.objectives import OBJECTIVES
+from nemo_gdpo.precisions import described
 from nemo_gdpo.training.loggers import METRICS
 from nemo_gdpo.training.summary import VALIDATION, last_step, validations
 
@@ -133,7 +134,7 @@ def model_card_of(run: Run) -> dict[str, Any]:
         "training": _training_of(run, last),
         "layout": f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} "
         f"DP{run.mesh.data_size}",
-        "precision": config.precision,
+        "precision": described(config.precision),
         # The distribution's version of torch leaves out which build it is: 2.13.0+cu130.
         "versions": {"nemo_gdpo": __version__, "torch": str(torch.__version__)}
         | _installed("megatron-core", "transformer-engine", "nemo-toolkit", "transformers"),

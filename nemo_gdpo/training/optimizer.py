@@ -9,6 +9,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.training import OptimConfig
+from nemo_gdpo.precisions import arithmetic
 
 _DECAY_STYLES = {"CosineAnnealing": "cosine", "constant": "constant"}
 
@@ -24,7 +25,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         adam_beta1=optim.betas[0],
         adam_beta2=optim.betas[1],
         adam_eps=optim.eps,
-        bf16=config.precision != "fp32",  # FP8 runs keep bfloat16 parameters, too
+        bf16=arithmetic(config.precision) != "fp32",  # FP8 runs keep bfloat16 parameters, too
         use_distributed_optimizer=optim.use_distributed_optimizer,
         clip_grad=config.trainer.gradient_clip_val or 0.0,  # 0: megatron does not clip
     )

@@ -17,6 +17,7 @@ from nemo_gdpo.io.output_lock import Holder, OutputLock, hold
 from nemo_gdpo.launch import rank_log
 from nemo_gdpo.launch.failures import say
 from nemo_gdpo.platform import Platform
+from nemo_gdpo.precisions import described
 from nemo_gdpo.training.clock import RunClock
 from nemo_gdpo.training.datasets import Planned
 from nemo_gdpo.training.mesh import Mesh
@@ -95,7 +96,7 @@ def begin_logs(
         world_size=mesh.world_size,
         device=platform.device_name(),
         objective=config.objective.name,
-        precision=config.precision,
+        precision=described(config.precision),
         layout=f"TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{mesh.data_size}",
     )
     if mesh.is_main:

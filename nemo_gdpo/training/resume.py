@@ -20,6 +20,7 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import read_json_object
 from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.io.rows import complete_lines
+from nemo_gdpo.precisions import DELAYED
 from nemo_gdpo.training.checkpoint import (
     LATEST,
     Found,
@@ -328,6 +329,20 @@ def find_newest(
     return from_main_rank("looking for checkpoints", lambda: _find(root, found, names, identity))
 
 
+def _restore(trainer: PreferenceTrainer, state: dict[str, Any]) -> None:
+    """Take over a checkpoint's state.
+
+    Raises:
+        UserError: it lacks what further steps depend on.
+    """
+    trainer.restore(state)
+    if trainer.config.precision == DELAYED and trainer.progress.step < trainer.total_steps:
+        raise UserError(
+            f"precision: {DELAYED} cannot go on from a checkpoint, which does not keep the "
+            "history of its scales; set output_dir to another directory to begin anew"
+        )
+
+
 def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) -> list[str]:
     """Restore the newest valid checkpoint below `root`, if there is one. Collective.
 
@@ -353,7 +368,7 @@ def resume(root: Path, trainer: PreferenceTrainer, known: Newest | None = None) 
         )
         begun = time.monotonic()
         state = trainer.checkpointer.load(path)
-        on_every_rank("resuming", lambda: trainer.restore(state))
+        on_every_rank("resuming", lambda: _restore(trainer, state))
         trainer.stopping.expect_save(time.monotonic() - begun)  # it has as many bytes
         step, last = trainer.progress.step, trainer.total_steps
         lines.append(f"resumed {path.name}: {step} of {last} steps")

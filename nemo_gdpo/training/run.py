@@ -34,6 +34,7 @@ from nemo_gdpo.launch.time_limit import time_limit
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
+from nemo_gdpo.precisions import DELAYED, DELAYED_IS_REFUSED, described
 from nemo_gdpo.training.adapter_start import open_start
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
@@ -419,8 +420,10 @@ class Run:
         self.say(
             f"{type(shown).__name__} {objective}, {self.mesh.world_size} ranks "
             f"(TP{layout.tensor} PP{layout.pipeline} CP{layout.context} DP{self.mesh.data_size}), "
-            f"{self.config.precision}, {len(self.data['train'])} pairs"
+            f"{described(self.config.precision)}, {len(self.data['train'])} pairs"
         )
+        if self.config.precision == DELAYED:
+            self.say(f"warning: {DELAYED_IS_REFUSED}")
         with self.holding_output():
             try:
                 with self.stop_request() as stop:

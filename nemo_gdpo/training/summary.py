@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_gdpo.io.files import write_json
 from nemo_gdpo.models.preference_model import LOSS
+from nemo_gdpo.precisions import REHEARSAL, described
 from nemo_gdpo.progress import duration
 from nemo_gdpo.training.clock import by_stage
 from nemo_gdpo.training.console import shown
@@ -77,6 +78,8 @@ class Ending:
     """`done` or `stopped`."""
     total_steps: int
     objective: str
+    precision: str
+    """Value of the key."""
     why_no_mfu: str
     """One line; empty where there is one."""
     checkpoint: Path | None
@@ -108,6 +111,7 @@ def summarise(
     }
     return {
         "outcome": ending.outcome,
+        "precision": described(ending.precision),
         "steps": last["step"] + 1 if last else 0,
         "of_steps": ending.total_steps,
         "pairs": last.get("consumed_pairs", 0),
@@ -137,6 +141,8 @@ def _if_there(path: Path | None) -> str | None:
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """What is printed of a summary."""
     yield f"{summary['outcome']}: {summary['steps']} of {summary['of_steps']} steps"
+    if REHEARSAL in summary["precision"]:
+        yield f"  precision    {summary['precision']}"
     queries = summary["label_queries"]
     yield (
         f"  seen         {summary['pairs']} pairs ({summary['epochs']:.2f} epochs), "

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.data.types import TokenizedPair
+from nemo_gdpo.precisions import arithmetic, in_fp8
 from nemo_gdpo.training.metrics import (
     DATA_SECONDS,
     MFU,
@@ -76,9 +77,9 @@ def peak_tflops(device: str, precision: str) -> float | None:
     """
     for peak in PEAKS:
         if re.fullmatch(peak.name, device):
-            if precision == "fp32":
+            if arithmetic(precision) == "fp32":
                 return peak.fp32
-            return peak.fp8 if precision.startswith("fp8_") else peak.bf16
+            return peak.fp8 if in_fp8(precision) else peak.bf16
     return None
 
 

@@ -12,6 +12,7 @@ from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import EXIT_DONE, UserError
 from nemo_gdpo.plan.hardware import KEY, Cluster, known_devices, parse_hardware
+from nemo_gdpo.precisions import REHEARSALS, in_fp8
 
 if TYPE_CHECKING:
     from nemo_gdpo.data.dataset import PreferenceDataset
@@ -77,9 +78,14 @@ def refuse_unsuited(config: RunConfig, cluster: Cluster) -> None:
     """Refuse a precision that the devices lack.
 
     Raises:
-        UserError: they have no FP8.
+        UserError: they have no FP8, or it is a rehearsal, which no cluster is planned for.
     """
-    if config.precision.startswith("fp8_") and cluster.device.fp8 is None:
+    if config.precision in REHEARSALS:
+        raise UserError(
+            f"precision: {config.precision} rounds in fp32 and says nothing of what FP8 needs or "
+            "takes on a GPU; plan with precision=fp8_tensorwise or fp8_blockwise"
+        )
+    if in_fp8(config.precision) and cluster.device.fp8 is None:
         raise UserError(
             f"precision: {cluster.device.name} has no FP8 tensor cores ({KEY}={cluster.device.name}"
             f"x{cluster.count}); use precision=bf16, or h100 or newer"

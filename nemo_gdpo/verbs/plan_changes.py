@@ -8,6 +8,7 @@ from typing import Any
 
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.plan.hardware import DEVICES, Cluster
+from nemo_gdpo.precisions import in_fp8
 from nemo_gdpo.verbs.plan_layouts import IN_SEARCH, MESH, MICRO, RECOMPUTED, Planner, Prediction
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -17,7 +18,7 @@ def what_would_fit(planner: Planner, config: RunConfig) -> list[str]:
     """The fewest of each known device on which some layout fits: `h100x8`."""
     found = []
     for device in DEVICES:
-        if config.precision.startswith("fp8_") and device.fp8 is None:
+        if in_fp8(config.precision) and device.fp8 is None:
             continue
         for count in COUNTS:
             if replace(planner, cluster=Cluster(device, count)).fits_somehow(config):

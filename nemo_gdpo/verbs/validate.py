@@ -14,6 +14,7 @@ from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.config.validate import problems_of_mapping
 from nemo_gdpo.config.world import configured_world_size, model_parallel_size
 from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from nemo_gdpo.precisions import described
 
 if TYPE_CHECKING:
     from nemo_gdpo.data.inspect import Inspection
@@ -71,7 +72,7 @@ def _summary(config: RunConfig, splits: Mapping[str, str]) -> str:
         [
             "valid",
             f"  objective  {config.objective.name}, reference {config.reference}",
-            f"  model      {model.restore_from_path}, {config.precision}",
+            f"  model      {model.restore_from_path}, {described(config.precision)}",
             f"  data       {config.data.name}: {config.data.train_path}",
             *(f"  {name:<10} {told}" for name, told in splits.items()),
             f"  mesh       {world} ranks: TP{model.tensor_model_parallel_size} x "

@@ -48,6 +48,9 @@ def test_the_groups_of_the_command_line() -> None:
         "fp32",
         "fp8_blockwise",
         "fp8_mxfp8",
+        "fp8_rehearsal_blockwise",
+        "fp8_rehearsal_delayed",
+        "fp8_rehearsal_tensorwise",
         "fp8_tensorwise",
     ]
     assert {"gdpo_llama3_8b", "odpo_llama3_8b", "adpo_llama3_8b"} <= set(GROUPS["experiment"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_gdpo.platform.base import FP8_RECIPES, Finding, Support
+from nemo_gdpo.platform.base import Finding, Support
 from nemo_gdpo.platform.capabilities import capabilities_of
 from nemo_gdpo.platform.machine import ABSENT, USABLE, Machine, Package
+from nemo_gdpo.precisions import FP8_RECIPES
 from tests.platform.machines import (
     EVERY_FP8,
     broken_engine,

@@ -44,6 +44,10 @@ TE, LOCAL = "transformer_engine", "local"
         (without_gpu(), "auto", "fp32", LOCAL),
         (without_gpu(), "auto", "bf16", LOCAL),
         (without_gpu(), LOCAL, "fp32", LOCAL),
+        # What is rounded are their products.
+        (machine(), "auto", "fp8_rehearsal_blockwise", LOCAL),
+        (without_engine(), "auto", "fp8_rehearsal_tensorwise", LOCAL),
+        (without_gpu(), LOCAL, "fp8_rehearsal_delayed", LOCAL),
     ],
 )
 def test_layers(found: Machine, asked: str, precision: str, layers: str) -> None:
@@ -61,6 +65,7 @@ def test_layers(found: Machine, asked: str, precision: str, layers: str) -> None
         (without_gpu(), TE, "bf16", "needs a GPU, and this machine has none; set it to auto"),
         (machine(), TE, "fp32", "Transformer Engine multiplies fp32 in TF32, with 10 bits"),
         (machine(), LOCAL, "fp8_blockwise", "train unquantised without a word"),
+        (machine(), TE, "fp8_rehearsal_blockwise", "rounds the operands of the local layers"),
     ],
 )
 def test_refused_layers(found: Machine, asked: str, precision: str, told: str) -> None:

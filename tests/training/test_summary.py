@@ -48,6 +48,7 @@ def made(folder: Path, lines: list[dict[str, Any]], **changes: Any) -> dict[str,
         "outcome": "done",
         "total_steps": 3,
         "objective": "adpo",
+        "precision": "fp32",
         "why_no_mfu": "",
         "checkpoint": folder / "checkpoints" / "step_00000003",
     }

@@ -285,3 +285,8 @@ def test_a_model_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, "precision=bf16", "hardware=h100x8")
     assert said.startswith("model.restore_from_path: no architecture can be read")
     assert "model.architecture=llama3_8b|" in said
+
+
+def test_no_cluster_is_planned_for_a_rehearsal(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, EXPERIMENT, "precision=fp8_rehearsal_blockwise", "hardware=h100x16")
+    assert said.startswith("precision: fp8_rehearsal_blockwise rounds in fp32 and says nothing of")
