@@ -50,20 +50,20 @@ def check_nf4(
 def _check_sizes(config: RunConfig, model_config: Mapping[str, Any]) -> Iterator[Problem]:
     """Rows of a matrix that blocks do not fill: the base would be another one on another mesh."""
     tp, hidden = config.model.tensor_model_parallel_size, model_config.get("hidden_size")
-    whole = f"nf4 quantises blocks of {BLOCK} numbers in a row, and the model's"
+    whole = f"nf4 quantises blocks of {BLOCK} numbers in a row, and the size of the model's"
     if isinstance(hidden, int) and hidden % BLOCK:
-        yield Problem(KEY, f"{whole} hidden size is {hidden}", "set it to run")
+        yield Problem(KEY, f"{whole} hidden states is {hidden}", "set it to run")
     sizes = cut_sizes(dict(model_config))
     for name in ("FFN", "queries"):
         size = sizes.get(name)
         if size is None or size % (tp * BLOCK) == 0:
             continue
         if size % BLOCK:
-            yield Problem(KEY, f"{whole} {name} have a size of {size}", "set it to run")
+            yield Problem(KEY, f"{whole} {name} is {size}", "set it to run")
             continue
         fitting = [str(n) for n in range(1, tp) if tp % n == 0 and size % (n * BLOCK) == 0]
         yield Problem(
             TP,
-            f"{KEY}={whole} {name} have a size of {size} / {tp} ranks",
+            f"{KEY}={whole} {name} is {size} / {tp} ranks",
             f"choose one of {', '.join(fitting)}, {_TO_RUN}",
         )

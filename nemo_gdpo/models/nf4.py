@@ -69,9 +69,15 @@ class FrozenProduct(torch.autograd.Function):
         return nn.functional.linear(x_SBH, matrix.dense())
 
     @staticmethod
-    def backward(ctx: Any, gradient_SBO: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_SBO: Tensor) -> tuple[Tensor, None]:
         """That of x, with the matrix made once more."""
         return torch.matmul(gradient_SBO, ctx.matrix.dense()), None
+
+
+def frozen_product(x_SBH: Tensor, matrix: PackedMatrix) -> Tensor:
+    """`FrozenProduct`, [S, B, O]."""
+    output_SBO: Tensor = FrozenProduct.apply(x_SBH, matrix)  # type: ignore[no-untyped-call]
+    return output_SBO
 
 
 def _around(*, is_column: bool, sequence_parallel: bool) -> Callable[..., Tensor]:
@@ -119,7 +125,7 @@ def quantisable(linear: type[nn.Module], name: str) -> type[nn.Module]:
 
         def quantise(self) -> None:
             """Replace the weight, which is let go."""
-            self._matrix = PackedMatrix.of(self.weight)
+            self._matrix = PackedMatrix.of(self.get_parameter("weight"))
             self.weight = None
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -127,9 +133,9 @@ def quantisable(linear: type[nn.Module], name: str) -> type[nn.Module]:
                 whole: tuple[Tensor, Tensor | None] = super().forward(x)
                 return whole
             if is_column:
-                output = FrozenProduct.apply(self._around(x, group=self._ranks), self._matrix)
+                output = frozen_product(self._around(x, group=self._ranks), self._matrix)
             else:
-                output = self._around(FrozenProduct.apply(x, self._matrix), group=self._ranks)
+                output = self._around(frozen_product(x, self._matrix), group=self._ranks)
             # Transformer Engine's layers have an empty tensor for a bias that is not there.
             bias = self.bias if self._has_bias else None
             if bias is None or self._gives_bias:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from nemo_gdpo.models.nf4 import FrozenProduct, PackedMatrix
+from nemo_gdpo.models.nf4 import PackedMatrix, frozen_product
 from tests.support import bitsandbytes_stand_in
 from tests.support.nf4 import TABLE, rounded
 
@@ -73,8 +73,13 @@ def test_a_product_has_the_inputs_gradient_and_keeps_no_input() -> None:
     draw = torch.Generator().manual_seed(4)
     x = torch.randn(5, 2, 128, generator=draw, requires_grad=True)
     kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        output = FrozenProduct.apply(x, packed)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = frozen_product(x, packed)
     assert not kept
     dense = rounded(matrix())
     assert torch.equal(output, x @ dense.T)

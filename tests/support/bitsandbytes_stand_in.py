@@ -1,4 +1,4 @@
-"""The part of bitsandbytes that a base in four bits calls, in plain torch: the package is in no lock.
+"""What a base in four bits calls of bitsandbytes, in plain torch: the package is in no lock.
 
 Parameters and defaults are those of bitsandbytes 0.50.2 (bitsandbytes/functional.py); `SIGNATURES`
 has them for comparison with one that is installed. As there, FP4 is the default, which this lacks.
@@ -21,10 +21,11 @@ SIGNATURES = {
 }  # fmt: skip
 
 
-
 def _quantiles(number: int) -> Tensor:
     """Of the normal distribution above its middle; from the outermost on."""
-    return torch.special.ndtri(torch.linspace(0.9677083, 0.5, number + 1)[:-1].double()).float()
+    shares = torch.linspace(0.9677083, 0.5, number + 1)[:-1].double()
+    values: Tensor = torch.special.ndtri(shares).float()
+    return values
 
 
 # As bitsandbytes' create_normal_map: eight above zero, seven below it.
