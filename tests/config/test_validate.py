@@ -266,8 +266,8 @@ def test_a_base_in_nf4_needs_a_machine_that_can(base: dict[str, dict[str, Any]])
             {"intermediate_size": 64 * 6},
             4,
             "model.tensor_model_parallel_size: lora.base_precision=nf4 quantises blocks of 64 "
-            "numbers in a row, and the size of the model's FFN is 384 / 4 ranks; choose one of 1, 2, "
-            "or lora.base_precision=run",
+            "numbers in a row, and the size of the model's FFN is 384 / 4 ranks; choose one of 1, "
+            "2, or lora.base_precision=run",
         ),
         (
             {"head_dim": 6, "intermediate_size": 14336},

@@ -84,6 +84,6 @@ def test_a_product_has_the_inputs_gradient_and_keeps_no_input() -> None:
     dense = rounded(matrix())
     assert torch.equal(output, x @ dense.T)
     gradient = torch.randn(output.shape, generator=draw)
-    output.backward(gradient)
+    output.backward(gradient)  # type: ignore[no-untyped-call]
     assert x.grad is not None
     torch.testing.assert_close(x.grad, gradient @ dense)

@@ -74,9 +74,14 @@ CASES: dict[int, tuple[Case, ...]] = {
 }
 
 
+def output_of(folder: Path, name: str) -> Path:
+    """Of the case of that name."""
+    return folder / "runs" / name.replace(", ", "-")
+
+
 def run_case(case: Case, folder: Path) -> None:
     """Three updates of adapters that are not zero; the lines of `metrics.jsonl` say what came."""
-    output = folder / (case.output or case.name).replace(", ", "-")
+    output = output_of(folder, case.output or case.name)
     given = [
         *overrides("gdpo_db"),
         *ADAPTERS,

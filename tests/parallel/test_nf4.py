@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nemo_gdpo.config.lora import TARGETS
-from tests.parallel.nf4_ranks import MODELS, SEED
+from tests.parallel.nf4_ranks import MODELS, SEED, output_of
 from tests.parallel.settings import STEPS
 from tests.support import models
 from tests.support.checkpoints import stored
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    found = metrics(folder / name.replace(", ", "-"))
+    found = metrics(output_of(folder, name))
     assert len(found) == STEPS
     return found
 
@@ -99,6 +99,6 @@ def test_taken_up_on_another_mesh(folder: Path) -> None:
 
 
 def test_checkpoints_hold_the_adapters_alone(folder: Path) -> None:
-    found = stored(folder / "nf4" / "checkpoints" / f"step_{STEPS:08d}")
+    found = stored(output_of(folder, "nf4") / "checkpoints" / f"step_{STEPS:08d}")
     assert found
     assert all("lora_" in name or "optimizer" in name for name in found), sorted(found)
