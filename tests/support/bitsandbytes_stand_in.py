@@ -6,8 +6,9 @@ has them for comparison with one that is installed. As there, FP4 is the default
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 
 import torch
@@ -84,9 +85,10 @@ def dequantize_4bit(
 
 def modules() -> dict[str, ModuleType]:
     """For `sys.modules`; none where bitsandbytes is installed."""
-    if importlib.util.find_spec("bitsandbytes") is not None:
+    if find_spec("bitsandbytes") is not None:
         return {}
-    package, functional = ModuleType("bitsandbytes"), ModuleType("bitsandbytes.functional")
+    names = ("bitsandbytes", "bitsandbytes.functional")
+    package, functional = (module_from_spec(ModuleSpec(name, None)) for name in names)
     vars(functional).update(quantize_4bit=quantize_4bit, dequantize_4bit=dequantize_4bit)
     vars(package)["functional"] = functional
-    return {"bitsandbytes": package, "bitsandbytes.functional": functional}
+    return dict(zip(names, (package, functional), strict=True))
