@@ -47,12 +47,12 @@ def check_fp8_shapes(config: RunConfig, model_config: dict[str, Any]) -> Iterato
             f"the model's is {hidden}",
             "use precision=bf16",
         )
-    for name, size in _cut_sizes(model_config).items():
+    for name, size in cut_sizes(model_config).items():
         yield from _check_cut(config, name, size, multiples.features)
 
 
-def _cut_sizes(model_config: dict[str, Any]) -> dict[str, int]:
-    """Sizes that tensor parallelism cuts, of linear layers in FP8, by what they are."""
+def cut_sizes(model_config: dict[str, Any]) -> dict[str, int]:
+    """Sizes that tensor parallelism cuts, of linear layers, by what they are."""
     found: dict[str, int] = {}
     ffn = model_config.get("intermediate_size")
     if isinstance(ffn, int):

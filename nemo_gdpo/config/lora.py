@@ -35,6 +35,9 @@ class LoraConfig(Section):
         tuple[Target, ...], Field(strict=False, min_length=1), AfterValidator(_in_order)
     ] = TARGETS
     """Linear layers of every block that have an adapter."""
+    base_precision: Literal["run", "nf4"] = "run"
+    """What the frozen matrices of every block are kept in: run is that of `precision`; nf4 is four
+    bits a number (QLoRA, Dettmers et al. 2023), multiplied in that of `precision`; on GPUs only."""
     restore_from_path: Annotated[PathText | None, CONTENT] = None
     """Directory of an adapter in PEFT's format to start from, with this rank, alpha and targets;
     null starts from A at random and B at zero, which is the base itself."""

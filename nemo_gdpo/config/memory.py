@@ -58,6 +58,7 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
         resident=config.reference == "resident",
         swapped=config.reference == "swap",
         adapters=None if lora.rank is None else Adapters(lora.rank, lora.targets),
+        four_bit=lora.base_precision == "nf4",
         prefix_sharing=data.prefix_sharing,
         positions=positions_of(config),
         row=data.max_length,

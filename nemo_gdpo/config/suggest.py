@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 _DROPOUT = "remove it: dropout would make policy and reference two different models"
-_QUANTISED = "remove it: a quantised base (QLoRA) is not built; lora.rank trains over bf16"
+_EIGHT_BITS = "remove it: a base in 8 bits is not built; lora.base_precision=nf4 has 4"
 _EVERY_STEP = (
     "remove it: every step is logged; logger.every_n_steps is the distance of lines in a log file"
 )
@@ -60,8 +60,8 @@ ALIASES: dict[str, str] = {
     "objective.loss_type": "objective=dpo, ipo, odpo, adpo or gdpo",
     "use_peft": "lora.rank",
     "peft_config": "lora.rank, lora.alpha and lora.targets",
-    "load_in_4bit": _QUANTISED,
-    "load_in_8bit": _QUANTISED,
+    "load_in_4bit": "lora.base_precision=nf4",
+    "load_in_8bit": _EIGHT_BITS,
     "lora_r": "lora.rank",
     "lora_alpha": "lora.alpha",
     "target_modules": "lora.targets",

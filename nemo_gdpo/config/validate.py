@@ -18,6 +18,7 @@ from nemo_gdpo.config.checks_mesh import (
     check_precision,
     check_world,
 )
+from nemo_gdpo.config.checks_nf4 import check_nf4
 from nemo_gdpo.config.checks_settings import (
     check_checkpoints,
     check_data,
@@ -74,6 +75,7 @@ def problems(
     found += check_scores(config)
     found += check_reference(config)
     found += check_lora(config, files=files)
+    found += check_nf4(config, world, model_config)
     found += check_lengths(config)
     if world is None:  # of a machine that is there, ranks find out
         found += check_memory(config, model_config)

@@ -27,6 +27,8 @@ class Hardware:
     """Why there are none, in the platform's words."""
     attention_reason: str | None = None
     """Why the configured attention back end cannot run here, in the platform's words."""
+    four_bit_reason: str | None = None
+    """Why no base can be quantised to four bits here, in the platform's words."""
 
 
 def model_parallel_size(config: RunConfig) -> int:

@@ -35,6 +35,7 @@ from nemo_gdpo.models.layers import (
     with_post_norm,
 )
 from nemo_gdpo.models.lora import adapted, freeze_base, has_adapter
+from nemo_gdpo.models.nf4 import quantisable
 from nemo_gdpo.models.norm import RMSNorm
 from nemo_gdpo.models.rehearsal import rehearse_fp8
 from nemo_gdpo.models.rope import FamilyRotaryEmbedding, attention_factor
@@ -176,12 +177,13 @@ def _block(
     vp_stage: int | None,
     norm: Any,
     adapter: AdapterSpec | None,
+    four_bit: bool,
 ) -> TransformerBlockSubmodules:
     """Put what the family needs into a layer's spec, and as many of it as this rank builds."""
     parts = layer.submodules
     attention = parts.self_attention
     if adapter is not None:
-        _adapt(parts, adapter)
+        _adapt(parts, adapter, four_bit)
     if model.attention_softcap is not None:
         attention.submodules.core_attention = partial(
             CoreAttention, softcap=model.attention_softcap
@@ -198,30 +200,39 @@ def _block(
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
 
-def _adapt(parts: Any, adapter: AdapterSpec) -> None:
-    """Put adapters into a layer's linear layers; before a norm of their outputs is put around."""
+def _adapt(parts: Any, adapter: AdapterSpec, four_bit: bool) -> None:
+    """Put adapters into a layer's linear layers; before a norm of their outputs is put around.
+
+    And what a weight in four bits needs, into all of them.
+    """
     for submodules, names in (
         (parts.self_attention.submodules, ("linear_qkv", "linear_proj")),
         (parts.mlp.keywords["submodules"], ("linear_fc1", "linear_fc2")),
     ):
         for name in names:
+            linear = vars(submodules)[name]
+            if four_bit:
+                linear = quantisable(linear, name)
             if has_adapter(name, adapter):
-                setattr(submodules, name, adapted(vars(submodules)[name], name, adapter))
+                linear = adapted(linear, name, adapter)
+            setattr(submodules, name, linear)
 
 
-def _norms_apart(parts: Any, adapter: AdapterSpec) -> None:
+def _norms_apart(parts: Any, adapter: AdapterSpec, four_bit: bool) -> None:
     """Take the norms out of Transformer Engine's fused layers where adapters read what they give.
+
+    Or where the product is no longer Transformer Engine's.
 
     The names in checkpoints stay, as for the local layers.
     """
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
 
     names = dict(parts.sharded_state_dict_keys_map)
-    if has_adapter("linear_qkv", adapter):
+    if four_bit or has_adapter("linear_qkv", adapter):
         parts.input_layernorm = TENorm
         parts.self_attention.submodules.linear_qkv = TEColumnParallelLinear
         names["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
-    if has_adapter("linear_fc1", adapter):
+    if four_bit or has_adapter("linear_fc1", adapter):
         parts.pre_mlp_layernorm = TENorm
         parts.mlp.keywords["submodules"].linear_fc1 = TEColumnParallelLinear
         names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
@@ -233,6 +244,7 @@ def _transformer_engine_spec(
     config: TransformerConfig,
     vp_stage: int | None,
     adapter: AdapterSpec | None,
+    four_bit: bool,
 ) -> TransformerBlockSubmodules:
     # Not importable without Transformer Engine.
     from megatron.core.extensions.transformer_engine import TENorm
@@ -258,8 +270,8 @@ def _transformer_engine_spec(
     else:
         attention.core_attention = with_shared_keys(attention.core_attention)
     if adapter is not None:
-        _norms_apart(layer.submodules, adapter)
-    return _block(model, config, layer, vp_stage, TENorm, adapter)
+        _norms_apart(layer.submodules, adapter, four_bit)
+    return _block(model, config, layer, vp_stage, TENorm, adapter, four_bit)
 
 
 def layer_spec(
@@ -267,6 +279,7 @@ def layer_spec(
     config: TransformerConfig,
     vp_stage: int | None,
     adapter: AdapterSpec | None = None,
+    four_bit: bool = False,
 ) -> TransformerBlockSubmodules:
     """Transformer Engine's fused layers or the local ones, as `config` was made for.
 
@@ -275,12 +288,13 @@ def layer_spec(
         config: made for it.
         vp_stage: of the virtual pipeline.
         adapter: adapters of the linear layers; None for none.
+        four_bit: with them, layers whose weights can be quantised (`nemo_gdpo.models.nf4`).
 
     Raises:
         UserError: Transformer Engine's attention cannot do what the model and the mesh need.
     """
     if config.transformer_impl == TRANSFORMER_ENGINE:
-        return _transformer_engine_spec(model, config, vp_stage, adapter)
+        return _transformer_engine_spec(model, config, vp_stage, adapter, four_bit)
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=model.qk_norms)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
@@ -288,7 +302,7 @@ def layer_spec(
     attention.core_attention = CoreAttention
     if model.qk_norms:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return _block(model, config, layer, vp_stage, RMSNorm, adapter)
+    return _block(model, config, layer, vp_stage, RMSNorm, adapter, four_bit)
 
 
 def build_gpt_chunks(
@@ -300,6 +314,7 @@ def build_gpt_chunks(
     max_sequence_length: int,
     adapter: AdapterSpec | None = None,
     rehearsal: str | None = None,
+    four_bit: bool = False,
 ) -> list[GPTModel]:
     """This rank's model chunks: one, or one per virtual pipeline stage. Weights are not loaded.
 
@@ -311,6 +326,7 @@ def build_gpt_chunks(
         max_sequence_length: of the rows.
         adapter: adapters of the linear layers, without values; all else is frozen then.
         rehearsal: FP8 recipe whose rounding the linear layers have; None for none.
+        four_bit: with them, layers whose weights can be quantised (`nemo_gdpo.models.nf4`).
 
     Raises:
         UserError: the model needs arithmetic that is not built, here or on this mesh.
@@ -335,7 +351,7 @@ def build_gpt_chunks(
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         gpt = GPTModel(
             config=config,
-            transformer_layer_spec=layer_spec(model, config, vp_stage, adapter),
+            transformer_layer_spec=layer_spec(model, config, vp_stage, adapter, four_bit),
             vocab_size=padded_vocab_size(
                 model.vocab_size, layout.vocab_divisible_by, layout.tensor
             ),

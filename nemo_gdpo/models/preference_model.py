@@ -17,14 +17,17 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
+from nemo_gdpo.config.checks_nf4 import KEY as NF4_KEY
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control.watch import moved_on
 from nemo_gdpo.conversion.adapters import AdapterSpec
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
+from nemo_gdpo.errors import UserError
 from nemo_gdpo.models.batch import COLUMNS, PreferenceMicroBatch, finite_or_flag, pair_logps
 from nemo_gdpo.models.builder import ParallelLayout, build_gpt_chunks, transformer_config
 from nemo_gdpo.models.forward import HeadOptions, forward_logprobs
 from nemo_gdpo.models.lora import adapters, initialise
+from nemo_gdpo.models.nf4 import quantise
 from nemo_gdpo.models.swapped import SwappedWeights
 from nemo_gdpo.objectives import Objective
 from nemo_gdpo.platform import Platform, current_platform
@@ -89,7 +92,23 @@ class PreferenceModel:
             max_sequence_length=self.config.data.max_length,
             adapter=self.adapter,
             rehearsal=REHEARSALS.get(self.config.precision),
+            four_bit=self.config.lora.base_precision == "nf4",
         )
+
+    def quantise_base(self) -> None:
+        """Bring the base into four bits, where the configuration has it so.
+
+        Call once, after the weights are loaded and before anything is wrapped around them.
+
+        Raises:
+            UserError: this machine cannot.
+        """
+        if self.config.lora.base_precision != "nf4":
+            return
+        able = self.platform.capabilities.four_bit
+        if not able.ok:
+            raise UserError(f"{NF4_KEY}: nf4 {able.reason}; set it to run")
+        quantise(self.gpt_chunks)
 
     def _in_precision(self, chunks: list[GPTModel]) -> list[Any]:
         if arithmetic(self.config.precision) == "fp32":

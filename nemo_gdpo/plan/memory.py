@@ -6,7 +6,7 @@ distributed optimizer shares out over data- and context-parallel ranks, and the 
 keeps for its backward pass under fused attention (Korthikanti et al. 2022, section 4, for this
 architecture): inputs of norms and products, queries, keys, values, and the MLP's two inner ones.
 With adapters the base is its weights alone: gradients and optimizer states are the adapters', and a
-product whose matrix is frozen keeps no input.
+product whose matrix is frozen keeps no input. A base in NF4 is loaded as it is, and then quantised.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ TILE_LOGITS = 2**25
 """Logits that exist at once in bfloat16 on a GPU (`nemo_gdpo.logprobs.tiles`)."""
 SCORE_BYTES = 8
 """Of one attention score that is written out: tanh 2, softmax in float32 4, its bf16 copy 2."""
+NF4_BYTES = 0.5 + 4 / 64
+"""Of a number: four bits, and a float32 maximum for each 64 (`nemo_gdpo.models.nf4`)."""
 RECOMPUTE = (None, "selective", "full")
 
 
@@ -48,6 +50,8 @@ class Setup:
     """It is kept in host memory, and takes the place of the weights once an update."""
     adapters: Adapters | None = None
     """These are trained, and nothing else."""
+    four_bit: bool = False
+    """The frozen matrices of every layer are in NF4."""
     prefix_sharing: bool = False
     """Rows hold each prompt once; its keys and values are repeated for the second response."""
     positions: int = 0
@@ -94,6 +98,8 @@ class Memory:
     reserve: float = RESERVE
     host: float = 0.0
     """Of them none: in host memory, the reference and what it takes the place of."""
+    loading: float = 0.0
+    """What the weights are before they are quantised, at the beginning; 0 where they never are."""
 
     @property
     def static(self) -> float:
@@ -102,8 +108,9 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.static + self.activations + self.head + self.buffers + self.reserve
+        """All of it, at the time when it is most."""
+        training = self.static + self.activations + self.head + self.buffers
+        return max(training, self.loading) + self.reserve
 
 
 def held_parameters(shape: Shape, setup: Setup, stage: int) -> int:
@@ -237,10 +244,22 @@ def head_bytes(shape: Shape, setup: Setup, stage: int) -> float:
 
 
 def buffer_bytes(shape: Shape, setup: Setup) -> float:
-    """One gathered input of a layer, and two of what goes to a neighbouring stage."""
+    """One gathered input of a layer, and two of what goes to a neighbouring stage.
+
+    And of a base in NF4 the largest matrix, gate and up, in the precision of a product.
+    """
     state = setup.tokens * shape.hidden * setup.width
     gathered = state if setup.sequence_parallel else 0.0
-    return gathered + (2 * state / setup.along if setup.pipeline > 1 else 0.0)
+    dense = setup.width * 2 * shape.hidden * shape.ffn / setup.tensor if setup.four_bit else 0.0
+    return gathered + (2 * state / setup.along if setup.pipeline > 1 else 0.0) + dense
+
+
+def saved_bytes(shape: Shape, setup: Setup) -> float:
+    """What NF4 makes the weights of a rank less; every stage of a pipeline has as many layers."""
+    if not setup.four_bit:
+        return 0.0
+    linear = shape.layers // setup.pipeline * shape.linear / setup.tensor
+    return linear * (setup.width - NF4_BYTES)
 
 
 def memory_of_stages(shape: Shape, setup: Setup) -> list[Memory]:
@@ -249,7 +268,8 @@ def memory_of_stages(shape: Shape, setup: Setup) -> list[Memory]:
     for stage in range(setup.pipeline):
         held = held_parameters(shape, setup, stage)
         trained = trained_parameters(shape, setup, stage)
-        weights = float(setup.width * (held + adapter_parameters(shape, setup)))
+        loaded = float(setup.width * (held + adapter_parameters(shape, setup)))
+        weights = loaded - saved_bytes(shape, setup)
         layers = shape.layers // setup.pipeline * shape.matrices / setup.tensor
         found.append(
             Memory(
@@ -262,6 +282,7 @@ def memory_of_stages(shape: Shape, setup: Setup) -> list[Memory]:
                 head=head_bytes(shape, setup, stage),
                 buffers=buffer_bytes(shape, setup),
                 host=2 * swapped_bytes(shape, setup, stage),
+                loading=loaded if setup.four_bit else 0.0,
             )
         )
     return found

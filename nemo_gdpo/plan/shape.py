@@ -35,9 +35,13 @@ class Shape:
     @property
     def matrices(self) -> int:
         """Parameters of a layer that tensor-parallel ranks share out."""
-        wide = self.heads + 2 * self.groups
-        attention = self.hidden * self.head * (wide + self.heads)
-        return attention + 3 * self.hidden * self.ffn + self.biased * self.head * wide
+        return self.linear + self.biased * self.head * (self.heads + 2 * self.groups)
+
+    @property
+    def linear(self) -> int:
+        """Those of them that are of a matrix, and not of its bias."""
+        attention = 2 * self.hidden * self.head * (self.heads + self.groups)
+        return attention + 3 * self.hidden * self.ffn
 
     @property
     def vectors(self) -> int:

@@ -49,6 +49,8 @@ class Capabilities:
     """Value of `model.attention_backend` but auto -> whether it can be had here."""
     gradient_fusion: Support
     """Weight gradients can be added to the main gradient by the kernel that computes them."""
+    four_bit: Support
+    """A frozen base can be kept in NF4."""
     optimizer: Finding
     """Whose Adam megatron-core takes."""
     unusable: Problem | None = None

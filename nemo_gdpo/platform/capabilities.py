@@ -22,6 +22,7 @@ def capabilities_of(machine: Machine) -> Capabilities:
         precision_support=_precisions(machine, engine),
         attention=_attention(machine, engine),
         gradient_fusion=_gradient_fusion(machine),
+        four_bit=_four_bit(machine),
         optimizer=_optimizer(machine),
         unusable=_unusable(machine),
     )
@@ -130,6 +131,22 @@ def _of_apex(package: Package, what: str) -> Support:
     if package.installed:
         return Support(False, f"NVIDIA Apex's {what} does not import ({package.failure})")
     return Support(False, f"NVIDIA Apex's {what} is not installed")
+
+
+def _four_bit(machine: Machine) -> Support:
+    """bitsandbytes also computes on a CPU, where nobody would train a model that needs it."""
+    package = machine.bitsandbytes
+    if not machine.gpus:
+        return Support(False, "needs bitsandbytes' kernels on a GPU, and this machine has none")
+    if package.failure:
+        return Support(False, f"needs bitsandbytes, which does not import ({package.failure})")
+    if not package.installed:
+        return Support(
+            False,
+            "needs the package bitsandbytes, which is not installed: install nemo_gdpo with the "
+            "extra qlora",
+        )
+    return Support(True)
 
 
 def _optimizer(machine: Machine) -> Finding:

@@ -60,6 +60,8 @@ class Machine:
     """NVIDIA Apex's; PyPI's package of that name is another and has no `optimizers`."""
     gradient_fusion: Package = ABSENT
     """`GRADIENT_FUSION_MODULE`."""
+    bitsandbytes: Package = ABSENT
+    """Its kernels for matrices in four bits."""
 
 
 def probe(module: str) -> Package:
@@ -104,6 +106,8 @@ def look_at_machine() -> Machine:
         flash_attention=_flash_attention() if asked else NOT_ASKED,
         apex_optimizers=_apex_optimizers(),
         gradient_fusion=probe(GRADIENT_FUSION_MODULE),
+        # Nothing but a key that needs a GPU reads it, and its import takes seconds.
+        bitsandbytes=probe("bitsandbytes.functional") if gpus else ABSENT,
     )
 
 

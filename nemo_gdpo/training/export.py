@@ -114,6 +114,8 @@ def _adapter_of(config: RunConfig) -> dict[str, Any]:
     if lora.rank is None:
         return {}
     said = f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"
+    if lora.base_precision != "run":
+        said += f", trained over the base in {lora.base_precision}"
     path = lora.restore_from_path
     return {"lora": said} | ({} if path is None else {"lora_start": Path(path).name})
 

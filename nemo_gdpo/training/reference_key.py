@@ -137,6 +137,12 @@ def libraries_of(layers: str) -> dict[str, str]:
     return {name: ".".join(version(name).split(".")[:2]) for name in names}
 
 
+def _precision_of(config: RunConfig) -> str:
+    """Of the products, and of the base where that is another."""
+    base = config.lora.base_precision
+    return config.precision if base == "run" else f"{config.precision} over {base}"
+
+
 def reference_key(
     config: RunConfig,
     model: PreferenceModel,
@@ -163,7 +169,7 @@ def reference_key(
         template=template,
         truncation=f"{limits.truncation_mode} prompt {limits.max_prompt_length} "
         f"total {limits.max_length}",
-        precision=config.precision,
+        precision=_precision_of(config),
         device=model.platform.capabilities.device_type,
         layers=layers,
         attention_backend=config.model.attention_backend,

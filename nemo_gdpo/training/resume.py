@@ -41,6 +41,7 @@ _BY_NAME = ("objective.", "model.global_batch_size", "precision")
 """Keys that `FIXED` has already."""
 RANK = "lora.rank"
 """Key that says whether there are adapters."""
+BASE_PRECISION = "lora.base_precision"
 IDENTITY = "identity.json"
 """File of the output_dir in which a run says what it is, from its beginning."""
 
@@ -114,7 +115,9 @@ def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
     objective, optim = saved.get("objective"), saved.get("optim")
     if "settings" not in saved and isinstance(optim, dict):
         saved = saved | {"settings": {f"optim.{key}": value for key, value in optim.items()}}
-    saved = saved | {"settings": {RANK: None, **(saved.get("settings") or {})}}
+    saved = saved | {
+        "settings": {RANK: None, BASE_PRECISION: "run", **(saved.get("settings") or {})}
+    }
     if not isinstance(objective, dict) or objective.get("name") not in OBJECTIVE_SECTIONS:
         return saved
     section = OBJECTIVE_SECTIONS[objective["name"]]

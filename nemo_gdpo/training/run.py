@@ -209,6 +209,7 @@ class Run:
         )
         took = source.load_into(model)
         start.load_into(model)
+        on_every_rank("quantising the base", model.quantise_base)
         nemo = on_every_rank(
             "building NeMo's model", lambda: nemo_class(config, model) if nemo_class else None
         )

@@ -104,6 +104,7 @@ def training_rows(capabilities: Capabilities) -> Iterator[Row]:
     for backend, support in capabilities.attention.items():
         yield f"attention {backend}", _answer(support)
     yield "gradient fusion", _answer(capabilities.gradient_fusion)
+    yield "base in nf4", _answer(capabilities.four_bit)
     better = f" ({capabilities.optimizer.reason})" if capabilities.optimizer.reason else ""
     yield "optimizer", f"{capabilities.optimizer.value}{better}"
     yield "precisions", ", ".join(sorted(capabilities.precisions))

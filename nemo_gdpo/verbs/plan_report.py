@@ -76,6 +76,7 @@ def report_of(
         "fullest": _memory(fullest(shown.stages)),
         "fits": shown.fits,
         "host_gb_a_node": _gb(cluster.per_node * max(one.host for one in shown.stages)),
+        "loading_gb": _gb(max(one.loading for one in shown.stages)),
         "left_gb": _gb(shown.memory - fullest(shown.stages).total),
         "activations_gb": _activations(planner, shown),
         "flops_per_token": _flops_per_token(shown),

@@ -62,6 +62,9 @@ def _memory_lines(report: Mapping[str, Any]) -> list[str]:
     choices = ", ".join(f"{name} {value:.2f}" for name, value in kept.items())
     host = report["host_gb_a_node"]
     beside = [f"host memory: {host:,.1f} GB a node, weights that change places"] if host else []
+    if report["loading_gb"]:
+        loading = report["loading_gb"]
+        beside.append(f"at the start: {loading:,.1f} GB of weights, before they are quantised")
     return [
         head,
         *rows,

@@ -77,6 +77,7 @@ def detect_hardware(plain: Mapping[str, Any], *, joined: bool) -> Hardware:
         layers=None if isinstance(layers, Problem) else layers.value,
         layers_problem=layers if isinstance(layers, Problem) else None,
         attention_reason=None if backend is None or backend.ok else backend.reason,
+        four_bit_reason=None if capabilities.four_bit.ok else capabilities.four_bit.reason,
     )
 
 

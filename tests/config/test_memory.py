@@ -22,6 +22,7 @@ PRESETS = ROOT / "conf"
 SHIPPED = sorted(
     path.stem for path in (PRESETS / "experiment").glob("*.yaml") if not path.stem.startswith("_")
 )
+NF4 = "lora.base_precision=nf4"
 HUGE = ("parallel=tp8", "model.micro_batch_size=64", "data.max_length=131072")
 
 
@@ -127,7 +128,8 @@ def test_a_configuration_in_sizes() -> None:
 def test_adapters_in_sizes() -> None:
     one = setup_of(composed("experiment=gdpo_llama3_8b_lora", "lora.targets=[v_proj,q_proj]"), 1)
     assert one.adapters == Adapters(16, ("q_proj", "v_proj"))
-    assert not one.resident and not one.swapped
+    assert not one.resident and not one.swapped and not one.four_bit
+    assert setup_of(composed("experiment=gdpo_llama3_8b_lora", NF4), 1).four_bit
     assert setup_of(composed("experiment=gdpo_llama3_8b"), 1).adapters is None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nemo_gdpo.config.checks_nf4 import check_nf4
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.config.validate import problems, problems_of_mapping
@@ -26,6 +27,8 @@ def test_nothing_wrong(base: dict[str, dict[str, Any]]) -> None:
     assert found_in(base, reference="resident") == []
     assert found_in(base, reference="adapter_off", lora__rank=4) == []
 
+
+NF4 = {"lora__rank": 4, "lora__base_precision": "nf4"}
 
 CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"model__restore_from_path": None}, "model.restore_from_path", "is not set"),
@@ -142,6 +145,27 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "lora.restore_from_path",
         "/nowhere has no adapter_config.json",
     ),
+    (
+        {**NF4, "precision": "fp8_rehearsal_tensorwise"},
+        "lora.base_precision",
+        "multiplied in bf16 or fp32, not in fp8_rehearsal_tensorwise",
+    ),
+    (
+        {"lora__base_precision": "nf4"},
+        "lora.base_precision",
+        "nothing reads it with lora.rank=null",
+    ),
+    (
+        {**NF4, "precision": "fp8_tensorwise"},
+        "lora.base_precision",
+        "multiplied in bf16 or fp32, not in fp8_tensorwise; set precision=bf16, or it to run",
+    ),
+    (
+        {**NF4, "reference": "resident"},
+        "reference",
+        "lora.base_precision=nf4 keeps none in the precision of the run; set it to adapter_off, "
+        "swap or cache, or lora.base_precision=run",
+    ),
     ({"lora__rank": 0}, "lora.rank", "greater than or equal to 1"),
     ({"lora__rank": 4, "lora__alpha": 0.0}, "lora.alpha", "greater than 0"),
     ({"lora__rank": 4, "lora__targets": []}, "lora.targets", "at least 1"),
@@ -212,6 +236,61 @@ def test_the_base_is_no_start_of_an_adapter(
     (line,) = found_in(base, reference="adapter_off", lora=lora)
     assert line.startswith("reference: adapter_off is the base alone, and with lora.restore_from_")
     assert line.endswith("set it to cache or resident")
+
+
+def test_a_base_in_nf4_needs_a_machine_that_can(base: dict[str, dict[str, Any]]) -> None:
+    """Not known, as with --elsewhere, it is fine; the reason is the platform's."""
+    for reference in ("cache", "swap", "adapter_off"):
+        assert found_in(base, **NF4, reference=reference) == []
+        assert found_in(base, Hardware(), **NF4, reference=reference) == []
+    assert found_in(base, **NF4, precision="fp32") == []
+    reason = "needs bitsandbytes' kernels on a GPU, and this machine has none"
+    assert found_in(base, Hardware(four_bit_reason=reason), **NF4) == [
+        f"lora.base_precision: nf4 {reason}; set it to run"
+    ]
+    assert found_in(base, Hardware(four_bit_reason=reason), lora__rank=4) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "tp", "line"),
+    [
+        ({}, 8, None),
+        (
+            {"hidden_size": 4128, "head_dim": 128},
+            1,
+            "lora.base_precision: nf4 quantises blocks of 64 numbers in a row, and the size of the "
+            "model's hidden states is 4128; set it to run",
+        ),
+        (
+            {"intermediate_size": 14368},
+            1,
+            "lora.base_precision: nf4 quantises blocks of 64 numbers in a row, and the size of the "
+            "model's FFN is 14368; set it to run",
+        ),
+        (
+            {"intermediate_size": 64 * 6},
+            4,
+            "model.tensor_model_parallel_size: lora.base_precision=nf4 quantises blocks of 64 "
+            "numbers in a row, and the size of the model's FFN is 384 / 4 ranks; choose one of 1, "
+            "2, or lora.base_precision=run",
+        ),
+        (
+            {"head_dim": 6, "intermediate_size": 14336},
+            2,
+            "model.tensor_model_parallel_size: lora.base_precision=nf4 quantises blocks of 64 "
+            "numbers in a row, and the size of the model's queries is 192 / 2 ranks; choose one of "
+            "1, or lora.base_precision=run",
+        ),
+    ],
+)
+def test_blocks_fill_the_rows_of_every_rank(
+    base: dict[str, dict[str, Any]], changes: dict[str, Any], tp: int, line: str | None
+) -> None:
+    """Otherwise the base would be another one on another mesh."""
+    config = parse_config(mapping_of(base, **NF4, **{f"model__{TP}": tp}))
+    model = {**LLAMA, "hidden_size": 4096, "intermediate_size": 14336, **changes}
+    found = [str(problem) for problem in check_nf4(config, None, model)]
+    assert found == ([] if line is None else [line])
 
 
 def test_a_checkpoint_of_an_adapter_is_no_model(

@@ -41,6 +41,7 @@ SAVES = ("trainer.save_interval=2",)
 EXPORTS = (*SAVES, "export_hf=true", "export_nemo=true")
 AUTO = ("model.attention_backend=auto",)
 ADAPTERS = ("lora.rank=4", "lora.alpha=8", "reference=adapter_off")
+NF4 = ("lora.base_precision=nf4",)
 UNFUSED = ("model.attention_backend=unfused",)
 """The one back end of Transformer Engine's attention that is no kernel."""
 
@@ -127,7 +128,20 @@ EXACT = [
     Case("PP2 packed adapters", "gemma3", "fp32", PP2 + PACKED + ADAPTERS, layers="both"),
     Case("TP2 SP shared adapters", "llama", "fp32", SPLIT + SHARED + ADAPTERS, layers="both"),
 ]
-REHEARSED = [*BF16, *FP8, *ADAPTED, *EXACT]
+FOUR_BITS = [
+    Case("TP2 SP adapters over nf4", "llama", "bf16", SPLIT + ADAPTERS + NF4 + SAVES, resumes=True),
+]
+FOUR_BITS_EXACT = [
+    Case("TP2 SP adapters over nf4", "llama", "fp32", SPLIT + ADAPTERS + NF4, layers="both"),
+    Case(
+        "PP2 packed adapters over nf4",
+        "gemma3",
+        "fp32",
+        PP2 + PACKED + ADAPTERS + NF4,
+        layers="both",
+    ),
+]
+REHEARSED = [*BF16, *FP8, *ADAPTED, *EXACT, *FOUR_BITS, *FOUR_BITS_EXACT]
 """What Transformer Engine's layers do, on two ranks."""
 BY_KEY = {case.key: case for case in (*LOCAL, *REHEARSED)}
 

@@ -26,6 +26,7 @@ from nemo_gdpo.platform import cpu
 from nemo_gdpo.platform.cuda import CudaPlatform
 from nemo_gdpo.platform.machine import GRADIENT_FUSION_MODULE
 from tests.gpu_path import compiled, generators
+from tests.support import bitsandbytes_stand_in
 
 HOPPER, BLACKWELL = (9, 0), (10, 0)
 ENVIRONMENT = {
@@ -179,6 +180,7 @@ def start(
     _pretend()
     become(HOPPER)
     _import_transformer_engine(tree)
+    sys.modules |= bitsandbytes_stand_in.modules()
     cpu._CudaArgumentsToCpu = mode  # type: ignore[misc]
     from tests.gpu_path import platform
 

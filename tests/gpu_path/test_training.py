@@ -17,10 +17,13 @@ from tests.gpu_path.cases import (
     BATCH,
     BF16,
     EXACT,
+    FOUR_BITS,
+    FOUR_BITS_EXACT,
     FP8,
     FULL,
     LAYERS,
     LEARNING_RATE,
+    NF4,
     PACKED,
     PAIRS,
     PP2,
@@ -34,7 +37,7 @@ from tests.gpu_path.cases import (
 from tests.gpu_path.compare import FP8_NOISE, NOISE, compare, logps, table
 from tests.gpu_path.launch import Found
 
-RESUMED = [case for case in (*BF16, *FP8, *ADAPTED) if case.resumes]
+RESUMED = [case for case in (*BF16, *FP8, *ADAPTED, *FOUR_BITS) if case.resumes]
 EXPORTED = [case for case in RESUMED if case.has("export_hf=true")]
 
 
@@ -49,7 +52,7 @@ def test_every_case_in_a_table(
         print(f"\n{table([*BF16, *FP8], rehearsed, local)}")
 
 
-@pytest.mark.parametrize("case", EXACT, ids=ids)
+@pytest.mark.parametrize("case", [*EXACT, *FOUR_BITS_EXACT], ids=ids)
 def test_both_kinds_of_layers_are_one_model(case: Case, rehearsed: Found) -> None:
     """In float32, where nothing hides behind rounding: values, gradients and the first update."""
     found = rehearsed[case.key][0]
@@ -59,8 +62,15 @@ def test_both_kinds_of_layers_are_one_model(case: Case, rehearsed: Found) -> Non
         assert logps(one) == pytest.approx(logps(other), abs=2e-4)
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-5)
-    assert found["transformer_engine"]["calls"]["gemm plain"] > 0
+    assert ("gemm plain" in found["transformer_engine"]["calls"]) is not case.has(*NF4)
     assert "gemm plain" not in found["local"]["calls"]
+
+
+@pytest.mark.parametrize("case", FOUR_BITS, ids=ids)
+def test_no_product_over_four_bits_is_transformer_engines(case: Case, rehearsed: Found) -> None:
+    """Its layers stand around the products, which are the project's own."""
+    for found in rehearsed[case.key]:
+        assert not any(name.startswith("gemm") for name in found["calls"])
 
 
 @pytest.mark.parametrize("case", [*BF16, *FP8], ids=ids)
@@ -105,7 +115,7 @@ def left_out(case: Case) -> int:
     return STEPS * BATCH if case.has(*ADAPTERS) else 0
 
 
-@pytest.mark.parametrize("case", ADAPTED, ids=ids)
+@pytest.mark.parametrize("case", [*ADAPTED, *FOUR_BITS], ids=ids)
 def test_the_policy_begins_as_its_base(case: Case, rehearsed: Found) -> None:
     """And the reference with the adapters off is that, after updates as well."""
     first, *_, last = rehearsed[case.key][0]["steps"]

@@ -81,7 +81,7 @@ def _save_gradient(model: PreferenceModel, source: ModelSource, target: Path) ->
         parameter.data.copy_(value)
 
 
-def _stray(model: PreferenceModel) -> None:
+def stray(model: PreferenceModel) -> None:
     """Give the adapters values of their own, the same on every mesh."""
     sizes = {
         (one.layer, one.target): (one.outputs, one.inputs)
@@ -119,7 +119,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     with run.stop_request() as stop:
         references = run.prepare_reference(stop)
         if case.adapters:
-            _stray(run.model)
+            stray(run.model)
         elif not case.equal_start:
             load_weights(run.model, converted / "policy")
         trainer = run.build_trainer(references, stop, RecordingTrainer)

@@ -12,6 +12,7 @@ from nemo_gdpo.plan.adapters import ATTENTION, MLP, ROWS, Adapters
 from nemo_gdpo.plan.disk import disk_of
 from nemo_gdpo.plan.hardware import Cluster
 from nemo_gdpo.plan.memory import (
+    RESERVE,
     Setup,
     activation_bytes,
     held_parameters,
@@ -70,6 +71,37 @@ def test_every_stage_has_the_adapters_of_its_layers() -> None:
 def test_the_base_alone_is_quantised() -> None:
     (found,) = memory_of_stages(TINY, setup(adapters=ALL, precision="fp8_tensorwise"))
     assert found.fp8_copies == 2 * 4 * MATRICES
+
+
+def test_a_base_in_nf4() -> None:
+    """0.5625 bytes of a number of a matrix; norms, embedding, head and adapters as they were."""
+    one = setup(adapters=ALL, four_bit=True)
+    (found,), (plain,) = memory_of_stages(TINY, one), memory_of_stages(TINY, setup(adapters=ALL))
+    assert found.weights == 4 * MATRICES * 0.5625 + 2 * (HELD - 4 * MATRICES + 4 * OF_LAYER)
+    assert (found.loading, plain.loading) == (plain.weights, 0)
+    assert (found.gradients, found.optimizer) == (plain.gradients, plain.optimizer)
+    assert found.activations == plain.activations
+    # Gate and up, as one product needs them.
+    assert found.buffers - plain.buffers == 2 * 2 * 128
+    (half,) = memory_of_stages(TINY, replace(one, tensor=2))
+    assert half.weights - 4 * MATRICES * 0.5625 / 2 == 2 * (
+        held_parameters(TINY, replace(one, tensor=2), 0)
+        - 4 * MATRICES // 2
+        + 4 * ALL.parameters(TINY, 2)
+    )
+    # A bias is no matrix.
+    biased = replace(TINY, biased=True)
+    (other,) = memory_of_stages(biased, one)
+    assert other.weights - found.weights == 2 * 4 * 2 * (4 + 2 * 2)
+
+
+def test_a_base_is_loaded_before_it_is_quantised() -> None:
+    """70B on one device: 38.5 GB of matrices, 4.2 of the rest, 0.4 of adapters; 141.5 before."""
+    one = Setup(adapters=Adapters(16, TARGETS), four_bit=True, positions=2048, row=1024)
+    (found,) = memory_of_stages(KNOWN["llama3_70b"], one)
+    assert found.weights == pytest.approx(43.1e9, rel=0.01)
+    assert found.loading == pytest.approx(141.5e9, rel=0.01)
+    assert found.total == found.loading + RESERVE
 
 
 def test_a_swapped_reference_is_in_host_memory() -> None:

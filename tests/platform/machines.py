@@ -27,6 +27,7 @@ def machine(**found: Any) -> Machine:
         "flash_attention": Support(True),
         "apex_optimizers": USABLE,
         "gradient_fusion": USABLE,
+        "bitsandbytes": USABLE,
     }
     return Machine(**{**everything, **found})
 

@@ -67,6 +67,27 @@ def test_bf16_is_not_emulated() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (without_gpu(), "needs bitsandbytes' kernels on a GPU, and this machine has none"),
+        (
+            machine(bitsandbytes=ABSENT),
+            "needs the package bitsandbytes, which is not installed: install nemo_gdpo with the "
+            "extra qlora",
+        ),
+        (
+            machine(bitsandbytes=Package(True, "OSError: libnvJitLink.so.13")),
+            "needs bitsandbytes, which does not import (OSError: libnvJitLink.so.13)",
+        ),
+    ],
+    ids=["no GPU", "absent", "broken"],
+)
+def test_what_four_bits_need(found: Machine, reason: str) -> None:
+    assert capabilities().four_bit == Support(True)
+    assert capabilities_of(found).four_bit == Support(False, reason)
+
+
 def test_an_unknown_precision() -> None:
     assert capabilities_of(without_gpu()).why_not("fp16") == (
         "precision=fp16 is not one of bf16, fp32"

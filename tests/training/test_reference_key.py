@@ -72,6 +72,7 @@ def key(
         (lambda: key("data.max_prompt_length=40"), ["truncation"]),
         (lambda: key("data.truncation_mode=keep_start"), ["truncation"]),
         (lambda: key("precision=bf16"), ["precision"]),
+        (lambda: key("lora.rank=4", "lora.base_precision=nf4"), ["precision"]),
         (lambda: key(device="cuda"), ["device"]),
         (lambda: key("model.attention_backend=flash"), ["attention_backend"]),
         (lambda: key("objective.eos_temperature=0.5"), ["columns", "eos_temperature"]),
@@ -81,6 +82,12 @@ def test_a_key_differs_by_name(other: Any, named: list[str]) -> None:
     own, changed = key(), other()
     assert changed.digest() != own.digest()
     assert own.differing(json.loads(json.dumps(changed.plain()))) == named
+
+
+def test_a_base_in_four_bits_is_said_and_no_other() -> None:
+    """What was cached over a base as it is, keeps its key."""
+    assert key("lora.rank=4").precision == "fp32"
+    assert key("lora.rank=4", "lora.base_precision=nf4").precision == "fp32 over nf4"
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(MegatronModelConfig)])

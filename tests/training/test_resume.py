@@ -10,6 +10,7 @@ import pytest
 
 from nemo_gdpo.config.base import FIXED
 from nemo_gdpo.config.help import Key, keys
+from nemo_gdpo.config.lora import LoraConfig
 from nemo_gdpo.config.schema import TRAIN, RunConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.manifest import describe, write_manifest
@@ -98,6 +99,16 @@ def test_an_identity_of_an_earlier_version() -> None:
     saved["optim"] = saved["optim"] | {"use_distributed_optimizer": True}
     with pytest.raises(UserError, match=r"optim.use_distributed_optimizer: True, now False"):
         _check_identity(saved, identity(), CHECKPOINT)
+
+
+def test_adapters_of_an_earlier_version_were_over_the_base_as_it_is() -> None:
+    own = identity_of(RunConfig(objective=DPO(beta=0.2), lora=LoraConfig(rank=4)), "abc")
+    saved = json.loads(json.dumps(own))
+    del saved["settings"]["lora.base_precision"]
+    _check_identity(saved, own, CHECKPOINT)
+    own["settings"]["lora.base_precision"] = "nf4"
+    with pytest.raises(UserError, match=r"\(lora.base_precision: run, now nf4\)"):
+        _check_identity(saved, own, CHECKPOINT)
 
 
 class TestUnusable:

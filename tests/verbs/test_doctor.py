@@ -31,6 +31,7 @@ def test_hopper() -> None:
     assert rows["layers in fp32"] == "local (Transformer Engine multiplies fp32 in TF32)"
     assert rows["attention fused"] == "yes"
     assert rows["gradient fusion"].startswith("no: NVIDIA Apex's extension")
+    assert rows["base in nf4"].endswith("install nemo_gdpo with the extra qlora")
     assert rows["optimizer"] == "Transformer Engine FusedAdam"
     assert "fp8_blockwise" in rows["precisions"]
     assert rows["  fp8_mxfp8"].endswith("Device compute capability 10.0 or higher required")

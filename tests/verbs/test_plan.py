@@ -178,6 +178,20 @@ def test_adapters_on_one_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert "export 16.1 GB, adapter 0.08 GB" in capsys.readouterr().out
 
 
+def test_a_base_in_nf4(capsys: pytest.CaptureFixture[str]) -> None:
+    """6.98e9 numbers of matrices in 0.5625 bytes; all of them in two before they are quantised."""
+    words = ("experiment=gdpo_llama3_8b_lora", "lora.base_precision=nf4", "hardware=h100x1")
+    found = report(capsys, *words)
+    (stage,) = found["stages"]
+    whole = 2 * (8.030261 + 0.041943)
+    assert found["loading_gb"] == pytest.approx(whole, abs=0.01)
+    assert stage["weights"] == pytest.approx(whole - 6.979322 * (2 - 0.5625), abs=0.01)
+    assert cli.main(["plan", *words]) == EXIT_DONE
+    assert "at the start: 16.1 GB of weights, before they are" in capsys.readouterr().out
+    plain = report(capsys, "experiment=gdpo_llama3_8b_lora", "hardware=h100x1")
+    assert plain["loading_gb"] == 0
+
+
 def test_a_swapped_reference(capsys: pytest.CaptureFixture[str]) -> None:
     """Twice 2 bytes of 8.03e9 / 4 parameters, of the 8 ranks of a node, and nothing on a device."""
     words = (EXPERIMENT, "hardware=h100x16")
