@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_gdpo.config.lora import TARGETS
 from tests.support.commands import Result, common, several
 from tests.support.data import pairs, write_jsonl
 from tests.support.models import save_model
@@ -70,6 +71,10 @@ def test_it_goes_on_with_the_tokens_it_began_with(
         "data.date": BEGAN,
         "optim.name": "adam",
         "optim.use_distributed_optimizer": False,
+        "lora.rank": None,
+        "lora.alpha": 32.0,
+        "lora.targets": list(TARGETS),
+        "lora.base_precision": "run",
     }
 
 
