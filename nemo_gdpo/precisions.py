@@ -22,6 +22,8 @@ REHEARSALS = {
 """Precision that rehearses FP8 -> the recipe whose rounding it has."""
 REHEARSAL = "FP8 rehearsal"
 """What every log, card and checkpoint of one is labelled with."""
+NF4_BLOCK = 64
+"""Numbers of a matrix in NF4 that share one maximum (`lora.base_precision`)."""
 DELAYED_IS_REFUSED = (
     "precision=fp8_delayed itself is refused: its scales come from past passes, so that policy and "
     "reference are quantised by different ones; this run shows what comes of that"

@@ -10,11 +10,9 @@ from nemo_gdpo.config.checks_shapes import cut_sizes
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.config.world import Hardware
-from nemo_gdpo.precisions import REHEARSALS, in_fp8
+from nemo_gdpo.precisions import NF4_BLOCK, REHEARSALS, in_fp8
 
 KEY = "lora.base_precision"
-BLOCK = 64
-"""Numbers that share one maximum."""
 _TO_RUN = f"or {KEY}=run"
 
 
@@ -51,18 +49,18 @@ def check_nf4(
 def _check_sizes(config: RunConfig, model_config: Mapping[str, Any]) -> Iterator[Problem]:
     """Rows of a matrix that blocks do not fill: the base would be another one on another mesh."""
     tp, hidden = config.model.tensor_model_parallel_size, model_config.get("hidden_size")
-    whole = f"nf4 quantises blocks of {BLOCK} numbers in a row, and the size of the model's"
-    if isinstance(hidden, int) and hidden % BLOCK:
+    whole = f"nf4 quantises blocks of {NF4_BLOCK} numbers in a row, and the size of the model's"
+    if isinstance(hidden, int) and hidden % NF4_BLOCK:
         yield Problem(KEY, f"{whole} hidden states is {hidden}", "set it to run")
     sizes = cut_sizes(dict(model_config))
     for name in ("FFN", "queries"):
         size = sizes.get(name)
-        if size is None or size % (tp * BLOCK) == 0:
+        if size is None or size % (tp * NF4_BLOCK) == 0:
             continue
-        if size % BLOCK:
+        if size % NF4_BLOCK:
             yield Problem(KEY, f"{whole} {name} is {size}", "set it to run")
             continue
-        fitting = [str(n) for n in range(1, tp) if tp % n == 0 and size % (n * BLOCK) == 0]
+        fitting = [str(n) for n in range(1, tp) if tp % n == 0 and size % (n * NF4_BLOCK) == 0]
         yield Problem(
             TP,
             f"{KEY}={whole} {name} is {size} / {tp} ranks",

@@ -60,7 +60,7 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
         adapters=None if lora.rank is None else Adapters(lora.rank, lora.targets),
         four_bit=lora.base_precision == "nf4",
         prefix_sharing=data.prefix_sharing,
-        positions=positions_of(config),
+        positions=positions_of(config, model.micro_batch_size),
         row=data.max_length,
         micro_batches=max(1, -(-int(pairs) // model.micro_batch_size)),
         logprob_tokens=model.logprob_chunk_tokens,
@@ -68,12 +68,12 @@ def setup_of(config: RunConfig, data_parallel: int) -> Setup:
     )
 
 
-def positions_of(config: RunConfig) -> int:
+def positions_of(config: RunConfig, micro_batch_size: int) -> int:
     """Positions of a micro-batch at most: what the limits of the configuration allow."""
-    data, padded = config.data, 2 * config.model.micro_batch_size * config.data.max_length
+    data = config.data
     if data.packing and data.pack_tokens is not None:
         return data.pack_tokens
-    return padded
+    return 2 * micro_batch_size * data.max_length
 
 
 def check_memory(config: RunConfig, model_config: Mapping[str, Any] | None) -> Iterator[Problem]:

@@ -43,7 +43,8 @@ class ModelConfig(Section):
     sequence_parallel: bool = False
     """Split norms and dropout along the sequence over the tensor-parallel ranks."""
     micro_batch_size: Size = 1
-    """Pairs in one forward pass of one data-parallel rank."""
+    """Pairs in one forward pass of one data-parallel rank; with data.packing, for how many of
+    data.max_length a row has room, unless data.pack_tokens says it."""
     global_batch_size: Annotated[Size, FIXED] = 8
     """Pairs in one update, over all ranks and accumulation."""
     activations_checkpoint_granularity: Literal["selective", "full"] | None = None

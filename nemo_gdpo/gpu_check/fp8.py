@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_gdpo.gpu_check.findings import Measurement, at_most
-from nemo_gdpo.gpu_check.layers import BF16_TE
+from nemo_gdpo.gpu_check.layers import BF16_TE, PACKED
 from nemo_gdpo.gpu_check.probe import write_model, write_pairs
 from nemo_gdpo.gpu_check.watched import probe_config, require_precision, train
 
@@ -20,7 +20,8 @@ def train_and_resume(precision: str, folder: Path) -> Iterator[Measurement]:
     """Four updates; the same with a stop and a resume after two; both against bf16."""
     require_precision(precision)
     model, pairs = write_model(folder / "model"), write_pairs(folder / "pairs.jsonl")
-    settings = (f"precision={precision}", "model.layers=transformer_engine")
+    # Packed, as trainings are: the cached reference had other pairs beside each.
+    settings = (f"precision={precision}", "model.layers=transformer_engine", *PACKED)
     through = train(probe_config(model, pairs, folder / "through", *settings))
     yield at_most("step 0, policy to reference", through.step0_gap(), ALLOWED_NATS, "nats")
 
@@ -32,7 +33,7 @@ def train_and_resume(precision: str, folder: Path) -> Iterator[Measurement]:
     resumed = train(probe_config(model, pairs, folder / "stopped", *saving))
     gap = resumed.drift(whole, first_step=2)
     yield at_most("resumed to uninterrupted", gap, RESUME_DRIFT)
-    bf16 = train(probe_config(model, pairs, folder / "bf16", *BF16_TE))
+    bf16 = train(probe_config(model, pairs, folder / "bf16", *BF16_TE, *PACKED))
     yield Measurement("log p to bf16", through.logp_gap(bf16), "nats")
     yield Measurement("trajectory to bf16", through.drift(bf16))
 

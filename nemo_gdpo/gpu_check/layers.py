@@ -17,6 +17,7 @@ EXPECTED = "expected_fp32.json"
 FP32 = ("precision=fp32", "model.layers=local")
 BF16_LOCAL = ("precision=bf16", "model.layers=local")
 BF16_TE = ("precision=bf16", "model.layers=transformer_engine")
+PACKED = ("data.packing=true",)
 PACK_TOKENS = 256
 """Of a row: one to three of the probe's pairs, of up to 128 tokens each."""
 
@@ -52,14 +53,19 @@ def bf16_allowance(exact: Watched, rounded: Watched) -> float:
 
 
 def transformer_engine(folder: Path) -> Iterator[Measurement]:
-    """Each family's log-probs with both kinds of layers in bf16, judged by fp32's."""
+    """Each family's log-probs with both kinds of layers in bf16, and packed, judged by fp32's."""
     require_precision("bf16")
     pairs = write_pairs(folder / "pairs.jsonl")
     for family in FAMILIES:
         model = write_model(folder / family / "model", family)
         runs = {
             name: train(probe_config(model, pairs, folder / family / name, *settings))
-            for name, settings in (("fp32", FP32), ("local", BF16_LOCAL), ("te", BF16_TE))
+            for name, settings in (
+                ("fp32", FP32),
+                ("local", BF16_LOCAL),
+                ("te", BF16_TE),
+                ("packed", (*BF16_TE, *PACKED)),
+            )
         }
         allowed = bf16_allowance(runs["fp32"], runs["local"])
         gap = runs["te"].logp_gap(runs["fp32"])
@@ -69,26 +75,27 @@ def transformer_engine(folder: Path) -> Iterator[Measurement]:
         )
         yield at_most(f"{family} step 0", runs["te"].step0_gap(), 0.05, "nats")
         yield at_most(f"{family} trajectory", runs["te"].drift(runs["local"]), 0.1)
+        # Windows, soft-caps and sequences of unequal length are kernels of their own.
+        gap = runs["packed"].logp_gap(runs["fp32"])
+        yield at_most(f"{family} packed log p to fp32", gap, allowed, "nats")
+        yield at_most(f"{family} packed trajectory", runs["packed"].drift(runs["te"]), 0.1)
 
 
 def packing(folder: Path) -> Iterator[Measurement]:
-    """Rows packed by pairs and by tokens against padded rows, in the best layers of this machine.
-
-    By tokens some rows have no pair in them and some several, of unequal number.
-    """
+    """Rows packed by pairs and by tokens against padded rows, in this machine's best layers."""
     yield from rows_against_padded(
         folder,
         {
-            "packed": ("data.packing=true",),
-            "packed by tokens": ("data.packing=true", f"data.pack_tokens={PACK_TOKENS}"),
+            "packed": PACKED,
+            "packed by tokens": (*PACKED, f"data.pack_tokens={PACK_TOKENS}"),
         },
     )
 
 
 def sharing(folder: Path) -> Iterator[Measurement]:
     """Rows that hold a prompt once against padded rows."""
-    packed = ("data.packing=true", f"data.pack_tokens={PACK_TOKENS}")
-    yield from rows_against_padded(folder, {"shared": (*packed, "data.prefix_sharing=true")})
+    shared = (*PACKED, f"data.pack_tokens={PACK_TOKENS}", "data.prefix_sharing=true")
+    yield from rows_against_padded(folder, {"shared": shared})
 
 
 def rows_against_padded(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,27 +19,21 @@ from nemo_gdpo.gpu_check.findings import Measurement, NotHereError
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
+from nemo_gdpo.plan.memory import Memory, Setup, memory_of_stages
+from nemo_gdpo.plan.shape import KNOWN, Shape
 from nemo_gdpo.platform import current_platform, detect_capabilities
 from nemo_gdpo.training.batches import BatchBuilder
+from nemo_gdpo.training.forecast import as_megatron
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_mesh
 from nemo_gdpo.training.optimizer import build_optimizer
 
-LLAMA3_8B = MegatronModelConfig(
-    family="llama",
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    kv_channels=128,
-    vocab_size=128256,
+LLAMA3_8B = replace(
+    as_megatron(KNOWN["llama3_8b"]),
     max_position_embeddings=8192,
     rotary_base=500000.0,
     layernorm_epsilon=1e-5,
 )
 """meta-llama/Meta-Llama-3-8B's config.json."""
-BYTES_A_PARAMETER = 2 + 4 + 4 + 8
-"""bf16 weight, fp32 gradient, fp32 main weight, Adam's two fp32 moments."""
 UPDATES, WARM_UPS = 5, 2
 END = 2
 """Token that ends a response."""
@@ -62,28 +55,42 @@ class Workload:
         return 2 * self.pairs * (self.prompt + self.response)
 
 
-def layer_parameters(model: MegatronModelConfig) -> int:
-    """Weights of one layer."""
-    attention = model.hidden_size * (2 * model.query_size + 2 * model.key_value_size)
-    return attention + 3 * model.hidden_size * model.ffn_hidden_size + 2 * model.hidden_size
+def shape_of(model: MegatronModelConfig) -> Shape:
+    """Sizes of the model as predictions take them."""
+    return Shape(
+        layers=model.num_layers,
+        hidden=model.hidden_size,
+        heads=model.num_attention_heads,
+        groups=model.num_query_groups,
+        head=model.kv_channels,
+        ffn=model.ffn_hidden_size,
+        vocabulary=model.vocab_size,
+    )
+
+
+def predicted(work: Workload, precision: str) -> Memory:
+    """Memory of the one rank, as `nemo-gdpo plan` predicts it."""
+    positions = 2 * (work.prompt + work.response)
+    setup = Setup(precision=precision, positions=positions, micro_batches=work.pairs)
+    (found,) = memory_of_stages(shape_of(work.model), setup)
+    return found
 
 
 def layers_that_fit(work: Workload, free_bytes: int) -> int:
-    """Layers for which weights, optimizer state and one micro-batch's activations fit.
+    """Layers for which weights, optimizer state and one micro-batch's activations fit, by 90 %.
 
     Raises:
         NotHereError: not even two do.
     """
-    model = work.model
-    tokens = 2 * (work.prompt + work.response)
-    ends = 2 * model.vocab_size * model.hidden_size * BYTES_A_PARAMETER
-    # A layer keeps about 16 hidden and 4 MLP activations of two bytes; measured numbers follow.
-    kept = tokens * 2 * (16 * model.hidden_size + 4 * model.ffn_hidden_size)
-    layer = layer_parameters(model) * (BYTES_A_PARAMETER + 2) + kept  # 2: FP8 copies both ways
-    fit = int((0.9 * free_bytes - ends - 4 * 2**30) // layer)
-    if fit < 2:
+    fit = 0
+    for layers in range(2, work.model.num_layers + 1):
+        fewer = replace(work, model=replace(work.model, num_layers=layers))
+        # With FP8's copies of the weights, which all precisions have to have room for.
+        if predicted(fewer, "fp8_tensorwise").total <= 0.9 * free_bytes:
+            fit = layers
+    if not fit:
         raise NotHereError(f"{free_bytes / 2**30:.0f} GiB of memory hold less than two such layers")
-    return min(fit, model.num_layers)
+    return fit
 
 
 def model_flops(work: Workload) -> float:
@@ -93,7 +100,7 @@ def model_flops(work: Workload) -> float:
     half of the square; the head on response tokens alone.
     """
     model, length = work.model, work.prompt + work.response
-    layers = model.num_layers * (layer_parameters(model) - 2 * model.hidden_size)
+    layers = model.num_layers * shape_of(model).matrices
     attention = model.num_layers * 2 * length * model.query_size
     responses = 2 * work.pairs * work.response
     head = responses * model.vocab_size * model.hidden_size
@@ -212,7 +219,7 @@ def _batches(
     batches = builder.build(list(range(len(pairs))), None)
     references = model.get_reference_logprobs(batches)
     return [
-        dataclasses.replace(batch, reference_TC=reference)
+        replace(batch, reference_TC=reference)
         for batch, reference in zip(batches, references, strict=True)
     ]
 
@@ -235,7 +242,7 @@ def speed(folder: Path) -> Iterator[Measurement]:
     free = int(torch.cuda.mem_get_info()[0])
     work = Workload()
     layers = layers_that_fit(work, free)
-    work = dataclasses.replace(work, model=dataclasses.replace(work.model, num_layers=layers))
+    work = replace(work, model=replace(work.model, num_layers=layers))
     yield Measurement("layers", layers, f"of {LLAMA3_8B.num_layers}")
     yield Measurement("tokens in an update", work.tokens)
     yield from compare_precisions(
@@ -262,6 +269,8 @@ def compare_precisions(work: Workload, precisions: list[str]) -> Iterator[Measur
         rate = model_flops(work) / found.step_seconds / 1e12
         yield Measurement(f"{precision} arithmetic", rate, "TFLOP/s")
         yield Measurement(f"{precision} peak memory", found.peak_bytes / 2**30, "GiB")
+        told = predicted(work, precision).total / 2**30
+        yield Measurement(f"{precision} memory as `plan` predicts it", told, "GiB")
         if found is not first:
             ratio = first.step_seconds / found.step_seconds
             yield Measurement(f"{precision} over {precisions[0]}", ratio, "times")

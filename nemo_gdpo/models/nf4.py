@@ -27,8 +27,8 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from nemo_gdpo.config.checks_nf4 import BLOCK
 from nemo_gdpo.models.lora import LAYERS
+from nemo_gdpo.precisions import NF4_BLOCK
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PackedMatrix:
         from bitsandbytes.functional import quantize_4bit
 
         packed, state = quantize_4bit(
-            weight_OH.detach().contiguous(), blocksize=BLOCK, quant_type="nf4"
+            weight_OH.detach().contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
         )
         return cls(packed, state)
 

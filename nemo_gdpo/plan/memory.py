@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from nemo_gdpo.plan.adapters import ATTENTION, MLP, Adapters
 from nemo_gdpo.plan.shape import Shape
-from nemo_gdpo.precisions import in_fp8
+from nemo_gdpo.precisions import NF4_BLOCK, in_fp8
 
 RESERVE = 5e9
 """Bytes for CUDA, NCCL's own buffers and what is made in between: an allowance, not computed."""
@@ -23,8 +23,8 @@ TILE_LOGITS = 2**25
 """Logits that exist at once in bfloat16 on a GPU (`nemo_gdpo.logprobs.tiles`)."""
 SCORE_BYTES = 8
 """Of one attention score that is written out: tanh 2, softmax in float32 4, its bf16 copy 2."""
-NF4_BYTES = 0.5 + 4 / 64
-"""Of a number: four bits, and a float32 maximum for each 64 (`nemo_gdpo.models.nf4`)."""
+NF4_BYTES = 0.5 + 4 / NF4_BLOCK
+"""Of a number: four bits, and a float32 maximum for each block (`nemo_gdpo.models.nf4`)."""
 RECOMPUTE = (None, "selective", "full")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_gdpo.plan.hardware import Cluster
+from nemo_gdpo.plan.hardware import B200, H100, Cluster, Peak
 from nemo_gdpo.plan.memory import Setup, recomputes_mlp, swapped_bytes, trained_parameters
 from nemo_gdpo.plan.shape import Shape
 from nemo_gdpo.precisions import in_fp8
@@ -31,18 +31,18 @@ class Published:
     length: int
     tokens_per_second: float
     tflops: float
-    peak: float
-    """Dense FP8 TFLOP/s of the device."""
+    peak: Peak
+    """Of the device."""
     adapters: bool = False
     """LoRA: no gradient of the model's own weights, and attention is not counted."""
 
 
 PUBLISHED = (
-    Published("8B, 8 H100", "llama3_8b", 8192, 14451, 744, 1979.0),
-    Published("70B, 64 H100", "llama3_70b", 8192, 1602, 719, 1979.0),
-    Published("70B SFT, 32 H100", "llama3_70b", 4096, 1638, 710, 1979.0),
-    Published("70B LoRA, 8 H100", "llama3_70b", 4096, 2643, 735, 1979.0, adapters=True),
-    Published("8B, 8 B200", "llama3_8b", 8192, 30624, 1576, 4500.0),
+    Published("8B, 8 H100", "llama3_8b", 8192, 14451, 744, H100),
+    Published("70B, 64 H100", "llama3_70b", 8192, 1602, 719, H100),
+    Published("70B SFT, 32 H100", "llama3_70b", 4096, 1638, 710, H100),
+    Published("70B LoRA, 8 H100", "llama3_70b", 4096, 2643, 735, H100, adapters=True),
+    Published("8B, 8 B200", "llama3_8b", 8192, 30624, 1576, B200),
 )
 """NVIDIA's performance summary of the NeMo Framework: Llama 3 in FP8, for one GPU."""
 
@@ -140,7 +140,7 @@ def step_of(
         live_reference: each update computes the reference, too.
         overlapped: gradients are summed while the last micro-batch goes backward.
     """
-    peak, share = cluster.device.peak(setup.precision), share_of_peak(setup.precision)
+    peak, share = cluster.device.peak.of(setup.precision), share_of_peak(setup.precision)
     if peak is None or share is None:
         return None
     ranks = setup.tensor * setup.pipeline * setup.context

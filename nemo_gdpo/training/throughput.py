@@ -19,14 +19,13 @@ of one length, this counts what is there:
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.data.types import TokenizedPair
-from nemo_gdpo.precisions import arithmetic, in_fp8
+from nemo_gdpo.plan.hardware import peak_of
 from nemo_gdpo.training.metrics import (
     DATA_SECONDS,
     MFU,
@@ -40,34 +39,6 @@ FORWARD, FORWARD_AND_BACKWARD = 1, 3
 """Products for one of the forward pass."""
 
 
-@dataclass(frozen=True)
-class Peak:
-    """A device's dense matrix products, TFLOP/s; None where it has none of that precision."""
-
-    name: str
-    """Pattern of the whole name that CUDA gives it: a slice of a GPU (MIG) is another."""
-    bf16: float
-    fp8: float | None
-    fp32: float
-    """Without tensor cores: TF32 is switched off."""
-
-
-PEAKS = (
-    # NVIDIA A100 Tensor Core GPU data sheet (2021): 312 TFLOPS BF16, 19.5 FP32.
-    Peak(r"(NVIDIA )?A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe", 312.0, None, 19.5),
-    # NVIDIA H100 Tensor Core GPU data sheet; its tensor figures are with sparsity, twice these.
-    Peak(r"NVIDIA H100 80GB HBM3", 989.5, 1979.0, 67.0),
-    Peak(r"NVIDIA H100 PCIe", 756.5, 1513.0, 51.0),
-    Peak(r"NVIDIA H100 NVL", 835.5, 1670.5, 60.0),
-    # NVIDIA H200 Tensor Core GPU data sheet; likewise.
-    Peak(r"NVIDIA H200", 989.5, 1979.0, 67.0),
-    Peak(r"NVIDIA H200 NVL", 835.5, 1670.5, 60.0),
-    # NVIDIA Blackwell data sheet, HGX B200, for one GPU: 4.5 and 9 PFLOPS with sparsity, 75 TFLOPS.
-    Peak(r"NVIDIA B200", 2250.0, 4500.0, 75.0),
-)
-"""By device, from NVIDIA's data sheets, without sparsity."""
-
-
 def peak_tflops(device: str, precision: str) -> float | None:
     """Dense TFLOP/s of a device; None where it is not known, which nothing is made up for.
 
@@ -75,12 +46,8 @@ def peak_tflops(device: str, precision: str) -> float | None:
         device: its name, as CUDA gives it.
         precision: value of the `precision` key.
     """
-    for peak in PEAKS:
-        if re.fullmatch(peak.name, device):
-            if arithmetic(precision) == "fp32":
-                return peak.fp32
-            return peak.fp8 if in_fp8(precision) else peak.bf16
-    return None
+    peak = peak_of(device)
+    return None if peak is None else peak.of(precision)
 
 
 def attended(length: int, window: int | None) -> int:

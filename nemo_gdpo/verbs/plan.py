@@ -85,7 +85,7 @@ def refuse_unsuited(config: RunConfig, cluster: Cluster) -> None:
             f"precision: {config.precision} rounds in fp32 and says nothing of what FP8 needs or "
             "takes on a GPU; plan with precision=fp8_tensorwise or fp8_blockwise"
         )
-    if in_fp8(config.precision) and cluster.device.fp8 is None:
+    if in_fp8(config.precision) and cluster.device.peak.fp8 is None:
         raise UserError(
             f"precision: {cluster.device.name} has no FP8 tensor cores ({KEY}={cluster.device.name}"
             f"x{cluster.count}); use precision=bf16, or h100 or newer"

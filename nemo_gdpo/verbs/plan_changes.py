@@ -18,7 +18,7 @@ def what_would_fit(planner: Planner, config: RunConfig) -> list[str]:
     """The fewest of each known device on which some layout fits: `h100x8`."""
     found = []
     for device in DEVICES:
-        if in_fp8(config.precision) and device.fp8 is None:
+        if in_fp8(config.precision) and device.peak.fp8 is None:
             continue
         for count in COUNTS:
             if replace(planner, cluster=Cluster(device, count)).fits_somehow(config):

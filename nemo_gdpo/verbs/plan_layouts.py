@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from nemo_gdpo.config.memory import setup_of
+from nemo_gdpo.config.memory import positions_of, setup_of
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.recipes import change
 from nemo_gdpo.config.schema import RunConfig
@@ -183,13 +183,11 @@ class Planner:
         """Whether it would with full recomputation, by memory alone."""
         tensor, pipeline, context = mesh
         copies = self.cluster.count // (tensor * pipeline * context)
-        data = config.data
-        positions = 2 * micro * data.max_length
         setup = replace(
             setup_of(config, copies),
             tensor=tensor, pipeline=pipeline, chunks=1, context=context,
-            sequence_parallel=tensor > 1, recompute="full", row=data.max_length,
-            positions=data.pack_tokens or positions if data.packing else positions,
+            sequence_parallel=tensor > 1, recompute="full",
+            positions=positions_of(config, micro),
             micro_batches=max(1, config.model.global_batch_size // (copies * micro)),
         )  # fmt: skip
         needed = fullest(memory_of_stages(self.shape, setup)).total

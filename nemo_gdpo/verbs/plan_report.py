@@ -61,7 +61,7 @@ def report_of(
             "device": cluster.device.name,
             "count": cluster.count,
             "memory_gb": cluster.device.memory,
-            "peak_tflops": cluster.device.peak(config.precision),
+            "peak_tflops": cluster.device.peak.of(config.precision),
             "assumed_share_of_peak": share_of_peak(config.precision),
         },
         "model": {

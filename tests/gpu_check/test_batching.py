@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from nemo_gdpo.gpu_check.batching import PACKED, PADDED, SHARED, unequal_pairs
 from nemo_gdpo.gpu_check.lengths import INSTRUCTIONS, LONGEST, draw_lengths
 from nemo_gdpo.gpu_check.shape import measure
-from nemo_gdpo.training.mesh import leave_world
 from tests.gpu_check.test_shape import TINY
 
 
@@ -27,13 +24,6 @@ def test_lengths_are_as_said() -> None:
     assert sum(one.prompt for one in drawn) / len(drawn) == pytest.approx(190, rel=0.05)
     assert sum(one.chosen for one in drawn) / len(drawn) == pytest.approx(340, rel=0.05)
     assert max(one.prompt + max(one.chosen, one.rejected) for one in drawn) <= LONGEST
-
-
-@pytest.fixture
-def _left_afterwards() -> Iterator[None]:
-    """A stage has a process of its own, and leaves the world at its end."""
-    yield
-    leave_world()
 
 
 @pytest.mark.slow

@@ -14,12 +14,14 @@ import pytest
 from tests.gpu_path.fakes.agreement import disagreements, stuck
 from tests.gpu_path.fakes.jobs import Job
 from tests.gpu_path.fakes.worlds import (
+    ALL_WORLDS,
     CONTEXT,
     FULL,
     GDPO,
     LOCAL,
     MICRO_BATCHES,
     NONE,
+    PACKED_WORLDS,
     PIPELINE,
     WHOLE,
     WORLDS,
@@ -255,15 +257,37 @@ def test_every_parameter_gets_a_gradient_from_every_micro_batch(
     assert contributions == {n: MICRO_BATCHES + (n in norms) for n in contributions}
 
 
-@pytest.mark.parametrize("name", [name for name, world in WORLDS.items() if len(world) > 1])
+@pytest.mark.parametrize("name", [name for name, world in ALL_WORLDS.items() if len(world) > 1])
 def test_ranks_understand_each_other(name: str, found: Found) -> None:
     """Whoever shares a group asks for the same, in an order in which all can go on."""
     calls = {
         job.rank: result["collectives"]
-        for job, result in zip(WORLDS[name], found[name], strict=True)
+        for job, result in zip(ALL_WORLDS[name], found[name], strict=True)
     }
     assert disagreements(calls) == []
     assert stuck(calls) == []
+
+
+@pytest.mark.parametrize("name", PACKED_WORLDS)
+def test_packed_rows_are_as_long_as_their_pairs(name: str, found: Found) -> None:
+    """One row a micro-batch; those of a pipeline's replica have one length."""
+    multiple = 64 if "tensorwise" in name else 8  # FP8: 16 tokens on each of TP4's ranks
+    for result in found[name]:
+        rows = result["reference"]["rows"]
+        assert {count for count, _ in rows} == {1}
+        assert all(length % multiple == 0 for _, length in rows)
+        assert len({length for _, length in rows}) == (1 if "pipeline" in name else len(rows))
+    # The ranks of one replica have the same rows.
+    assert found[name][0]["reference"]["rows"] == found[name][1]["reference"]["rows"]
+
+
+def test_shared_prompts_are_computed_once(found: Found) -> None:
+    """Fewer positions for the same pairs."""
+    positions = [
+        sum(length for _, length in found[name][0]["reference"]["rows"])
+        for name in ("packed", "packed, shared")
+    ]
+    assert positions[1] < positions[0]
 
 
 def test_gradients_are_reduced_while_backward_goes_on(found: Found) -> None:

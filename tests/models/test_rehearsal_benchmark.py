@@ -7,14 +7,8 @@ import math
 import pytest
 import torch
 
-from benchmarks.fp8_rehearsal import (
-    NOT_MEASURED,
-    margins,
-    moved,
-    over_seeds,
-    residual_movement,
-    token_movement,
-)
+from benchmarks.fp8_rehearsal.figures import margins, moved, residual_movement, token_movement
+from benchmarks.fp8_rehearsal.tables import NOT_MEASURED, over_seeds
 from nemo_gdpo.objectives import DPO, GDPO, PairLogps, TokenLogps
 
 MASK = torch.tensor([[True, True, True]])

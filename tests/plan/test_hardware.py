@@ -1,11 +1,12 @@
-"""Names of hardware, and that the two tables of peaks say the same."""
+"""Names of hardware, and what is known of it."""
 
 from __future__ import annotations
 
 import pytest
 
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.plan.hardware import DEVICES, MOST_MEMORY, Device, parse_hardware
+from nemo_gdpo.launch.verbs import VERBS
+from nemo_gdpo.plan.hardware import DEVICES, MOST_MEMORY, parse_hardware, peak_of
 from nemo_gdpo.training.throughput import peak_tflops
 
 
@@ -51,18 +52,21 @@ def test_nodes_are_whole() -> None:
         parse_hardware("h100x0")
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
-def test_peaks_are_those_of_mfu(device: Device) -> None:
-    """What `perf/mfu` is measured by and what is predicted from are one number."""
-    for precision in ("bf16", "fp8_tensorwise"):
-        known = peak_tflops(device.cuda_name, precision)
-        assert known in (None, device.peak(precision))
-    assert device.peak("fp32") is None
+def test_what_is_planned_with_is_what_mfu_is_measured_by() -> None:
+    """CUDA's own names of devices, none of which another pattern takes for its own."""
+    names = [
+        "NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3",
+        "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200", "NVIDIA B200", "NVIDIA B300",
+        "NVIDIA L40S",
+    ]  # fmt: skip
+    assert [peak_of(name) for name in names] == [device.peak for device in DEVICES]
+    assert [peak_tflops("NVIDIA L40S", p) for p in ("bf16", "fp8_tensorwise")] == [362.0, 733.0]
+    assert peak_of("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
 
 
-def test_the_two_tables_share_devices() -> None:
-    shared = [d.name for d in DEVICES if peak_tflops(d.cuda_name, "bf16") is not None]
-    assert shared == ["a100-40", "a100-80", "h100", "h100-pcie", "h100-nvl", "h200", "b200"]
+def test_the_help_names_every_device() -> None:
+    (usage,) = [verb.usage for verb in VERBS if verb.name == "plan"]
+    assert f"DEVICE: {', '.join(device.name for device in DEVICES)}. " in usage
 
 
 def test_no_known_device_has_more_memory() -> None:

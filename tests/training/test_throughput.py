@@ -147,7 +147,8 @@ def test_no_utilisation_is_made_up() -> None:
         ("NVIDIA H200 NVL", "bf16", 835.5),
         ("NVIDIA B200", "fp8_mxfp8", 4500.0),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
-        ("NVIDIA L40S", "bf16", None),
+        ("NVIDIA L40S", "bf16", 362.0),
+        ("NVIDIA L4", "bf16", None),
         ("cpu", "fp32", None),
     ],
 )

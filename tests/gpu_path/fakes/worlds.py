@@ -20,6 +20,8 @@ FULL = ("model.activations_checkpoint_granularity=full",)
 LOCAL = ("model.layers=local",)
 WHOLE = ("optim.use_distributed_optimizer=false", "optim.overlap_grad_reduce=false")
 NONE = ("model.activations_checkpoint_granularity=null",)
+PACKED = ("data.packing=true",)
+SHARED = (*PACKED, "data.prefix_sharing=true")
 MICRO_BATCHES = 2
 WORLDS: dict[str, list[Job]] = {
     # Rank 1 shares layers with rank 0, rank 4 its part of the gradients; 15 is the last.
@@ -39,6 +41,18 @@ WORLDS: dict[str, list[Job]] = {
     ],
     "whole": [Job(GDPO, 0, layers=32, micro_batches=0)],
 }
+PACKED_WORLDS: dict[str, list[Job]] = {
+    # As the experiments are: rows of any length, and as many as the pairs need.
+    "packed": [Job(GDPO, rank, layers=2, overrides=PACKED) for rank in (0, 1, 15)],
+    "packed, shared": [Job(GDPO, rank, layers=2, overrides=SHARED) for rank in (0, 1, 15)],
+    "packed pipeline": [
+        Job(GDPO, rank, layers=2, overrides=PACKED + PIPELINE + FULL) for rank in (0, 8)
+    ],
+    "packed tensorwise": [
+        Job(GDPO, rank, "fp8_tensorwise", 3, overrides=PACKED) for rank in (0, 1)
+    ],
+}
+ALL_WORLDS = WORLDS | PACKED_WORLDS
 
 
 def rehearse(folder: Path, tree: Path) -> dict[str, Any]:
@@ -51,7 +65,7 @@ def rehearse(folder: Path, tree: Path) -> dict[str, Any]:
     Raises:
         AssertionError: with what the process said last.
     """
-    jobs = [(name, job) for name, world in WORLDS.items() for job in world]
+    jobs = [(name, job) for name, world in ALL_WORLDS.items() for job in world]
     asked, answer = folder / "jobs.json", folder / "found.json"
     asked.write_text(json.dumps([asdict(job) for _, job in jobs]))
     command = [sys.executable, "-m", "tests.gpu_path.fake_cluster", "--jobs", str(asked)]
@@ -66,7 +80,7 @@ def rehearse(folder: Path, tree: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     found = json.loads(answer.read_text())
-    worlds: dict[str, list[dict[str, Any]]] = {name: [] for name in WORLDS}
+    worlds: dict[str, list[dict[str, Any]]] = {name: [] for name in ALL_WORLDS}
     for (name, _), result in zip(jobs, found["ranks"], strict=True):
         result["collectives"] = [_call(*one) for one in result["collectives"]]
         worlds[name].append(result)

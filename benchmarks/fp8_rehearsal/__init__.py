@@ -1,0 +1,1 @@
+"""What FP8 would do to each objective, rehearsed in fp32 arithmetic on any machine."""
