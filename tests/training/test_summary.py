@@ -112,6 +112,13 @@ def test_what_is_printed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_rehearsal_is_called_one_at_the_end(tmp_path: Path) -> None:
+    made_by = made(tmp_path, LINES, precision="fp8_rehearsal_tensorwise")
+    told = list(summary_lines(made_by))
+    assert told[1] == f"  precision    {made_by['precision']}"
+    assert "FP8 rehearsal" in told[1] and "not FP8 on hardware" in told[1]
+
+
 def test_a_run_that_was_stopped_before_training(tmp_path: Path) -> None:
     summary = made(tmp_path, [], outcome="stopped", checkpoint=None)
     assert (summary["steps"], summary["validation"], summary["last_step"]) == (0, None, {})
