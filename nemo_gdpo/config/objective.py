@@ -155,8 +155,43 @@ class SPLSettings(ObjectiveSettings):
     grow more diverse, at alpha it is DPO, and at 0 the reference is not read."""
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class GFlowNetSettings(ObjectiveSettings):
+    """GFlowNet on sampled answers (Hu et al. 2023): sample in proportion to a reward that is given
+    for each answer. Needs scores in the data."""
+
+    name: Literal["gflownet"] = field(default="gflownet", kw_only=True, repr=False)
+    needs_scores: ClassVar[bool] = True
+    beta: Positive = 1.0
+    """An answer's log-reward is log p_ref(y|x) / reward_temperature + score / beta; nats if the
+    scores are."""
+    reward_temperature: Positive = 1.0
+    """Divides the reference's log-probability in the reward: below 1 the target is sharper than the
+    reference (Hu et al. anneal 1.0 to 0.8), above 1 flatter."""
+    balance: Literal["tb", "subtb", "db"] = "tb"
+    """Balance condition that is penalised: whole answers, against the others of their group, whose
+    mean estimates log Z (tb); every stretch of an answer (subtb); every single transition (db)."""
+    subtb_lambda: Positive = 1.0
+    """Weight of a longer stretch for each further step; read with balance=subtb only."""
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A decay that nothing reads."""
+        if self.balance != "subtb" and self.subtb_lambda != 1.0:
+            yield Problem(
+                "objective.subtb_lambda",
+                f"nothing reads it with balance={self.balance}",
+                "set objective.balance=subtb, or leave it at 1.0",
+            )
+
+
 ObjectiveConfig = Annotated[
-    GDPOSettings | ODPOSettings | ADPOSettings | DPOSettings | IPOSettings | SPLSettings,
+    GDPOSettings
+    | ODPOSettings
+    | ADPOSettings
+    | DPOSettings
+    | IPOSettings
+    | SPLSettings
+    | GFlowNetSettings,
     Field(discriminator="name"),
 ]
 OBJECTIVE_SECTIONS: dict[str, type[ObjectiveSettings]] = {

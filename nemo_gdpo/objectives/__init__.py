@@ -6,9 +6,11 @@ from nemo_gdpo.config.objective import ObjectiveConfig, plain_settings
 from nemo_gdpo.objectives.adpo import ADPO
 from nemo_gdpo.objectives.dpo import DPO, IPO
 from nemo_gdpo.objectives.gdpo import GDPO
+from nemo_gdpo.objectives.gflownet import GFlowNet
 from nemo_gdpo.objectives.odpo import ODPO
 from nemo_gdpo.objectives.spl import SPL
 from nemo_gdpo.objectives.types import (
+    GroupLogps,
     Objective,
     ObjectiveOutput,
     PairLogps,
@@ -17,9 +19,9 @@ from nemo_gdpo.objectives.types import (
     TokenLogps,
 )
 
-AnyObjective = GDPO | ODPO | ADPO | DPO | IPO | SPL
+AnyObjective = GDPO | ODPO | ADPO | DPO | IPO | SPL | GFlowNet
 OBJECTIVES: dict[str, type[AnyObjective]] = {
-    objective.name: objective for objective in (GDPO, ODPO, ADPO, DPO, IPO, SPL)
+    objective.name: objective for objective in (GDPO, ODPO, ADPO, DPO, IPO, SPL, GFlowNet)
 }
 """The table of objectives: value of `objective.name` -> its class."""
 
@@ -33,6 +35,8 @@ __all__ = [
     "ADPO",
     "DPO",
     "GDPO",
+    "GFlowNet",
+    "GroupLogps",
     "IPO",
     "OBJECTIVES",
     "ODPO",

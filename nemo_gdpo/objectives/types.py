@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,32 @@ class TokenLogps:
     """bool; None when all are. False: the response was cut, and no position scores its EOS."""
 
 
+def joined(first: TokenLogps, second: TokenLogps) -> TokenLogps:
+    """The responses of both, one after the other; a column that one of them lacks is left out."""
+    width = max(first.mask_NT.shape[1], second.mask_NT.shape[1])
+
+    def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        if one is None or other is None:
+            return None
+        return torch.cat([pad(one, (0, width - one.shape[1])) for one in (one, other)])
+
+    sizes = first.mask_NT[:, 0], second.mask_NT[:, 0]
+    complete = [
+        torch.ones_like(size) if side.complete_N is None else side.complete_N
+        for side, size in zip((first, second), sizes, strict=True)
+    ]
+    label_NT = both(first.label_NT, second.label_NT)
+    mask_NT = both(first.mask_NT, second.mask_NT)
+    assert label_NT is not None and mask_NT is not None
+    return TokenLogps(
+        label_NT,
+        mask_NT,
+        both(first.eos_NT, second.eos_NT),
+        both(first.tempered_eos_NT, second.tempered_eos_NT),
+        torch.cat(complete),
+    )
+
+
 @dataclass(frozen=True)
 class PairLogps:
     """Two responses to the same prompt, row by row."""
@@ -41,11 +69,36 @@ class PairLogps:
 
 
 @dataclass(frozen=True)
+class GroupLogps:
+    """N responses, several to a prompt."""
+
+    responses: TokenLogps
+    group_N: Tensor
+    """int64: the responses of one prompt have one number; any numbers, in any order."""
+
+    @classmethod
+    def of_pairs(cls, pairs: PairLogps, group_N: Tensor | None = None) -> GroupLogps:
+        """All chosen, then all rejected responses.
+
+        Args:
+            pairs: N, of one width.
+            group_N: of each pair; None: every pair is a group of two.
+        """
+        chosen = pairs.chosen.mask_NT
+        if group_N is None:
+            group_N = torch.arange(chosen.shape[0], device=chosen.device)
+        return cls(joined(pairs.chosen, pairs.rejected), group_N.repeat(2))
+
+
+@dataclass(frozen=True)
 class PairTargets:
-    """Graded preferences (ODPO); float [N], in the data's own units."""
+    """What the data say of a pair beside the order of its responses; [N]."""
 
     chosen_score_N: Tensor | None = None
+    """Graded preferences, float, in the data's own units."""
     rejected_score_N: Tensor | None = None
+    group_N: Tensor | None = None
+    """int64: pairs with one number are answers to one prompt, and one group."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +127,10 @@ class Step0Inputs:
     """float, where the data has scores."""
     chosen_length_N: Tensor | None = None
     """Response positions of the chosen response, where they are known."""
+    chosen_complete_N: Tensor | None = None
+    """bool; False: the response was cut. None where it is not known."""
+    group_N: Tensor | None = None
+    """int64, see `PairTargets`; None: every pair is a group."""
 
 
 class Objective(Protocol):

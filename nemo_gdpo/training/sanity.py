@@ -55,6 +55,7 @@ def step0_inputs(pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor]) ->
         chosen_score_N=torch.tensor([chosen for chosen, _ in scores]) if graded else None,
         rejected_score_N=torch.tensor([rejected for _, rejected in scores]) if graded else None,
         chosen_length_N=torch.tensor([len(p.chosen.ids) for p in pairs]),
+        chosen_complete_N=torch.tensor([p.chosen.complete for p in pairs]),
     )
 
 

@@ -156,7 +156,7 @@ def test_conflicting_settings_are_refused_alike_on_both_sides() -> None:
 
 def test_data_needs_are_declared_with_objective_settings() -> None:
     needing = {name for name, section in OBJECTIVE_SECTIONS.items() if section.needs_scores}
-    assert needing == {"odpo"}
+    assert needing == {"odpo", "gflownet"}
     assert not ObjectiveSettings.needs_scores
     assert "needs_scores" not in fields_of(DPOSettings)
 

@@ -17,6 +17,7 @@ from nemo_gdpo.objectives import (
     IPO,
     ODPO,
     SPL,
+    GFlowNet,
     Objective,
     PairLogps,
     PairTargets,
@@ -51,6 +52,9 @@ OBJECTIVES: dict[str, Objective] = {
     "odpo-ratio": ODPO(offset="ratio"),
     "adpo": ADPO(gamma=0.2),
     "adpo-no-pseudo-labels": ADPO(gamma=0.2, pseudo_labels=False),
+    "gflownet-tb": GFlowNet(beta=0.5, reward_temperature=0.8),
+    "gflownet-subtb": GFlowNet(balance="subtb", subtb_lambda=0.9),
+    "gflownet-db": GFlowNet(balance="db", reward_temperature=1.5),
     **GDPO_FORMS,
 }
 
