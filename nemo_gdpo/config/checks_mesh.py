@@ -141,7 +141,18 @@ def check_world(config: RunConfig, world: Hardware | None) -> Iterator[Problem]:
 
 
 def _check_batch(config: RunConfig, copies: int) -> Iterator[Problem]:
-    model = config.model
+    model, together = config.model, config.data.pairs_of_group
+    for key, pairs in (
+        ("model.global_batch_size", model.global_batch_size),
+        ("model.micro_batch_size", model.micro_batch_size),
+    ):
+        if pairs % together:
+            yield Problem(
+                key,
+                f"{pairs} pairs are no whole groups of {2 * together} answers, which are "
+                f"{together} pairs (data.group_size)",
+                f"set it to {-(-pairs // together) * together}",
+            )
     if config.data.packing:  # as many micro-batches as the pairs need, and the mesh
         if model.global_batch_size < copies:
             yield Problem(

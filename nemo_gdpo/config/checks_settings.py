@@ -34,6 +34,31 @@ def check_scores(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def check_groups(config: RunConfig) -> Iterator[Problem]:
+    """Groups of answers without their size, or for an objective that wants a preference."""
+    data, name = config.data, config.objective.name
+    if data.reader_format != "groups":
+        if data.group_size is not None:
+            yield Problem(
+                "data.group_size",
+                f"nothing reads it with data.format={data.reader_format}",
+                "set it to null, or data.format=groups",
+            )
+        return
+    if data.group_size is None:
+        yield Problem(
+            "data.group_size",
+            "rows of data.format=groups have several answers, and how many is not said",
+            "set it to the number of answers in a row",
+        )
+    if name != "gflownet":
+        yield Problem(
+            "data.format",
+            f"answers of a group are not chosen or rejected, as objective={name} wants",
+            "make pairs of them (nemo-gdpo pairs), or choose objective=gflownet",
+        )
+
+
 def check_reference(config: RunConfig) -> Iterator[Problem]:
     """Keys of the cache without a cache, and adapters that are to be off where there are none."""
     if config.reference != "cache" and config.reference_cache_dir is not None:

@@ -28,8 +28,12 @@ class DataConfig(Section):
     on_resume: ClassVar[OnResume | None] = CONTENT
     name: Annotated[Text, FREE] = "jsonl"
     """What the data set is called in messages."""
-    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl"] = "auto"
-    """Columns of the files; auto looks at the first row."""
+    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl", "groups"] = "auto"
+    """Columns of the files; auto looks at the first row. groups: a row is a prompt with
+    `group_size` answers, for objective=gflownet."""
+    group_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    """Answers to a prompt in each row of `format=groups`, an even number; they stay in one
+    micro-batch. Two answers count as one pair wherever pairs are counted."""
     preset: (
         Literal[
             "anthropic_hh",
@@ -91,6 +95,11 @@ class DataConfig(Section):
     def split_of(self, name: Literal["train", "validation"]) -> str:
         """Split of a Hugging Face data set that serves as the named one."""
         return self.split if name == "train" else self.validation_split
+
+    @property
+    def pairs_of_group(self) -> int:
+        """Pairs that stay together; 1 where each is by itself."""
+        return (self.group_size or 2) // 2
 
     @property
     def reader_format(self) -> str:

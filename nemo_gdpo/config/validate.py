@@ -22,6 +22,7 @@ from nemo_gdpo.config.checks_nf4 import check_nf4
 from nemo_gdpo.config.checks_settings import (
     check_checkpoints,
     check_data,
+    check_groups,
     check_lengths,
     check_logger_packages,
     check_lora,
@@ -73,6 +74,7 @@ def problems(
     if world is not None:
         found += check_attention_variables(config, world, os.environ)
     found += check_scores(config)
+    found += check_groups(config)
     found += check_reference(config)
     found += check_lora(config, files=files)
     found += check_nf4(config, world, model_config)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.errors import UserError
 
 SENTINEL = -1
@@ -36,17 +37,29 @@ class PreferenceSampler:
         num_pairs: pairs in the data set.
         seed: not negative.
         fingerprint: of the data set; a saved position of another one is refused.
+        together: pairs of a group, which stand one after the other and stay so; 1: each by itself.
     """
 
-    def __init__(self, num_pairs: int, seed: int, fingerprint: str) -> None:
+    def __init__(self, num_pairs: int, seed: int, fingerprint: str, together: int = 1) -> None:
         if num_pairs < 1:
             raise UserError("the data set has no pair; give data.train_path a file with pairs")
         if seed < 0:
             raise UserError(f"data.seed={seed}: it must not be negative; choose 0 or more")
+        if num_pairs % together:
+            raise UserError(
+                f"data.group_size={2 * together}: {num_pairs} pairs are no whole number of groups "
+                f"of {together} pairs; give the data that were made with this size"
+            )
         self.num_pairs = num_pairs
+        self.together = together
         self.seed = seed
         self.fingerprint = fingerprint
         self.consumed_pairs = 0
+
+    @classmethod
+    def of(cls, data: DataConfig, num_pairs: int, fingerprint: str) -> PreferenceSampler:
+        """The order of a run's training pairs."""
+        return cls(num_pairs, data.seed, fingerprint, data.pairs_of_group)
 
     def global_batch(self, consumed: int, global_batch_size: int) -> list[int]:
         """The indices at positions consumed .. consumed + global_batch_size - 1.
@@ -66,11 +79,16 @@ class PreferenceSampler:
         for epoch in range(
             consumed // self.num_pairs, (consumed + global_batch_size - 1) // self.num_pairs + 1
         ):
-            order = epoch_order(self.num_pairs, self.seed, epoch)
+            order = self._order(epoch)
             start = max(consumed - epoch * self.num_pairs, 0)
             stop = min(consumed + global_batch_size - epoch * self.num_pairs, self.num_pairs)
             batch += order[start:stop].tolist()
         return batch
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The pairs of one epoch: a permutation of groups, each in the order of the file."""
+        groups = epoch_order(self.num_pairs // self.together, self.seed, epoch)
+        return (groups[:, None] * self.together + np.arange(self.together)).reshape(-1)
 
     def next_global_batch(self, global_batch_size: int) -> list[int]:
         """The batch at the current position; the position moves on."""

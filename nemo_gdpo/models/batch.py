@@ -25,6 +25,8 @@ class PreferenceMicroBatch:
     """Position of each pair in the global batch, int64; -1 marks a sentinel of weight zero."""
     reference_TC: Tensor | None = None
     """Reference log-probs in the layout of the policy's, float32; None while computing them."""
+    pairs_of_group: int = 1
+    """Neighbours in the global batch that are answers to one prompt, and compared as one group."""
 
     @property
     def weight_B(self) -> Tensor:
@@ -41,8 +43,13 @@ class PreferenceMicroBatch:
 
     @property
     def targets(self) -> PairTargets:
-        """Graded scores, where the data has them."""
-        return PairTargets(self.rows.chosen_score_B, self.rows.rejected_score_B)
+        """Graded scores, where the data has them, and which pairs are one group."""
+        grouped = self.pairs_of_group > 1
+        # Sentinels, at -1, are a group of their own.
+        group_B = self.batch_index_B.div(self.pairs_of_group, rounding_mode="floor")
+        return PairTargets(
+            self.rows.chosen_score_B, self.rows.rejected_score_B, group_B if grouped else None
+        )
 
 
 COLUMNS = ("label", "eos", "tempered_eos")

@@ -1,8 +1,8 @@
 """Responses as paths of a GFlowNet whose every prefix may end (Hu et al. 2023).
 
-With a_t = log pi(y_{t+1} | s_t), e_t = log pi(EOS | s_t), and A, E the same under the reference, the
-flow through a prefix is F(s) = R(s EOS) / pi(EOS | s), and no extra head is needed. One transition's
-residual is
+With a_t = log pi(y_{t+1} | s_t), e_t = log pi(EOS | s_t), and A, E the same under the reference,
+the flow through a prefix is F(s) = R(s EOS) / pi(EOS | s), and no extra head is needed. One
+transition's residual is
 
     delta_t = log R(s_t EOS) + a_t + e_{t+1} - log R(s_{t+1} EOS) - e_t,    t = 0 .. n - 1,
 

@@ -20,7 +20,7 @@ from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.models.batch import PreferenceMicroBatch
 from nemo_gdpo.models.builder import ParallelLayout
 from nemo_gdpo.training.mesh import Mesh
-from nemo_gdpo.training.packing import pair_too_long
+from nemo_gdpo.training.packing import too_long
 from nemo_gdpo.training.reference_store import ReferenceStore
 
 
@@ -58,6 +58,8 @@ class BatchBuilder:
     data_rank: int
     data_size: int
     device: torch.device
+    together: int = 1
+    """Pairs of a group, which stay in one micro-batch; they are neighbours in a global batch."""
 
     @classmethod
     def of(cls, config: RunConfig, data: PreferenceDataset, mesh: Mesh) -> BatchBuilder:
@@ -73,6 +75,7 @@ class BatchBuilder:
             data_rank=mesh.data_rank,
             data_size=mesh.data_size,
             device=mesh.device,
+            together=config.data.pairs_of_group,
         )
 
     @cached_property
@@ -120,19 +123,22 @@ class BatchBuilder:
         if self.pack_tokens is None:
             return self._padded(indices)
         capacity = self.pack_tokens
-        real = [position for position, index in enumerate(indices) if index != SENTINEL]
-        lengths = [self.packed_length(self.pairs[indices[position]]) for position in real]
-        for position, length in zip(real, lengths, strict=True):
+        groups = self._groups(indices)
+        lengths = [
+            sum(self.packed_length(self.pairs[indices[position]]) for position in group)
+            for group in groups
+        ]
+        for group, length in zip(groups, lengths, strict=True):
             if length > capacity:
-                pair_id = self.pairs[indices[position]].id
-                raise pair_too_long(pair_id, length, capacity, self._multiple)
+                pair_id = self.pairs[indices[group[0]]].id
+                raise too_long(pair_id, length, capacity, self._multiple, together=self.together)
         stages, chunks = self.layout.pipeline, self.layout.virtual_pipeline or 1
         rows = level_bins(
             lengths, capacity,
             # Interleaved stages take micro-batches in groups of as many as there are stages.
             multiple=self.data_size * (stages if chunks > 1 else 1),
             # With fewer than stages, some would always wait.
-            least=min(self.data_size * stages, len(real)),
+            least=min(self.data_size * stages, len(groups)),
         )  # fmt: skip
         loads = [self._whole(max(1, sum(lengths[item] for item in row))) for row in rows]
         found = []
@@ -141,13 +147,22 @@ class BatchBuilder:
             found.append(
                 [
                     Planned(
-                        tuple(real[item] for item in sorted(rows[row])),
+                        tuple(position for item in sorted(rows[row]) for position in groups[item]),
                         longest if stages > 1 else loads[row],
                     )
                     for row in share
                 ]
             )
         return found
+
+    def _groups(self, indices: Sequence[int]) -> list[list[int]]:
+        """Positions of the real pairs, those of a group together."""
+        blocks = (
+            range(start, min(start + self.together, len(indices)))
+            for start in range(0, len(indices), self.together)
+        )
+        found = ([at for at in block if indices[at] != SENTINEL] for block in blocks)
+        return [group for group in found if group]
 
     def _padded(self, indices: Sequence[int]) -> list[list[Planned]]:
         filled = self._fill(indices)
@@ -210,6 +225,7 @@ class BatchBuilder:
             rows=rows.to(self.device),
             batch_index_B=torch.tensor(marks, dtype=torch.int64, device=self.device),
             reference_TC=None if reference is None else reference.columns(group).to(self.device),
+            pairs_of_group=self.together,
         )
 
     def _lay_out(self, pairs: Sequence[TokenizedPair], length: int) -> PaddedBatch | PackedBatch:

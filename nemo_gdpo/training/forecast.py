@@ -113,7 +113,7 @@ def batches_of(config: RunConfig, data: PreferenceDataset, most: int) -> list[li
         UserError: a batch has more pairs than there are.
     """
     size = config.model.global_batch_size
-    sampler = PreferenceSampler(len(data), config.data.seed, data.fingerprint)
+    sampler = PreferenceSampler.of(config.data, len(data), data.fingerprint)
     whole = max(1, len(data) // size)
     picked = np.unique(np.linspace(0, whole - 1, min(most, whole)).astype(int))
     return [sampler.global_batch(int(batch) * size, size) for batch in picked]

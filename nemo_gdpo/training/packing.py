@@ -24,16 +24,29 @@ def refuse_long_pairs(config: RunConfig, data: PreferenceDataset) -> None:
         prompt_B, chosen_B, rejected_B,
         context=config.model.context_parallel_size, prefix_sharing=config.data.prefix_sharing,
     )  # fmt: skip
-    longest = int(np.argmax(pairs_B))
-    if pairs_B[longest] > capacity:
+    together = config.data.pairs_of_group
+    groups_G = np.add.reduceat(pairs_B, np.arange(0, len(pairs_B), together))
+    longest = int(np.argmax(groups_G))
+    if groups_G[longest] > capacity:
+        first = data.arrays.ids[longest * together]
         multiple = row_multiple(config, rows=1)
-        raise pair_too_long(data.arrays.ids[longest], int(pairs_B[longest]), capacity, multiple)
+        raise too_long(first, int(groups_G[longest]), capacity, multiple, together=together)
 
 
-def pair_too_long(pair_id: str, length: int, capacity: int, multiple: int) -> UserError:
-    """The error of a pair that no packed row can hold; rows are multiples of `multiple`."""
+def too_long(
+    pair_id: str, length: int, capacity: int, multiple: int, *, together: int = 1
+) -> UserError:
+    """The error of a pair, or of a group by its first, that no packed row can hold.
+
+    Rows are multiples of `multiple`.
+    """
+    what = f"pair {pair_id!r} takes"
+    if together > 1:
+        what = (
+            f"the group of {2 * together} answers that begins with {what.replace('takes', '')}takes"
+        )
     return UserError(
-        f"data.pack_tokens: pair {pair_id!r} takes {length} positions and a packed row has "
+        f"data.pack_tokens: {what} {length} positions and a packed row has "
         f"{capacity}; set data.pack_tokens to {up_to(multiple, length)} or more, or lower "
         "data.max_length"
     )

@@ -73,7 +73,7 @@ def refuse_length(config: RunConfig, train: Planned) -> None:
     Raises:
         UserError: there is not one global batch of pairs, or nothing comes after the warm-up.
     """
-    PreferenceSampler(train.pairs, config.data.seed, train.fingerprint).global_batch(
+    PreferenceSampler.of(config.data, train.pairs, train.fingerprint).global_batch(
         0, config.model.global_batch_size
     )
     steps, warmup = total_steps(config, train.pairs), config.optim.sched.warmup_steps

@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from nemo_gdpo.config.base import OnResume, defaults_of, plain_data
+from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.help import keys
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, plain_settings
 from nemo_gdpo.config.schema import TRAIN, RunConfig
@@ -207,14 +208,14 @@ class Earlier:
         date = (found.get("settings") or {}).get("data.date")
         return None if date is None else str(date)
 
-    def refuse_other_data(self, train: Planned, seed: int) -> None:
+    def refuse_other_data(self, train: Planned, data: DataConfig) -> None:
         """Refuse pairs, or an order of theirs, that are not the newest checkpoint's.
 
         Raises:
             UserError: naming what differs, with both values.
         """
         if self.checkpoint is not None:
-            sampler = PreferenceSampler(train.pairs, seed, train.fingerprint)
+            sampler = PreferenceSampler.of(data, train.pairs, train.fingerprint)
             sampler.load_state_dict(self.state["sampler"])
 
 

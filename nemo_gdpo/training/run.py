@@ -192,7 +192,7 @@ class Run:
         }
 
         def compare() -> None:
-            earlier.refuse_other_data(train, config.data.seed)
+            earlier.refuse_other_data(train, config.data)
             earlier.refuse_another(identity)
             newest.refuse_shorter(identity["total_steps"])
 

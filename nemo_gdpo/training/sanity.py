@@ -38,12 +38,15 @@ class Step0MismatchError(RunError):
     agreed = True  # every rank has the values of all pairs
 
 
-def step0_inputs(pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor]) -> Step0Inputs:
+def step0_inputs(
+    pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor], *, together: int = 1
+) -> Step0Inputs:
     """Inputs of the closed forms, from the first global batch.
 
     Args:
         pairs: of the batch, N.
         per_pair: the batch's metrics; `reference_logps/*` [N] are read.
+        together: pairs of a group, which stand one after the other.
     """
     scores = [(p.chosen_score, p.rejected_score) for p in pairs]
     graded = all(chosen is not None and rejected is not None for chosen, rejected in scores)
@@ -56,6 +59,7 @@ def step0_inputs(pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor]) ->
         rejected_score_N=torch.tensor([rejected for _, rejected in scores]) if graded else None,
         chosen_length_N=torch.tensor([len(p.chosen.ids) for p in pairs]),
         chosen_complete_N=torch.tensor([p.chosen.complete for p in pairs]),
+        group_N=torch.arange(len(pairs)) // together,
     )
 
 

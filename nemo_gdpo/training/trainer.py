@@ -135,9 +135,7 @@ class PreferenceTrainer:
         self.stopping = Stopping(stop)
         self.identity = identity
         self.batch_size: int = config.model.global_batch_size
-        self.sampler = PreferenceSampler(
-            num_pairs=len(train.data), seed=config.data.seed, fingerprint=train.data.fingerprint
-        )
+        self.sampler = PreferenceSampler.of(config.data, len(train.data), train.data.fingerprint)
         self.names = metric_names(model.objective)
         self.total_steps = total_steps(config, len(train.data))
         self.progress = Progress(queries=QueryCount(len(train.data)))
@@ -236,7 +234,7 @@ class PreferenceTrainer:
         micro_batches = self.train.builder.build(indices, None)
         check_step0_loss(
             self.model.objective,
-            step0_inputs(pairs, per_pair),
+            step0_inputs(pairs, per_pair, together=self.config.data.pairs_of_group),
             per_pair,
             [p.id for p in pairs],
             noise=measure_noise(self.model, micro_batches, batch_size=self.batch_size),

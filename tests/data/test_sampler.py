@@ -105,3 +105,20 @@ def test_arguments_that_make_no_sense() -> None:
         PreferenceSampler(0, 0, "f")
     with pytest.raises(UserError, match=r"data\.seed=-1"):
         PreferenceSampler(3, -1, "f")
+
+
+@given(consumed=st.integers(0, 60), groups=st.integers(1, 12), seed=st.integers(0, 99))
+def test_groups_stay_together(consumed: int, groups: int, seed: int) -> None:
+    """Three pairs a group: whole groups, each in the order of the file, each once an epoch."""
+    sampler = PreferenceSampler(3 * groups, seed, "f", together=3)
+    batch = sampler.global_batch(3 * consumed, 3 * groups)
+    blocks = [batch[start : start + 3] for start in range(0, len(batch), 3)]
+    assert all(block == [block[0], block[0] + 1, block[0] + 2] for block in blocks)
+    assert all(block[0] % 3 == 0 for block in blocks)
+    epoch = sampler.global_batch(0, 3 * groups)
+    assert sorted(epoch) == list(range(3 * groups))
+
+
+def test_pairs_that_are_no_whole_groups() -> None:
+    with pytest.raises(UserError, match=r"data\.group_size=6: 7 pairs are no whole number"):
+        PreferenceSampler(7, 0, "f", together=3)

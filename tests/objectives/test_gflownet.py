@@ -45,7 +45,6 @@ def constrained_target(reference: Tensor, temperature: float = 1.0) -> Tensor:
     return reward / reward.sum()
 
 
-
 def answers(logps: list[float]) -> TokenLogps:
     """Answers of one position, EOS alone: both columns are their log-prob."""
     column_NT = row(*logps)[:, None]
@@ -169,9 +168,7 @@ def test_transitions_reach_the_constrained_target(balance: str) -> None:
     reference = random_reference()
     objective = GFlowNet(balance=balance)
     full = LANGUAGE.full
-    table, loss = minimise(
-        lambda table: group_of_all(objective, reference, full)(table), reference
-    )
+    table, loss = minimise(lambda table: group_of_all(objective, reference, full)(table), reference)
     bonus = {s: float(scores([s])) for s in full}
     target, _ = LANGUAGE.target(reference, bonus)
     assert total_variation(LANGUAGE.probabilities(table), target) < 1e-3
@@ -221,10 +218,10 @@ def test_samples_that_are_a_round_old_will_do() -> None:
 def test_loss_at_the_reference(objective: GFlowNet) -> None:
     """The closed form is the loss of a policy that is its reference, in groups of four."""
     policy, _, _ = random_batch(cut_rejected=(1,))
-    targets = PairTargets(row(0.5, -1.0, 2.0, 0.0), row(1.5, 0.0, 3.0, -2.0), torch.tensor([4, 4, 7, 7]))
-    logps = [
-        (side.label_NT * side.mask_NT).sum(dim=1) for side in (policy.chosen, policy.rejected)
-    ]
+    targets = PairTargets(
+        row(0.5, -1.0, 2.0, 0.0), row(1.5, 0.0, 3.0, -2.0), torch.tensor([4, 4, 7, 7])
+    )
+    logps = [(side.label_NT * side.mask_NT).sum(dim=1) for side in (policy.chosen, policy.rejected)]
     assert policy.rejected.complete_N is not None
     expected = objective.loss_at_reference(
         Step0Inputs(

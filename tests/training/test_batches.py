@@ -61,11 +61,13 @@ def builder(
     size: int = 1,
     micro: int = 2,
     precision: str = "fp32",
+    together: int = 1,
     **sizes: int | bool,
 ) -> BatchBuilder:
     return BatchBuilder(
-        PAIRS, PAD, layout(**sizes), precision, micro, pack, share, rank, size, torch.device("cpu")
-    )
+        PAIRS, PAD, layout(**sizes), precision, micro, pack, share, rank, size,
+        torch.device("cpu"), together,
+    )  # fmt: skip
 
 
 def chosen_pairs(batch: PreferenceMicroBatch) -> list[str]:
@@ -280,3 +282,34 @@ def test_reference_values_follow_their_rows() -> None:
     assert batch.reference_TC is not None
     # Chosen of pairs 3 and 1, then their rejected ones.
     assert batch.reference_TC[:, 0].tolist() == [6.0] * 12 + [2.0] * 9 + [7.0] + [3.0] * 2
+
+
+@pytest.mark.parametrize("pack", [None, 64])
+def test_groups_stay_in_one_micro_batch(pack: int | None) -> None:
+    """Four pairs as two groups of four answers: rows of 14 + 17 and 7 + 29 tokens, on two ranks."""
+    found = []
+    for rank in range(2):
+        built = builder(pack=pack, rank=rank, size=2, together=2).build([2, 3, 0, 1], None)
+        for batch in built:
+            group_B = batch.targets.group_N
+            assert group_B is not None
+            found.append((batch.batch_index_B.tolist(), group_B.tolist()))
+    assert sorted(found) == [([0, 1], [0, 0]), ([2, 3], [1, 1])]
+
+
+def test_pairs_that_are_no_groups_have_none() -> None:
+    (batch,) = builder(pack=80).build([0, 1], None)
+    assert batch.targets.group_N is None
+
+
+def test_sentinels_are_in_no_answers_group() -> None:
+    """A group, and one that only fills up the last batch of a validation."""
+    (batch,) = builder(micro=4, together=2).build([0, 1, -1, -1], None)
+    assert batch.targets.group_N is not None
+    assert batch.targets.group_N.tolist() == [0, 0, -1, -1]
+
+
+def test_a_group_that_no_row_holds_is_named() -> None:
+    """31 positions are needed for the first group, and a row has 24."""
+    with pytest.raises(UserError, match=r"the group of 4 answers that begins with pair 'p0' takes"):
+        builder(pack=24, together=2).plan([0, 1])
