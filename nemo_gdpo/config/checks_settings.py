@@ -59,13 +59,33 @@ def check_groups(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def check_reference(config: RunConfig) -> Iterator[Problem]:
+def check_reference(config: RunConfig, *, files: bool) -> Iterator[Problem]:
     """Keys of the cache without a cache, and adapters that are to be off where there are none."""
+    if files and config.reference_model is not None and not Path(config.reference_model).exists():
+        yield Problem(
+            "reference_model",
+            f"{config.reference_model} does not exist",
+            "give a model's directory, or null for what training starts from",
+        )
     if config.reference != "cache" and config.reference_cache_dir is not None:
         yield Problem(
             "reference_cache_dir",
             f"nothing reads it with reference={config.reference}",
             "set it to null, or reference=cache",
+        )
+    other, start = config.reference_model, config.lora.restore_from_path
+    is_base = other is not None and _same_place(other, config.model.restore_from_path)
+    if other is not None and config.reference in ("resident", "swap"):
+        yield Problem(
+            "reference_model",
+            f"reference={config.reference} keeps a copy of what training starts from",
+            "set reference=cache, or reference_model=null",
+        )
+    if other is not None and config.lora.base_precision != "run" and config.reference == "cache":
+        yield Problem(
+            "reference_model",
+            "a base in four bits cannot give its place to another model",
+            "set reference=adapter_off, or lora.base_precision=run",
         )
     if config.reference != "adapter_off":
         return
@@ -75,13 +95,23 @@ def check_reference(config: RunConfig) -> Iterator[Problem]:
             "adapter_off needs an adapter, and with lora.rank=null there is none",
             "set lora.rank=16, or reference=cache",
         )
-    elif config.lora.restore_from_path is not None:
+    elif other is not None and not is_base:
+        yield Problem(
+            "reference_model",
+            f"adapter_off is model.restore_from_path alone, and {other} is another place",
+            "set it to model.restore_from_path, or reference=cache",
+        )
+    elif start is not None and other is None:
         yield Problem(
             "reference",
             "adapter_off is the base alone, and with lora.restore_from_path training starts from "
             "another model than that",
-            "set it to cache or resident",
+            "set it to cache or resident, or reference_model to the base if that is what is meant",
         )
+
+
+def _same_place(one: str, other: str | None) -> bool:
+    return other is not None and Path(one).absolute() == Path(other).absolute()
 
 
 def check_lora(config: RunConfig, *, files: bool) -> Iterator[Problem]:

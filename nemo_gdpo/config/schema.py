@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nemo_gdpo.config.base import FIXED, FREE, Section, Text, derived
+from nemo_gdpo.config.base import CONTENT, FIXED, FREE, Section, Text, derived
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.lengths import fitting_length
 from nemo_gdpo.config.lora import LoraConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
+from nemo_gdpo.config.places import StartPath
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.suggest import ALIASES, REFUSED
 from nemo_gdpo.config.training import LoggerConfig, OptimConfig, TrainerConfig
@@ -52,6 +53,10 @@ class RunConfig(Section):
     second copy of the model beside the first (resident), with one in host memory, which takes its
     place for a moment (swap), or, where lora is on, with the policy without its adapters
     (adapter_off). All train the same."""
+    reference_model: Annotated[StartPath | None, CONTENT] = None
+    """Model that is the reference, as model.restore_from_path names one, where it is not what
+    training starts from: a later round of several that keep to one reference. Null is what training
+    starts from. With reference=cache, or where it is the base below an adapter, adapter_off."""
     reference_cache_dir: Annotated[Text | None, FREE] = None
     """Directory of the cache; null is output_dir/reference. Runs that share model, data and
     precision may share one."""

@@ -75,7 +75,7 @@ def problems(
         found += check_attention_variables(config, world, os.environ)
     found += check_scores(config)
     found += check_groups(config)
-    found += check_reference(config)
+    found += check_reference(config, files=files)
     found += check_lora(config, files=files)
     found += check_nf4(config, world, model_config)
     found += check_lengths(config)

@@ -13,6 +13,7 @@ from typing import Any
 from megatron.core import parallel_state
 
 from nemo_gdpo.config.model_files import is_megatron_checkpoint
+from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.cache import ENVIRONMENT
@@ -152,8 +153,39 @@ class _Located:
     """Files that it may just have made, with their sizes."""
 
 
+def open_reference(config: RunConfig, source: ModelSource, mesh: Mesh) -> ModelSource | None:
+    """Open the model that `reference_model` names, None without one. Collective.
+
+    Raises:
+        UserError: on every rank, also when it is not of the policy's architecture.
+    """
+    if config.reference_model is None:
+        return None
+    other = open_source(
+        config.reference_model, mesh,
+        divisible_by=config.model.make_vocab_size_divisible_by,
+        cache_converted=config.model.cache_converted, key="reference_model",
+    )  # fmt: skip
+    ours, theirs = source.model_config.to_dict(), other.model_config.to_dict()
+    differing = [name for name, value in ours.items() if theirs.get(name) != value]
+    if differing:
+        name = differing[0]
+        error = UserError(
+            f"reference_model: {other.name} has {name} {theirs.get(name)}, and "
+            f"model.restore_from_path {ours[name]}; give two models of one architecture"
+        )
+        error.agreed = True
+        raise error
+    return other
+
+
 def open_source(
-    path: str, mesh: Mesh, *, divisible_by: int, cache_converted: bool = False
+    path: str,
+    mesh: Mesh,
+    *,
+    divisible_by: int,
+    cache_converted: bool = False,
+    key: str = "model.restore_from_path",
 ) -> ModelSource:
     """Open what training starts from. Collective.
 
@@ -163,23 +195,24 @@ def open_source(
         divisible_by: `model.make_vocab_size_divisible_by`.
         cache_converted: `model.cache_converted`: convert a Hugging Face directory first, in the
             cache, instead of reading it directly.
+        key: that names the path.
 
     Raises:
         UserError: on every rank, when the main rank cannot use `path`, or any rank does not see
             what the main rank sees.
     """
     configured = Path(path).absolute()
-    located = from_main_rank(LOCATING, lambda: _locate(configured, cache_converted))
+    located = from_main_rank(LOCATING, lambda: _locate(configured, cache_converted, key))
     bridge, shards = on_every_rank(OPENING, lambda: _open_here(located))
     padded = padded_vocab_size(bridge.config.vocab_size, divisible_by, mesh.layout.tensor)
     return ModelSource(located.directory, shards, bridge, padded, located.fingerprint, located.name)
 
 
 @_as_input()
-def _locate(path: Path, cache_converted: bool) -> _Located:
+def _locate(path: Path, cache_converted: bool, key: str) -> _Located:
     """Find the weights, and check them as a conversion does."""
     if not path.exists():
-        raise UserError(f"model.restore_from_path={path}: there is no such file or directory")
+        raise UserError(f"{key}={path}: there is no such file or directory")
     if is_hf_directory(path) and not cache_converted:
         bridge, shards = open_loadable(path)
         contents = _contents(bridge, shards)

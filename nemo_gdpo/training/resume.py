@@ -43,6 +43,8 @@ _BY_NAME = ("objective.", "model.global_batch_size", "precision")
 RANK = "lora.rank"
 """Key that says whether there are adapters."""
 BASE_PRECISION = "lora.base_precision"
+REFERENCE_WEIGHTS = "weights of reference_model"
+"""Name among the settings; None where the reference is what training starts from."""
 IDENTITY = "identity.json"
 """File of the output_dir in which a run says what it is, from its beginning."""
 
@@ -117,7 +119,12 @@ def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
     if "settings" not in saved and isinstance(optim, dict):
         saved = saved | {"settings": {f"optim.{key}": value for key, value in optim.items()}}
     saved = saved | {
-        "settings": {RANK: None, BASE_PRECISION: "run", **(saved.get("settings") or {})}
+        "settings": {
+            RANK: None,
+            BASE_PRECISION: "run",
+            REFERENCE_WEIGHTS: None,
+            **(saved.get("settings") or {}),
+        }
     }
     if not isinstance(objective, dict) or objective.get("name") not in OBJECTIVE_SECTIONS:
         return saved

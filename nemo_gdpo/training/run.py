@@ -35,7 +35,7 @@ from nemo_gdpo.models.preference_model import PreferenceModel
 from nemo_gdpo.objectives import build_objective
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.precisions import DELAYED, DELAYED_IS_REFUSED, described
-from nemo_gdpo.training.adapter_start import open_start
+from nemo_gdpo.training.adapter_start import AdapterStart, open_start
 from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import MODEL, REFERENCE, TOKENISING, RunClock
@@ -45,13 +45,14 @@ from nemo_gdpo.training.export import STOPPED, trained_template, write_assets
 from nemo_gdpo.training.first_look import refuse_bad_pairs
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_world
-from nemo_gdpo.training.model_source import ModelSource, open_source
+from nemo_gdpo.training.model_source import ModelSource, open_reference, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
 from nemo_gdpo.training.record import begin_logs, lock_output, refuse_length, write_record
 from nemo_gdpo.training.reference import cached_reference
 from nemo_gdpo.training.reference_key import Cut, ReferenceKey, model_identity, reference_key
 from nemo_gdpo.training.reference_store import ReferenceStore, refuse_foreign
 from nemo_gdpo.training.resume import (
+    REFERENCE_WEIGHTS,
     Newest,
     agree_on_config,
     find_newest,
@@ -98,8 +99,10 @@ class Run:
     """Of the base weights."""
     lock: OutputLock | None = None
     """On output_dir, on the main rank, until the run leaves."""
-    weights: str = ""
-    """Fingerprint of what training starts from: the base, and an adapter where one is given."""
+    start: AdapterStart | None = None
+    """What training starts from: the base, and an adapter where one is given."""
+    other: ModelSource | None = None
+    """The reference, where that is another model."""
     trainer: PreferenceTrainer | None = None
     """Once `train` has come so far."""
 
@@ -169,7 +172,9 @@ class Run:
             cache_converted=config.model.cache_converted,
         )
         start = open_start(config, source)
+        other = open_reference(config, source, mesh)
         identity = identity_of(config, start.fingerprint)
+        identity["settings"] |= {REFERENCE_WEIGHTS: None if other is None else other.fingerprint}
         identity |= model_identity(start.fingerprint, source.model_config)
         earlier = refuse_another_run(output_dir, identity)
         from_main_rank("reading the metrics", lambda: refuse_unreadable_metrics(output_dir))
@@ -216,7 +221,7 @@ class Run:
         run = cls(
             config, output_dir, mesh, source, data or {}, model, nemo, identity, newest, clock, took
         )
-        run.weights = start.fingerprint
+        run.start, run.other = start, other
         from_main_rank("looking for another run's reference", lambda: run._refuse_foreign(plan))
         return run, plan
 
@@ -264,10 +269,24 @@ class Run:
         return reference_key(
             self.config,
             self.model,
-            weights=self.weights,
+            weights=self.reference_weights,
             data=data.fingerprint,
             template=str(data.settings.get("chat_template")),
         )
+
+    @property
+    def reference_weights(self) -> str:
+        """Fingerprint of the reference."""
+        if self.other is not None:
+            return self.other.fingerprint
+        assert self.start is not None
+        return self.start.fingerprint
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether policy and reference are one model before the first update."""
+        assert self.start is not None
+        return self.reference_weights == self.start.fingerprint
 
     def reference_directory(self, name: str, key: ReferenceKey) -> Path:
         """Place of the cache of a split; in a directory that runs share each key has its own."""
@@ -296,7 +315,31 @@ class Run:
     def _reference_stores(self, stop: StopRequest) -> References:
         self.clock.enter(REFERENCE)
         on_every_rank("preparing the model", self.model.prepare_for_inference)
-        return {name: self.reference_store(name, stop) for name in self.data}
+        with self._being_reference():
+            return {name: self.reference_store(name, stop) for name in self.data}
+
+    @contextlib.contextmanager
+    def _being_reference(self) -> Iterator[None]:
+        """In the block the policy has the reference's weights, if a cache is missing. Collective.
+
+        A block that is left by an error ends the run: the weights stay as they are.
+        """
+        other, start = self.other, self.start
+        if other is None or start is None or self.starts_at_reference:
+            yield
+            return
+        found = [
+            self.reference_directory(name, self.reference_key(data))
+            for name, data in self.data.items()
+        ]
+        if from_main_rank("looking for the reference", lambda: all(d.exists() for d in found)):
+            yield
+            return
+        other.load_into(self.model)
+        with self.model.adapters_off():
+            yield
+        self.source.load_into(self.model)
+        start.load_into(self.model)
 
     def prepare_reference(self, stop: StopRequest) -> References:
         """The caches of all splits, or none, and a copy of the present weights. Collective.
@@ -383,6 +426,7 @@ class Run:
             ),
         )  # fmt: skip
         trainer.clock = self.clock
+        trainer.starts_at_reference = self.starts_at_reference
         trainer.stopping.expect_save(first_save(self.loading_seconds, self.mesh.data_size))
         return trainer
 

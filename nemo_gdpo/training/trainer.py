@@ -155,6 +155,8 @@ class PreferenceTrainer:
             frozen=model.adapter is not None,
         )
         self._data_seconds = 0.0
+        self.starts_at_reference = True
+        """Whether policy and reference are one model before the first update."""
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -280,7 +282,8 @@ class PreferenceTrainer:
         try:
             refuse_not_finite(per_pair, pair_ids, step)
             # Policy and reference are one model until the first update that was made.
-            if step == self.progress.skipped and self.config.trainer.check_initial_loss:
+            first = step == self.progress.skipped and self.starts_at_reference
+            if first and self.config.trainer.check_initial_loss:
                 self._check_step0(indices, per_pair)
             grad_norm, learning_rate = self._update(step, pair_ids)
         except NotFiniteError as error:
