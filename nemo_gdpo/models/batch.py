@@ -41,8 +41,9 @@ class PreferenceMicroBatch:
 
     @property
     def targets(self) -> PairTargets:
-        """Graded scores, where the data has them."""
-        return PairTargets(self.rows.chosen_score_B, self.rows.rejected_score_B)
+        """Scores, weights and margins, where the data has them."""
+        rows = self.rows
+        return PairTargets(rows.chosen_score_B, rows.rejected_score_B, rows.weight_B, rows.margin_B)
 
 
 COLUMNS = ("label", "eos", "tempered_eos")

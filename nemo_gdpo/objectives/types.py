@@ -42,10 +42,15 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class PairTargets:
-    """Graded preferences (ODPO); float [N], in the data's own units."""
+    """What the data says of the pairs besides which response is preferred; float [N]."""
 
     chosen_score_N: Tensor | None = None
+    """Graded preferences (ODPO), in the data's own units."""
     rejected_score_N: Tensor | None = None
+    weight_N: Tensor | None = None
+    """Factor of the pair's loss, not negative; None is 1."""
+    margin_N: Tensor | None = None
+    """How much more of the objective's own log-ratio is asked for, not negative; None is 0."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,10 @@ class Step0Inputs:
     """float, where the data has scores."""
     chosen_length_N: Tensor | None = None
     """Response positions of the chosen response, where they are known."""
+    weight_N: Tensor | None = None
+    """float, where the data has weights."""
+    margin_N: Tensor | None = None
+    """float, where the data has margins."""
 
 
 class Objective(Protocol):

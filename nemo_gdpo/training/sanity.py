@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nemo_gdpo.data.collate import given
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.objectives import Objective, Step0Inputs
@@ -55,6 +56,8 @@ def step0_inputs(pairs: Sequence[TokenizedPair], per_pair: dict[str, Tensor]) ->
         chosen_score_N=torch.tensor([chosen for chosen, _ in scores]) if graded else None,
         rejected_score_N=torch.tensor([rejected for _, rejected in scores]) if graded else None,
         chosen_length_N=torch.tensor([len(p.chosen.ids) for p in pairs]),
+        weight_N=given([p.weight for p in pairs]),
+        margin_N=given([p.margin for p in pairs]),
     )
 
 
