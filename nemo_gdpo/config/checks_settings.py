@@ -59,6 +59,32 @@ def check_groups(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def check_pair_columns(config: RunConfig) -> Iterator[Problem]:
+    """Columns of weights and margins that mean nothing, or that are one."""
+    data = config.data
+    named = {"weight_column": data.weight_column, "margin_column": data.margin_column}
+    refusal = config.objective.margin_refusal()
+    if data.margin_column is not None and refusal is not None:
+        yield Problem(
+            "data.margin_column",
+            f"with objective={config.objective.name}, {refusal}",
+            "set it to null, or choose objective=dpo without label smoothing",
+        )
+    if data.margin_column is not None and data.margin_column == data.weight_column:
+        yield Problem(
+            "data.margin_column",
+            f"{data.margin_column} is data.weight_column, too",
+            "name another column, or set one of the two to null",
+        )
+    for key, column in named.items():
+        if column is not None and data.preset == "odpo_json":
+            yield Problem(
+                f"data.{key}",
+                "a row of odpo_json is no pair: pairs are made of several rows",
+                "set it to null, or give pairs as data=jsonl",
+            )
+
+
 def check_reference(config: RunConfig, *, files: bool) -> Iterator[Problem]:
     """Keys of the cache without a cache, and adapters that are to be off where there are none."""
     if files and config.reference_model is not None and not Path(config.reference_model).exists():

@@ -54,6 +54,12 @@ class DataConfig(Section):
     """Split of a Hugging Face data set to validate on."""
     on_bad_pair: Literal["error", "drop"] = "error"
     """A pair that cannot be learned from (empty, identical) stops the run, or is counted."""
+    weight_column: Text | None = None
+    """Column with a weight of each pair, a factor of its loss, not negative; null weighs all alike.
+    Weights are not normalised: the loss stays the sum over pairs divided by their number."""
+    margin_column: Text | None = None
+    """Column with a margin of each pair, not negative: how much more of the objective's log-ratio
+    is asked for, in its own units (see the objectives); null asks for none."""
     max_length: Length = derived(
         lambda _: USUAL_LENGTH, "${fitting_length:${model.restore_from_path}}"
     )

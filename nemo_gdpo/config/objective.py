@@ -38,6 +38,10 @@ class ObjectiveSettings:
         """Settings that cannot be honoured together, or that nothing would read."""
         yield from ()
 
+    def margin_refusal(self) -> str | None:
+        """Why a margin that the data gives of a pair has no meaning here; None where it has."""
+        return None
+
     def __post_init__(self) -> None:
         """Refuse what `conflicts` names, in Python as on the command line.
 
@@ -61,6 +65,14 @@ class DPOSettings(ObjectiveSettings):
     average_log_probs: Flag = False
     """Divide each log-probability by the response's length first (length-normalised DPO), so that
     length alone makes no margin. beta then weighs nats a token: Tulu 3 takes 5."""
+
+    def margin_refusal(self) -> str | None:
+        """Label smoothing, which also learns from the turned pair: whose margin is not given."""
+        return (
+            "label_smoothing also learns from the turned pair, of which no margin is known"
+            if self.label_smoothing
+            else None
+        )
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -104,6 +116,10 @@ class ADPOSettings(ObjectiveSettings):
     step everything is asked; infinity (inf) asks always, which is DPO."""
     pseudo_labels: Flag = True
     """Learn from the policy's own verdict where no label is asked for; false leaves them out."""
+
+    def margin_refusal(self) -> str | None:
+        """Always: the policy's own verdict may turn the pair."""
+        return "the policy's own verdict may turn the pair, of which no margin is known"
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -173,6 +189,10 @@ class GFlowNetSettings(ObjectiveSettings):
     mean estimates log Z (tb); every stretch of an answer (subtb); every single transition (db)."""
     subtb_lambda: Positive = 1.0
     """Weight of a longer stretch for each further step; read with balance=subtb only."""
+
+    def margin_refusal(self) -> str | None:
+        """Always: no answer is preferred to another."""
+        return "answers have scores, and none is preferred"
 
     def conflicts(self) -> Iterator[Problem]:
         """A decay that nothing reads."""

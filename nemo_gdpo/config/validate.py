@@ -26,6 +26,7 @@ from nemo_gdpo.config.checks_settings import (
     check_lengths,
     check_logger_packages,
     check_lora,
+    check_pair_columns,
     check_reference,
     check_scores,
     check_training,
@@ -75,6 +76,7 @@ def problems(
         found += check_attention_variables(config, world, os.environ)
     found += check_scores(config)
     found += check_groups(config)
+    found += check_pair_columns(config)
     found += check_reference(config, files=files)
     found += check_lora(config, files=files)
     found += check_nf4(config, world, model_config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.prepared import is_prepared, load_prepared, prepared_date
 from nemo_gdpo.data.readers import read_pairs
 from nemo_gdpo.data.spool import Spool
@@ -50,6 +51,7 @@ def build_dataset(
     progress: bool = False,
     workers: int | None = 1,
     output: Path | None = None,
+    columns: PairColumns = PairColumns(),  # noqa: B008 - it does not change
 ) -> PreferenceDataset:
     """Read, check, tokenise and cut a file; or load it, when `path` is a prepared directory.
 
@@ -57,6 +59,7 @@ def build_dataset(
         where none is given; `progress` shows a bar.
         workers: processes that tokenise a large file; None: as many as there are CPUs. What comes
             out is the same.
+        columns: with a weight or a margin of each pair.
         output: directory that the pairs are written to later; on its disk they lie until then.
 
     Raises:
@@ -83,6 +86,7 @@ def build_dataset(
         "require_scores": require_scores,
         "on_bad_pair": on_bad_pair,
     }
+    settings |= columns.settings()
     if encoder.date is not None:
         settings["date"] = encoder.date
     if is_prepared(path):
@@ -95,6 +99,7 @@ def build_dataset(
         require_scores=require_scores,
         on_bad_pair=on_bad_pair,
         stats=reading,
+        columns=columns,
     )
     tally = Tally(on_bad_pair=on_bad_pair, stats=stats)
     spool = Spool(output)

@@ -108,8 +108,13 @@ def role_of(given: str, where: str, name: str) -> str:
     return role
 
 
-def score(row: Row, key: str) -> float | None:
+def score(row: Row, key: str, what: str = "score") -> float | None:
     """A finite number or None; a bool or a numeral in quotes is refused.
+
+    Args:
+        row: of the file.
+        key: its column.
+        what: the number is.
 
     Raises:
         BadPairError: it is not finite in float32.
@@ -127,8 +132,8 @@ def score(row: Row, key: str) -> float | None:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
-        said = f"{key!r} is {_digits(value)}; scores must be finite float32 numbers"
-        raise BadPairError(row.where, "a score that is not finite", said=said)
+        said = f"{key!r} is {_digits(value)}; {what}s must be finite float32 numbers"
+        raise BadPairError(row.where, f"a {what} that is not finite", said=said)
     return number
 
 

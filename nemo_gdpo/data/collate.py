@@ -33,6 +33,9 @@ class BatchRows:
     chosen_score_B: Tensor | None
     """float32, or None when any pair of the batch has no scores."""
     rejected_score_B: Tensor | None
+    weight_B: Tensor | None
+    """float32, or None where the data has no weights; likewise the margins."""
+    margin_B: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -233,14 +236,18 @@ def _rows(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
     responses = [response for _, response in _sequences(pairs)]
     chosen_scores = [pair.chosen_score for pair in pairs]
     rejected_scores = [pair.rejected_score for pair in pairs]
-    scored = None not in chosen_scores and None not in rejected_scores
+    won, lost = given(chosen_scores), given(rejected_scores)
+    scored = won is not None and lost is not None
     return {
         "response_lengths_N": torch.tensor([len(response.ids) for response in responses]),
         "complete_N": torch.tensor([response.complete for response in responses]),
-        "chosen_score_B": _scores(chosen_scores) if scored else None,
-        "rejected_score_B": _scores(rejected_scores) if scored else None,
+        "chosen_score_B": won if scored else None,
+        "rejected_score_B": lost if scored else None,
+        "weight_B": given([pair.weight for pair in pairs]),
+        "margin_B": given([pair.margin for pair in pairs]),
     }
 
 
-def _scores(scores: Sequence[float | None]) -> Tensor:
-    return torch.tensor(scores, dtype=torch.float32)
+def given(values: Sequence[float | None]) -> Tensor | None:
+    """Numbers of the pairs of a batch, float32 [B]; None when any pair has none."""
+    return None if None in values else torch.tensor(values, dtype=torch.float32)

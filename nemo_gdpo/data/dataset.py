@@ -24,6 +24,10 @@ BLOCK = 1 << 16
 """Pairs, or sixteenths of tokens, that are looked at at once: memory does not grow with all."""
 
 
+OPTIONAL = {"weights": "<f8", "margins": "<f8"}
+"""Columns of `PairArrays` that not every data set has -> type of their numbers."""
+
+
 @dataclass(frozen=True)
 class PairArrays:
     """Columns of B pairs; segments 3i, 3i+1, 3i+2 are pair i's prompt, chosen and rejected."""
@@ -38,14 +42,24 @@ class PairArrays:
     ids: Sequence[str]
     metas: Sequence[str]
     """Canonical JSON of each pair's meta."""
+    weights: npt.NDArray[np.float64] | None = None
+    """[B], where the data has weights; likewise the margins."""
+    margins: npt.NDArray[np.float64] | None = None
+
+    @property
+    def optional(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns that not every data set has, those that are here, by name."""
+        columns = {"weights": self.weights, "margins": self.margins}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 class PreferenceDataset(Sequence[TokenizedPair]):
     """Tokenised pairs with what identifies them.
 
     Attributes:
-        fingerprint: SHA-256 (hex) over ids, tokens, completeness, scores, meta and the two tokens
-            below; checkpoints and reference caches are bound to it.
+        fingerprint: SHA-256 (hex) over ids, tokens, completeness, scores, meta, the two tokens
+            below, and the optional columns that are there; checkpoints and reference caches are
+            bound to it.
         end_token_id: the token that generation stops on and that complete responses end in.
         pad_token_id: what padding is filled with.
         stats: what was read, cut and dropped.
@@ -135,6 +149,8 @@ class PreferenceDataset(Sequence[TokenizedPair]):
             chosen_score,
             rejected_score,
             json.loads(arrays.metas[index]),
+            None if arrays.weights is None else float(arrays.weights[index]),
+            None if arrays.margins is None else float(arrays.margins[index]),
         )
 
     def _fingerprint(self) -> str:
@@ -154,10 +170,21 @@ class PreferenceDataset(Sequence[TokenizedPair]):
             (arrays.scores, "<f8"),
         )
         for column, kind in columns:
-            flat = column.reshape(-1)
-            for start in range(0, len(flat), 16 * BLOCK):
-                digest.update(flat[start : start + 16 * BLOCK].astype(kind).tobytes())
+            for piece in _blocks(column, kind):
+                digest.update(piece)
+        # Named, and last: data without them has the fingerprint that it always had.
+        for name, column in arrays.optional.items():
+            digest.update(name.encode())
+            for piece in _blocks(column, OPTIONAL[name]):
+                digest.update(piece)
         return digest.hexdigest()
+
+
+def _blocks(column: npt.NDArray[Any], kind: str) -> Iterator[bytes]:
+    """The numbers of a column, piece by piece."""
+    flat = column.reshape(-1)
+    for start in range(0, len(flat), 16 * BLOCK):
+        yield flat[start : start + 16 * BLOCK].astype(kind).tobytes()
 
 
 def _json_list(texts: Sequence[str]) -> Iterator[str]:
@@ -175,11 +202,13 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
     """Columns of pairs, in memory.
 
     Raises:
-        ValueError: a pair has an empty prompt or response.
+        ValueError: a pair has an empty prompt or response, or some have a weight and others none.
     """
     tokens, offsets, scores, complete = array("i"), array("q", [0]), array("d"), array("b")
     ids: list[str] = []
     metas: list[str] = []
+    weights: list[float | None] = []
+    margins: list[float | None] = []
     for pair in pairs:
         for response in (pair.chosen, pair.rejected):
             if not response.ids or not pair.prompt_ids:
@@ -190,6 +219,8 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
             offsets.append(len(tokens))
         for value in (pair.chosen_score, pair.rejected_score):
             scores.append(float("nan") if value is None else value)
+        weights.append(pair.weight)
+        margins.append(pair.margin)
         ids.append(pair.id)
         metas.append(json.dumps(pair.meta, sort_keys=True, default=str))
     return PairArrays(
@@ -199,4 +230,18 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         np.array(scores, dtype=np.float64).reshape(-1, 2),
         ids,
         metas,
+        _numbers(weights, "weight"),
+        _numbers(margins, "margin"),
     )
+
+
+def _numbers(values: list[float | None], what: str) -> npt.NDArray[np.float64] | None:
+    """A column that all pairs have, or none.
+
+    Raises:
+        ValueError: some have it.
+    """
+    found = [value for value in values if value is not None]
+    if len(found) not in (0, len(values)):
+        raise ValueError(f"{len(found)} of {len(values)} pairs have a {what}")
+    return np.array(found, dtype=np.float64) if found else None

@@ -9,6 +9,7 @@ from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.stop_tokens import stop_token_ids
 from nemo_gdpo.data.build import build_dataset
 from nemo_gdpo.data.dataset import PreferenceDataset
+from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.templates import read_template
 
 SplitName = Literal["train", "validation"]
@@ -56,4 +57,5 @@ def build_split(
         progress=True,
         workers=data.workers,
         output=output,
+        columns=PairColumns.of(data),
     )

@@ -18,6 +18,7 @@ from nemo_gdpo.config.stop_tokens import assets_of, stop_token_ids
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.faults import shortened
 from nemo_gdpo.data.from_config import SPLITS, SplitName, build_split
+from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.prepared import is_prepared
 from nemo_gdpo.data.readers import read_pairs
 from nemo_gdpo.data.repeats import Repeats, shared_in_words
@@ -160,6 +161,7 @@ def _read(
         stats=split.reading,
         problems=split.problems,
         limit=rows,
+        columns=PairColumns.of(data),
     )
     if encoder is None:
         split.stats.pairs = sum(1 for _ in raw)

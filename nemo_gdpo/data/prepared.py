@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
+from nemo_gdpo.data.dataset import OPTIONAL, PairArrays, PreferenceDataset
 from nemo_gdpo.data.names import NameColumn, line_of, read_names
 from nemo_gdpo.data.tokenize import TokenizeStats
 from nemo_gdpo.errors import RunError, UserError
@@ -87,6 +87,7 @@ def _write(dataset: PreferenceDataset, directory: Path, made_from: str | None) -
         "offsets": arrays.offsets,
         "complete": arrays.complete,
         "scores": arrays.scores,
+        **arrays.optional,
     }
     with (directory / "pairs.safetensors").open("wb") as file:
         write_columns(file, columns)
@@ -169,7 +170,12 @@ def _read_arrays(path: Path) -> PairArrays:
     columns = map_columns(path / "pairs.safetensors")
     names = read_names(path / "pairs.jsonl")
     shapes = {name: column.shape for name, column in columns.items()}
-    if shapes["offsets"] != (3 * len(names) + 1,) or shapes["scores"] != (len(names), 2):
+    lengths = {shapes[name] for name in OPTIONAL if name in shapes}
+    if (
+        lengths - {(len(names),)}
+        or shapes["offsets"] != (3 * len(names) + 1,)
+        or shapes["scores"] != (len(names), 2)
+    ):
         raise ValueError("pairs.jsonl and pairs.safetensors differ in length")
     return PairArrays(ids=NameColumn(names, "id"), metas=NameColumn(names, "meta"), **columns)
 

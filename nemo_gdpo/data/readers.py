@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.data.checks import check_pair, refuse_half_characters
 from nemo_gdpo.data.faults import Faults
 from nemo_gdpo.data.formats import FORMATS, detect_format
+from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.odpo_json import read_odpo_json
 from nemo_gdpo.data.places import UsedNames
 from nemo_gdpo.data.types import RawPair, ReadStats, Row
@@ -40,6 +42,7 @@ def read_pairs(
     stats: ReadStats | None = None,
     problems: list[str] | None = None,
     limit: int | None = None,
+    columns: PairColumns = PairColumns(),  # noqa: B008 - it does not change
 ) -> Iterator[RawPair]:
     """Yield the pairs of a file, a directory or a hub data set, checked.
 
@@ -54,6 +57,7 @@ def read_pairs(
         stats: fills up while pairs are consumed.
         problems: what is wrong with rows is appended here instead of being raised.
         limit: read no more rows.
+        columns: with a weight or a margin of each pair.
 
     Raises:
         UserError: anything wrong with the input, with file and line. No pair left is one, too.
@@ -65,7 +69,7 @@ def read_pairs(
     stats = ReadStats() if stats is None else stats
     faults = Faults(on_bad_pair == "drop", stats.bad_dropped, problems)
     used = UsedNames()
-    for item in _raw_pairs(path, format, split, faults, stats, limit):
+    for item in _raw_pairs(path, format, split, faults, stats, limit, columns):
         try:
             before = used.add(item.id, item.where)
             if before is not None:
@@ -97,8 +101,10 @@ def _raw_pairs(
     faults: Faults,
     stats: ReadStats,
     limit: int | None,
+    columns: PairColumns,
 ) -> Iterator[RawPair]:
     if format == "odpo_json":
+        columns.refuse(format, path)
         yield from read_odpo_json(path, stats, faults.take)
         return
     convert = None if format == "auto" else FORMATS[format]
@@ -106,11 +112,13 @@ def _raw_pairs(
         if convert is None:
             name = detect_format(row)
             if name == "odpo_json":
+                columns.refuse(name, path)
                 yield from read_odpo_json(path, stats, faults.take)
                 return
             convert = FORMATS[name]
         try:
-            yield convert(row)
+            bare, weight, margin = columns.take(row)
+            yield replace(convert(bare), weight=weight, margin=margin)
         except UserError as error:
             faults.take(error)
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_gdpo.data.dataset import PairArrays
+from nemo_gdpo.data.dataset import OPTIONAL, PairArrays
 from nemo_gdpo.data.names import NameColumn, NameFile, line_of
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.io.tensor_file import map_numbers
@@ -86,9 +86,12 @@ class Spool:
             "offsets": chunk.offsets[1:] + self._tokens,
             "complete": chunk.complete,
             "scores": chunk.scores,
+            **chunk.optional,
         }
         try:
             for name, column in columns.items():
+                if name not in self._files:
+                    self._files[name] = self._file()
                 self._files[name].write(column.tobytes())
             lines = (line_of(*row) for row in zip(chunk.ids, chunk.metas, strict=True))
             self._files["names"].write(b"".join(lines))
@@ -107,6 +110,7 @@ class Spool:
             "tokens": (self._tokens,), "offsets": (3 * self._pairs + 1,),
             "complete": (self._pairs, 2), "scores": (self._pairs, 2),
         }  # fmt: skip
+        shapes |= {name: (self._pairs,) for name in OPTIONAL if name in self._files}
         try:
             mapped = {name: self._map(name, shape) for name, shape in shapes.items()}
             names = NameFile(self._files["names"])
@@ -120,7 +124,7 @@ class Spool:
         file = self._files[name]
         file.flush()
         size = file.seek(0, 2)
-        return map_numbers(file, _COLUMNS[name], shape, 0, size)
+        return map_numbers(file, {**_COLUMNS, **OPTIONAL}[name], shape, 0, size)
 
     def close(self) -> None:
         """Close the files; what is mapped stays."""

@@ -216,6 +216,8 @@ def encode(
         pair.chosen_score,
         pair.rejected_score,
         dict(pair.meta),
+        pair.weight,
+        pair.margin,
     )
 
 

@@ -30,6 +30,10 @@ class RawPair:
     meta: dict[str, Any] = field(default_factory=dict)
     where: str = ""
     """File and line, for error messages; not part of the data."""
+    weight: float | None = None
+    """Factor of its loss, where a column of weights is read."""
+    margin: float | None = None
+    """What its log-ratio is to exceed, where a column of margins is read."""
 
     @property
     def place(self) -> str:
@@ -57,6 +61,8 @@ class TokenizedPair:
     chosen_score: float | None = None
     rejected_score: float | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    weight: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,13 @@ class PreferenceMicroBatch:
 
     @property
     def targets(self) -> PairTargets:
-        """Graded scores, where the data has them, and which pairs are one group."""
-        grouped = self.pairs_of_group > 1
-        # Sentinels, at -1, are a group of their own.
-        group_B = self.batch_index_B.div(self.pairs_of_group, rounding_mode="floor")
+        """What the data says of the pairs, and which of them are one group."""
+        rows, group_B = self.rows, None
+        if self.pairs_of_group > 1:
+            # Sentinels, at -1, are a group of their own.
+            group_B = self.batch_index_B.div(self.pairs_of_group, rounding_mode="floor")
         return PairTargets(
-            self.rows.chosen_score_B, self.rows.rejected_score_B, group_B if grouped else None
+            rows.chosen_score_B, rows.rejected_score_B, rows.weight_B, rows.margin_B, group_B
         )
 
 

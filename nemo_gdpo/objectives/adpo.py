@@ -35,10 +35,10 @@ class ADPO(ADPOSettings, PairwiseObjective):
     )
     label_queries: ClassVar[str | None] = QUERIED
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
-        """Loss of each pair; `targets` is not read.
+        """Loss of each pair; of `targets`, nothing is read.
 
         Metrics: `queried` is 1 where a label is asked for; `pseudo_label_agreement` is 1 where none
         is and the guess agrees with the data, so that the rate is its sum over that of 1 - queried.
@@ -61,7 +61,7 @@ class ADPO(ADPOSettings, PairwiseObjective):
             },
         )
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor:
         """ln 2: the margin is 0 and everything is asked for; float64 [N]."""
         return torch.full(pairs.rejected_length_N.shape, math.log(2.0), dtype=torch.float64)
 

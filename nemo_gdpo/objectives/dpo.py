@@ -6,15 +6,19 @@ h is the difference of log-ratios; see `pairwise.PairSums`.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from nemo_gdpo.config.objective import DPOSettings, IPOSettings
-from nemo_gdpo.objectives.pairwise import PairSums, PairwiseObjective, pair_sums
+from nemo_gdpo.objectives.pairwise import (
+    PairSums,
+    PairwiseObjective,
+    less_margin,
+    pair_sums,
+    zeros_of,
+)
 from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
 
 
@@ -28,22 +32,22 @@ class DPO(DPOSettings, PairwiseObjective):
     method: ClassVar[str] = "dpo"
     citation: ClassVar[str] = "Rafailov et al., Direct Preference Optimization, 2023"
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
-        """Loss of each pair; `targets` is not read."""
-        del targets
+        """Loss of each pair: -log sigma(beta h - m) with a given margin m."""
         sums = pair_sums(policy, reference)
         margin = self.beta * _log_ratio_difference(sums, policy, average=self.average_log_probs)
+        margin = less_margin(margin, targets.margin_N)
         loss = -logsigmoid(margin)
         if self.label_smoothing:
             eps = self.label_smoothing
             loss = (1 - eps) * loss - eps * logsigmoid(-margin)
         return ObjectiveOutput(loss, sums.metrics(self.beta))
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
-        """ln 2, whatever the smoothing; float64 [N]."""
-        return torch.full(pairs.rejected_length_N.shape, math.log(2.0), dtype=torch.float64)
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """ln 2, whatever the smoothing, or log(1 + exp(m)) with a margin m; float64 [N]."""
+        return softplus(-less_margin(zeros_of(pairs), pairs.margin_N))
 
 
 class IPO(IPOSettings, PairwiseObjective):
@@ -59,20 +63,22 @@ class IPO(IPOSettings, PairwiseObjective):
         "Preferences, 2023"
     )
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
-        """Loss of each pair; `targets` is not read."""
-        del targets
+        """Loss of each pair: (h - 1 / (2 beta) - m / beta)^2 with a given margin m of beta h."""
         sums = pair_sums(policy, reference)
         h = _log_ratio_difference(sums, policy, average=self.average_log_probs)
-        loss = (h - 1.0 / (2.0 * self.beta)) ** 2
+        loss = (self._less_margin(h, targets.margin_N) - 1.0 / (2.0 * self.beta)) ** 2
         return ObjectiveOutput(loss, sums.metrics(self.beta))
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
-        """The square of the whole target gap 1 / (2 beta); float64 [N]."""
-        gap = 1.0 / (2.0 * self.beta)
-        return torch.full(pairs.rejected_length_N.shape, gap**2, dtype=torch.float64)
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """The square of the whole target gap (1 / 2 + m) / beta; float64 [N]."""
+        h = self._less_margin(zeros_of(pairs), pairs.margin_N)
+        return (h - 1.0 / (2.0 * self.beta)).square()
+
+    def _less_margin(self, h_N: Tensor, margin_N: Tensor | None) -> Tensor:
+        return less_margin(h_N, None if margin_N is None else margin_N / self.beta)
 
 
 def _log_ratio_difference(sums: PairSums, policy: PairLogps, *, average: bool) -> Tensor:

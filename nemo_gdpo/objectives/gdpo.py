@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nemo_gdpo.config.objective import GDPOSettings
 from nemo_gdpo.objectives.flow import FlowPath, flow_path, share_that_ends
-from nemo_gdpo.objectives.pairwise import PairwiseObjective, pair_sums
+from nemo_gdpo.objectives.pairwise import PairwiseObjective, less_margin, pair_sums, zeros_of
 from nemo_gdpo.objectives.types import (
     ObjectiveOutput,
     PairLogps,
@@ -32,8 +32,6 @@ from nemo_gdpo.objectives.types import (
     Step0Inputs,
     TokenLogps,
 )
-
-DOUBLE = torch.float64
 
 
 class GDPO(GDPOSettings, PairwiseObjective):
@@ -64,20 +62,22 @@ class GDPO(GDPOSettings, PairwiseObjective):
         """Temperature of the reference's end token in the reward."""
         return self.eos_temperature
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
         """Loss of each pair: the mean of its two responses' losses, or the pair's own under `tb`.
 
-        `targets` is not read. `rewards/*` are plain log-ratios (there is no beta).
+        A given margin m lowers the log-reward of the complete rejected response: alpha * c - m.
+        `rewards/*` are plain log-ratios (there is no beta).
 
         Raises:
             ValueError: an EOS column that is needed is missing, or the inputs do not fit together.
         """
-        del targets
-        metrics = pair_sums(policy, reference).metrics(beta=1.0)
-        chosen = self._path(policy.chosen, reference.chosen, 0.0)
-        rejected = self._path(policy.rejected, reference.rejected, self.rejected_log_reward)
+        sums = pair_sums(policy, reference)
+        metrics = sums.metrics(beta=1.0)
+        chosen_bonus_N, rejected_bonus_N = self._bonuses(targets, sums.reference_chosen)
+        chosen = self._path(policy.chosen, reference.chosen, chosen_bonus_N)
+        rejected = self._path(policy.rejected, reference.rejected, rejected_bonus_N)
         if self.balance == "tb":
             residual_N = chosen.log_ratio_to_reward_N - rejected.log_ratio_to_reward_N
             loss_N = residual_N.square()
@@ -95,33 +95,39 @@ class GDPO(GDPOSettings, PairwiseObjective):
             metrics[name] = (of_chosen.detach() + of_rejected.detach()) / 2
         return ObjectiveOutput(loss_N, metrics)
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
         """Loss of each pair when policy and reference are equal, float64 [N].
 
-        Only the last transition of a complete rejected response misses balance, by alpha * c. Not
-        known (None) with the release's token-wise reward, or with a tempered EOS, where equality
-        does not mean balance.
+        Only the last transition of a complete rejected response misses balance, by its log-reward
+        alpha * c - m. Not known (None) with the release's token-wise reward, or with a tempered
+        EOS, where equality does not mean balance.
         """
         if self.reward != "cumulative" or self.eos_temperature != 1.0:
             return None
-        strength = (self.alpha * self.rejected_log_reward) ** 2
+        _, bonus_N = self._bonuses(PairTargets(margin_N=pairs.margin_N), zeros_of(pairs))
+        strength_N = bonus_N.square()
         counts_N = pairs.rejected_complete_N.double()
         if self.balance == "tb":
-            return strength * counts_N
+            return strength_N * counts_N
         transitions_N = pairs.rejected_length_N - 1
         counts_N = counts_N * (transitions_N > 0)
         if self.balance == "db":
-            return strength * counts_N / 2
+            return strength_N * counts_N / 2
         shares = [share_that_ends(n, self.subtb_lambda) for n in transitions_N.tolist()]
-        return strength * counts_N * torch.tensor(shares, dtype=torch.float64) / 2
+        return strength_N * counts_N * torch.tensor(shares, dtype=torch.float64) / 2
 
-    def _path(self, policy: TokenLogps, reference: TokenLogps, c: float) -> FlowPath:
-        """Residuals of one side's responses; `c` is the log-reward of the complete ones."""
-        mask_NT = policy.mask_NT
+    def _bonuses(self, targets: PairTargets, like_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-reward of complete chosen and of complete rejected responses, each [N]."""
+        good_N = torch.zeros_like(like_N)
+        bad_N = torch.full_like(like_N, self.alpha * self.rejected_log_reward)
+        return good_N, less_margin(bad_N, targets.margin_N)
+
+    def _path(self, policy: TokenLogps, reference: TokenLogps, bonus_N: Tensor) -> FlowPath:
+        """Residuals of one side's responses; `bonus_N` is the log-reward of the complete ones."""
         return flow_path(
             policy,
             reference,
-            torch.full(mask_NT.shape[:1], self.alpha * c, device=mask_NT.device, dtype=DOUBLE),
+            bonus_N,
             eos_temperature=self.eos_temperature,
             tokenwise=self.reward == "tokenwise",
         )

@@ -63,7 +63,7 @@ class GFlowNet(GFlowNetSettings, PairwiseObjective):
             return self._against_group(path.log_ratio_to_reward_N, policy.group_N, complete_N)[0]
         return self._alone(path)
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
         """Loss of each pair: the mean of its two answers' losses.
@@ -96,7 +96,7 @@ class GFlowNet(GFlowNetSettings, PairwiseObjective):
             metrics[name] = _mean_of_two(values_N.detach())
         return ObjectiveOutput(_mean_of_two(loss_N), metrics)
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
         """Loss of each pair when policy and reference are equal, float64 [N].
 
         r_k is (1 - 1/T) log p_ref(y_k) - score_k / beta. Not known (None) under `subtb` and `db`

@@ -16,7 +16,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from nemo_gdpo.config.objective import ODPOSettings
-from nemo_gdpo.objectives.pairwise import PairwiseObjective, at_least_float32, pair_sums
+from nemo_gdpo.objectives.pairwise import (
+    PairwiseObjective,
+    at_least_float32,
+    less_margin,
+    pair_sums,
+)
 from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
 
 
@@ -65,10 +70,10 @@ class ODPO(ODPOSettings, PairwiseObjective):
         _refuse(~torch.isfinite(offset_N), "the offset is not finite", won_N, lost_N)
         return offset_N
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
-        """Loss of each pair.
+        """Loss of each pair; a given margin adds to the offset.
 
         Raises:
             ValueError: scores have no offset (see `offsets`), or the inputs do not fit together.
@@ -80,15 +85,15 @@ class ODPO(ODPOSettings, PairwiseObjective):
             raise ValueError(f"{offset_N.shape[0]} scores for {margin_N.shape[0]} pairs")
         # Scores of a wider type must not widen the loss.
         offset_N = offset_N.to(margin_N.dtype)
-        loss_N = -logsigmoid(margin_N - offset_N)
+        loss_N = -logsigmoid(less_margin(margin_N - offset_N, targets.margin_N))
         return ObjectiveOutput(loss_N, {**sums.metrics(self.beta), "odpo/offset": offset_N})
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
-        """The loss of the offsets alone, log(1 + exp(offset)); float64 [N]."""
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """The loss of the offsets alone, log(1 + exp(offset + m)); float64 [N]."""
         assert pairs.chosen_score_N is not None
         assert pairs.rejected_score_N is not None
         scores = PairTargets(pairs.chosen_score_N.double(), pairs.rejected_score_N.double())
-        return softplus(self.offsets(scores))
+        return softplus(-less_margin(-self.offsets(scores), pairs.margin_N))
 
 
 def _refuse(bad_N: Tensor, reason: str, won_N: Tensor, lost_N: Tensor) -> None:

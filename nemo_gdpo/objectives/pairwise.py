@@ -9,7 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nemo_gdpo.objectives.types import PairLogps, TokenLogps
+from nemo_gdpo.config.objective import ObjectiveSettings
+from nemo_gdpo.objectives.types import (
+    ObjectiveOutput,
+    PairLogps,
+    PairTargets,
+    Step0Inputs,
+    TokenLogps,
+)
 
 
 def require(condition: bool, message: str) -> None:
@@ -38,13 +45,23 @@ def response_logp(logps: TokenLogps) -> Tensor:
     return masked(logps.label_NT, logps.mask_NT).sum(dim=1)
 
 
+def less_margin(value_N: Tensor, margin_N: Tensor | None) -> Tensor:
+    """What a preference's log-ratio exceeds the given margin by, [N]; itself without one."""
+    return value_N if margin_N is None else value_N - margin_N.to(value_N.dtype)
+
+
+def zeros_of(pairs: Step0Inputs) -> Tensor:
+    """The log-ratio difference of a policy that equals its reference, float64 [N]."""
+    return torch.zeros(pairs.rejected_length_N.shape, dtype=torch.float64)
+
+
 def mean_metrics(per_pair: Mapping[str, Tensor]) -> dict[str, float]:
     """The mean over pairs of every metric [N], in float64."""
     return {name: float(values_N.double().mean()) for name, values_N in per_pair.items()}
 
 
-class PairwiseObjective:
-    """Defaults of `types.Objective` that most objectives use.
+class PairwiseObjective(ObjectiveSettings):
+    """Defaults of `types.Objective` that most objectives use, and what weighs a pair.
 
     A paper's class states what differs: its loss, its loss at the reference, its columns, its
     citation. What it needs of the data stands with its settings.
@@ -55,6 +72,49 @@ class PairwiseObjective:
     method: ClassVar[str]
     """Unambiguous name of the method, for files that leave the project."""
     citation: ClassVar[str]
+
+    def __call__(
+        self, policy: PairLogps, reference: PairLogps, targets: PairTargets
+    ) -> ObjectiveOutput:
+        """Loss of each pair, times its weight; see `pair_losses` of the objective.
+
+        Weights are not normalised: callers divide the sum by the number of pairs.
+
+        Raises:
+            ValueError: a margin that this objective has no meaning for, or the inputs do not fit
+                together.
+        """
+        refusal = self.margin_refusal()
+        if targets.margin_N is not None and refusal is not None:
+            raise ValueError(f"a given margin: {refusal}")
+        output = self.pair_losses(policy, reference, targets)
+        for name, given_N in (("weight", targets.weight_N), ("margin", targets.margin_N)):
+            if given_N is not None and given_N.shape != output.loss_N.shape:
+                raise ValueError(f"{name} of shape {[*given_N.shape]}, not one a pair")
+        if targets.weight_N is None:
+            return output
+        weight_N = targets.weight_N.to(output.loss_N.dtype)
+        return ObjectiveOutput(output.loss_N * weight_N, output.metrics)
+
+    def pair_losses(
+        self, policy: PairLogps, reference: PairLogps, targets: PairTargets
+    ) -> ObjectiveOutput:
+        """Loss and metrics of each pair, before its weight."""
+        raise NotImplementedError
+
+    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
+        """Loss of each pair, times its weight, when policy and reference are equal, float64 [N].
+
+        None where it is not known.
+        """
+        loss_N = self.pair_losses_at_reference(pairs)
+        if loss_N is None or pairs.weight_N is None:
+            return loss_N
+        return loss_N * pairs.weight_N.double()
+
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
+        """The same before the weight."""
+        raise NotImplementedError
 
     @property
     def reference_eos_temperature(self) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from nemo_gdpo.config.objective import SPLSettings
-from nemo_gdpo.objectives.pairwise import PairwiseObjective, pair_sums
+from nemo_gdpo.objectives.pairwise import PairwiseObjective, less_margin, pair_sums
 from nemo_gdpo.objectives.types import ObjectiveOutput, PairLogps, PairTargets, Step0Inputs
 
 
@@ -28,14 +28,13 @@ class SPL(SPLSettings, PairwiseObjective):
         "and Alignment, ICLR 2025"
     )
 
-    def __call__(
+    def pair_losses(
         self, policy: PairLogps, reference: PairLogps, targets: PairTargets
     ) -> ObjectiveOutput:
-        """Loss of each pair; `targets` is not read.
+        """Loss of each pair: -log sigma(margin - m) with a given margin m.
 
         Metrics: `rewards/*` are alpha log pi - beta log ref, whose difference is the margin.
         """
-        del targets
         sums = pair_sums(policy, reference)
         chosen_N = self.alpha * sums.policy_chosen - self.beta * sums.reference_chosen
         rejected_N = self.alpha * sums.policy_rejected - self.beta * sums.reference_rejected
@@ -49,9 +48,12 @@ class SPL(SPLSettings, PairwiseObjective):
             "rewards/margins": margin_N.detach(),
             "rewards/accuracies": (margin_N > 0).to(margin_N.dtype).detach(),
         }
-        return ObjectiveOutput(-logsigmoid(margin_N), metrics)
+        return ObjectiveOutput(-logsigmoid(less_margin(margin_N, targets.margin_N)), metrics)
 
-    def loss_at_reference(self, pairs: Step0Inputs) -> Tensor:
-        """-log sigma((alpha - beta) [log ref(y_w) - log ref(y_l)]); ln 2 at alpha = beta only."""
+    def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor:
+        """-log sigma((alpha - beta) [log ref(y_w) - log ref(y_l)] - m); float64 [N].
+
+        ln 2 at alpha = beta and without a margin only.
+        """
         difference_N = (pairs.chosen_logp_N - pairs.rejected_logp_N).double()
-        return softplus((self.beta - self.alpha) * difference_N)
+        return softplus(-less_margin((self.alpha - self.beta) * difference_N, pairs.margin_N))

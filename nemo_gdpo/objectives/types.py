@@ -92,13 +92,17 @@ class GroupLogps:
 
 @dataclass(frozen=True)
 class PairTargets:
-    """What the data say of a pair beside the order of its responses; [N]."""
+    """What the data says of the pairs besides which response is preferred; float [N]."""
 
     chosen_score_N: Tensor | None = None
-    """Graded preferences, float, in the data's own units."""
+    """Graded preferences (ODPO), in the data's own units."""
     rejected_score_N: Tensor | None = None
+    weight_N: Tensor | None = None
+    """Factor of the pair's loss, not negative; None is 1."""
+    margin_N: Tensor | None = None
+    """How much more of the objective's own log-ratio is asked for, not negative; None is 0."""
     group_N: Tensor | None = None
-    """int64: pairs with one number are answers to one prompt, and one group."""
+    """int64: pairs with one number are answers to one prompt, and one group; None: none are."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,10 @@ class Step0Inputs:
     """bool; False: the response was cut. None where it is not known."""
     group_N: Tensor | None = None
     """int64, see `PairTargets`; None: every pair is a group."""
+    weight_N: Tensor | None = None
+    """float, where the data has weights."""
+    margin_N: Tensor | None = None
+    """float, where the data has margins."""
 
 
 class Objective(Protocol):

@@ -17,6 +17,7 @@ from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.cache import assets_digest
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.from_config import SPLITS, SplitName, build_split
+from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.prepared import load_prepared, made_from, prepared_date, save_prepared
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import digest_of, file_sha256
@@ -248,6 +249,7 @@ def _made_from(
             "assets": assets_digest(source.assets),
             "scores": config.objective.needs_scores,
             "date": date,
+            **PairColumns.of(data).settings(),
         }
     )
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nemo_gdpo.data.collate import given
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.objectives import Objective, Step0Inputs
@@ -60,6 +61,8 @@ def step0_inputs(
         chosen_length_N=torch.tensor([len(p.chosen.ids) for p in pairs]),
         chosen_complete_N=torch.tensor([p.chosen.complete for p in pairs]),
         group_N=torch.arange(len(pairs)) // together,
+        weight_N=given([p.weight for p in pairs]),
+        margin_N=given([p.margin for p in pairs]),
     )
 
 

@@ -31,6 +31,26 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"model__restore_from_path": None}, "model.restore_from_path", "is not set"),
     ({"model__restore_from_path": "/nowhere"}, "model.restore_from_path", "does not exist"),
     ({"data__train_path": None}, "data.train_path", "is not set"),
+    (
+        {"data__margin_column": "m", "objective": {"name": "adpo"}},
+        "data.margin_column",
+        "with objective=adpo, the policy's own verdict may turn the pair",
+    ),
+    (
+        {"data__margin_column": "m", "objective": {"name": "dpo", "label_smoothing": 0.1}},
+        "data.margin_column",
+        "label_smoothing also learns from the turned pair",
+    ),
+    (
+        {"data__margin_column": "m", "data__weight_column": "m"},
+        "data.margin_column",
+        "m is data.weight_column, too",
+    ),
+    (
+        {"data__weight_column": "w", "data__preset": "odpo_json"},
+        "data.weight_column",
+        "a row of odpo_json is no pair",
+    ),
     ({"data__train_path": "/nowhere.jsonl"}, "data.train_path", "does not exist"),
     ({"data__validation_path": "/no.jsonl"}, "data.validation_path", "does not exist"),
     ({"data__chat_template": "/no.jinja"}, "data.chat_template", "is not a file"),

@@ -130,9 +130,9 @@ def test_cut_answers_are_left_out_of_their_group() -> None:
     """Of four answers in two pairs one was cut: its loss is 0, and the others' mean is of three."""
     policy, reference, _ = random_batch((3, 3), (3, 3), cut_rejected=(1,))
     score_N = row(0.5, -0.5)
-    targets = PairTargets(score_N, row(1.0, 100.0), torch.tensor([0, 0]))
+    targets = PairTargets(score_N, row(1.0, 100.0), group_N=torch.tensor([0, 0]))
     losses = GFlowNet()(policy, reference, targets)
-    score_of_cut = PairTargets(score_N, row(1.0, -7.0), torch.tensor([0, 0]))
+    score_of_cut = PairTargets(score_N, row(1.0, -7.0), group_N=torch.tensor([0, 0]))
     torch.testing.assert_close(losses.loss_N, GFlowNet()(policy, reference, score_of_cut).loss_N)
     torch.testing.assert_close(losses.metrics["gflownet/cut"], row(0.0, 0.5))
 
@@ -219,7 +219,7 @@ def test_loss_at_the_reference(objective: GFlowNet) -> None:
     """The closed form is the loss of a policy that is its reference, in groups of four."""
     policy, _, _ = random_batch(cut_rejected=(1,))
     targets = PairTargets(
-        row(0.5, -1.0, 2.0, 0.0), row(1.5, 0.0, 3.0, -2.0), torch.tensor([4, 4, 7, 7])
+        row(0.5, -1.0, 2.0, 0.0), row(1.5, 0.0, 3.0, -2.0), group_N=torch.tensor([4, 4, 7, 7])
     )
     logps = [(side.label_NT * side.mask_NT).sum(dim=1) for side in (policy.chosen, policy.rejected)]
     assert policy.rejected.complete_N is not None

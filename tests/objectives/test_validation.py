@@ -90,7 +90,7 @@ def test_objectives_cannot_be_changed_after_the_check() -> None:
 
 def test_which_objectives_need_the_eos_column() -> None:
     needs = {name for name, objective in OBJECTIVES.items() if objective.needs_eos}
-    assert needs == {name for name in OBJECTIVES if name.startswith("gdpo")}
+    assert needs == {name for name in OBJECTIVES if name.startswith(("gdpo", "gflownet"))}
 
 
 OFFSETS = pytest.mark.parametrize("offset", ["log", "identity", "log1p", "ratio"])

@@ -22,9 +22,13 @@ class Case:
     """Start from the reference itself, with the gate on."""
     adapters: bool = False
     """Train adapters, over the reference's weights as the frozen base."""
+    data: str = "pairs"
+    """One of `tests.parallel.settings.dataset`."""
 
     @property
     def key(self) -> str:
+        if self.data != "pairs":
+            return f"{self.objective}/{self.model}, {self.data}/{self.name}"
         kind = f"{self.model} with adapters" if self.adapters else self.model
         return f"{self.objective}/{kind}/{self.name}"
 
@@ -77,6 +81,12 @@ def _adapters(
     ]
 
 
+def _of_data(
+    data: str, settings: dict[str, tuple[str, ...]], objectives: tuple[str, ...]
+) -> list[Case]:
+    return [Case(n, one, given, data=data) for n, given in settings.items() for one in objectives]
+
+
 ADAPTED = ("tied", "qwen2", "gemma3")
 """Models with adapters: plain; with biases; with norms of heads and outputs, windows, a scale."""
 
@@ -102,6 +112,8 @@ ONE = [
     ),
     Case("gate", "dpo", equal_start=True),
     Case("gate", "gdpo_tb", equal_start=True),
+    *_of_data("weighted", {"plain": (), "packed tightly": TIGHT, "shared": SHARED}, VARIED),
+    *_of_data("weights of one", {"plain": ()}, VARIED),
     *(case for objective in OBJECTIVES for case in _families("plain", objective, gradient=True)),
     *_families("packed", "gdpo_db", PACKED),
     *_families("shared", "gdpo_db", SHARED),
@@ -148,6 +160,7 @@ TWO = [
         ("gdpo_db",),
     ),
     Case("DP2", "adpo"),
+    *_of_data("weighted", {"DP2": (), "DP2 packed tightly": TIGHT}, VARIED),
     Case("DP2 micro 1", "adpo", micro(1)),
     Case("PP2 VP2", "gdpo_db", PP2 + VP2, model="untied"),
     Case("PP2 gate", "gdpo_tb", PP2, equal_start=True),

@@ -109,7 +109,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         f"trainer.check_initial_loss={str(case.equal_start).lower()}",
     ]
     config = TRAIN.parse(compose(given, TRAIN).plain)
-    data = dataset()
+    data = dataset(case.data)
     run = Run.build(config, data={"train": data, "validation": data})
 
     def before_update() -> None:

@@ -6,6 +6,7 @@ Importable without pytest: ranks and tests both read it.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,24 @@ def _response(draw: random.Random, words: int, *, complete: bool) -> TokenizedRe
     return TokenizedResponse((*ids, END) if complete else ids, complete)
 
 
-def dataset() -> PreferenceDataset:
+def dataset(kind: str = "pairs") -> PreferenceDataset:
+    """The data of a case.
+
+    Args:
+        kind: "pairs"; "weighted", with margins as well; or "weights of one".
+    """
+    data = _pairs()
+    if kind == "pairs":
+        return data
+    given = {
+        "weighted": lambda number: {"weight": 0.25 + number % 4, "margin": 0.1 * (number % 3)},
+        "weights of one": lambda number: {"weight": 1.0},
+    }[kind]
+    pairs = [replace(pair, **given(number)) for number, pair in enumerate(data)]
+    return dataset_of(pairs, end_token_id=END, pad_token_id=PAD)
+
+
+def _pairs() -> PreferenceDataset:
     """Pairs of unequal lengths; one response is its end token alone, two were cut."""
     draw = random.Random(5)
     pairs = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.meshes import FOUR, LAUNCHES, ONE, TWO, Case
+from tests.parallel.meshes import FOUR, LAUNCHES, ONE, TWO, VARIED, Case
 from tests.parallel.settings import STEPS
 
 pytestmark = pytest.mark.parallel
@@ -19,7 +19,7 @@ World = Callable[[int], dict[str, Any]]
 
 def baseline(case: Case) -> str:
     name = "gate" if case.equal_start else "plain"
-    return Case(name, case.objective, model=case.model, adapters=case.adapters).key
+    return Case(name, case.objective, model=case.model, adapters=case.adapters, data=case.data).key
 
 
 VARIANTS = [
@@ -79,6 +79,17 @@ def test_bit_equal_with_adapters(world: World, name: str) -> None:
     one, other = results[f"{kind}/plain"], results[f"{kind}/{name}"]
     assert other["entries"] == one["entries"]
     assert other["per_pair"] == one["per_pair"]
+
+
+@pytest.mark.parametrize("objective", VARIED)
+def test_weights_of_one_are_none(world: World, objective: str) -> None:
+    """And other weights are others: the loss is the sum of weight times loss, by all pairs."""
+    one, ones, weighted = (
+        world(1)[Case("plain", objective, data=data).key]
+        for data in ("pairs", "weights of one", "weighted")
+    )
+    assert ones["entries"] == one["entries"] and ones["per_pair"] == one["per_pair"]
+    assert weighted["entries"][0]["loss"] != one["entries"][0]["loss"]
 
 
 @pytest.mark.parametrize("case", [c for c in ONE if c.name == "plain"], ids=lambda c: c.key)

@@ -61,7 +61,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(
         root,
         save_model(root / "model"),
-        write_jsonl(root / "train.jsonl", pairs(16)),
+        write_jsonl(root / "train.jsonl", [row | {"w": 0.5} for row in pairs(16)]),
         write_jsonl(root / "other.jsonl", pairs(16, seed=3)),
     )
 
@@ -113,6 +113,8 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "adapters": Refusal("(lora.rank: None, now 4)", _given("lora.rank=4")),
     "data": Refusal("fingerprint", lambda s: [f"data.train_path={s.other_data}"]),
+    "weights of pairs": Refusal("fingerprint", _given("data.weight_column=w")),
+    "margins of pairs": Refusal("fingerprint", _given("data.margin_column=w")),
     "lengths": Refusal("fingerprint", _given("data.max_length=16", "data.max_prompt_length=8")),
     "template": Refusal(
         "fingerprint", lambda s: [f"data.chat_template={s.root / 'template.jinja'}"]
@@ -379,6 +381,8 @@ CONTENTS = {
     "model.restore_from_path": "weights",
     "data.train_path": "data",
     "data.validation_path": "validation",
+    "data.weight_column": "weights of pairs",
+    "data.margin_column": "margins of pairs",
     "data.max_length": "lengths",
     "data.max_prompt_length": "lengths",
     "data.chat_template": "template",
