@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from nemo_gdpo.config.base import plain_data
 from nemo_gdpo.config.hub import may_be_hub_name
+from nemo_gdpo.config.live_labels import LiveLabelsConfig
 from nemo_gdpo.config.lora import ADAPTER_CONFIG, LoraConfig
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.config.schema import RunConfig
@@ -83,6 +84,25 @@ def check_pair_columns(config: RunConfig) -> Iterator[Problem]:
                 "a row of odpo_json is no pair: pairs are made of several rows",
                 "set it to null, or give pairs as data=jsonl",
             )
+
+
+def check_live_labels(config: RunConfig) -> Iterator[Problem]:
+    """A ledger for an objective that asks nobody, or whose batches it could not fill."""
+    label = config.label
+    if label.ledger is None:
+        defaults = plain_data(LiveLabelsConfig())
+        for name, value in plain_data(label).items():
+            if value != defaults[name]:
+                yield Problem(
+                    f"label.{name}", "nothing reads it with label.ledger=null", "set label.ledger"
+                )
+        return
+    if config.objective.name != "adpo":
+        yield Problem(
+            "label.ledger",
+            f"objective={config.objective.name} asks for no label",
+            "choose objective=adpo, or make a file of the labelled pairs and set it to null",
+        )
 
 
 def check_reference(config: RunConfig, *, files: bool) -> Iterator[Problem]:

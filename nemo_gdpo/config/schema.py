@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nemo_gdpo.config.base import CONTENT, FIXED, FREE, Section, Text, derived
 from nemo_gdpo.config.data import DataConfig
 from nemo_gdpo.config.lengths import fitting_length
+from nemo_gdpo.config.live_labels import LiveLabelsConfig
 from nemo_gdpo.config.lora import LoraConfig
 from nemo_gdpo.config.model import ModelConfig
 from nemo_gdpo.config.objective import OBJECTIVE_SECTIONS, GDPOSettings, ObjectiveConfig
@@ -66,6 +67,7 @@ class RunConfig(Section):
     """Write output_dir/model.nemo (NeMo's archive) at the end."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    label: LiveLabelsConfig = LiveLabelsConfig()
     lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -24,6 +24,7 @@ from nemo_gdpo.config.checks_settings import (
     check_data,
     check_groups,
     check_lengths,
+    check_live_labels,
     check_logger_packages,
     check_lora,
     check_pair_columns,
@@ -78,6 +79,7 @@ def problems(
     found += check_groups(config)
     found += check_pair_columns(config)
     found += check_reference(config, files=files)
+    found += check_live_labels(config)
     found += check_lora(config, files=files)
     found += check_nf4(config, world, model_config)
     found += check_lengths(config)

@@ -28,6 +28,9 @@ class PreferenceMicroBatch:
     pairs_of_group: int = 1
     """Neighbours in the global batch that are answers to one prompt, and compared as one group."""
 
+    oracle_B: Tensor | None = None
+    """int8: what somebody who was asked says of each pair, see `PairTargets`."""
+
     @property
     def weight_B(self) -> Tensor:
         """1 for a pair that counts, 0 for a sentinel that only fills the batch; float32."""
@@ -49,8 +52,9 @@ class PreferenceMicroBatch:
             # Sentinels, at -1, are a group of their own.
             group_B = self.batch_index_B.div(self.pairs_of_group, rounding_mode="floor")
         return PairTargets(
-            rows.chosen_score_B, rows.rejected_score_B, rows.weight_B, rows.margin_B, group_B
-        )
+            rows.chosen_score_B, rows.rejected_score_B, rows.weight_B, rows.margin_B, group_B,
+            self.oracle_B,
+        )  # fmt: skip
 
 
 COLUMNS = ("label", "eos", "tempered_eos")

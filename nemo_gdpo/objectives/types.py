@@ -68,6 +68,10 @@ class PairLogps:
     rejected: TokenLogps
 
 
+UNKNOWN = 2
+"""In `oracle_N`: there is no answer."""
+
+
 @dataclass(frozen=True)
 class GroupLogps:
     """N responses, several to a prompt."""
@@ -103,6 +107,9 @@ class PairTargets:
     """How much more of the objective's own log-ratio is asked for, not negative; None is 0."""
     group_N: Tensor | None = None
     """int64: pairs with one number are answers to one prompt, and one group; None: none are."""
+    oracle_N: Tensor | None = None
+    """int8: what somebody who was asked says of the pair: 1 for the chosen response, -1 for the
+    rejected one, 0 for neither, `UNKNOWN` where nobody was. None: the chosen one, always."""
 
 
 @dataclass(frozen=True)

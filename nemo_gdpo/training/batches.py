@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,6 +60,8 @@ class BatchBuilder:
     device: torch.device
     together: int = 1
     """Pairs of a group, which stay in one micro-batch; they are neighbours in a global batch."""
+    oracle: Callable[[Sequence[int]], torch.Tensor] | None = None
+    """What people who were asked say of pairs, by their indices, int8; None: the data says it."""
 
     @classmethod
     def of(cls, config: RunConfig, data: PreferenceDataset, mesh: Mesh) -> BatchBuilder:
@@ -226,6 +228,7 @@ class BatchBuilder:
             batch_index_B=torch.tensor(marks, dtype=torch.int64, device=self.device),
             reference_TC=None if reference is None else reference.columns(group).to(self.device),
             pairs_of_group=self.together,
+            oracle_B=None if self.oracle is None else self.oracle(group).to(self.device),
         )
 
     def _lay_out(self, pairs: Sequence[TokenizedPair], length: int) -> PaddedBatch | PackedBatch:

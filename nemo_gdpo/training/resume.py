@@ -43,6 +43,7 @@ _BY_NAME = ("objective.", "model.global_batch_size", "precision")
 RANK = "lora.rank"
 """Key that says whether there are adapters."""
 BASE_PRECISION = "lora.base_precision"
+LEDGER = "label.ledger"
 REFERENCE_WEIGHTS = "weights of reference_model"
 """Name among the settings; None where the reference is what training starts from."""
 IDENTITY = "identity.json"
@@ -62,7 +63,11 @@ def identity_of(config: RunConfig, weights: str) -> dict[str, Any]:
         "global_batch_size": config.model.global_batch_size,
         "precision": config.precision,
         # A null, unlike others, is a run of another kind.
-        "settings": {RANK: config.lora.rank, **fixed_settings(config)},
+        "settings": {
+            RANK: config.lora.rank,
+            LEDGER: config.label.ledger,
+            **fixed_settings(config),
+        },
         "optim": plain_data(config.optim),
         "seed": config.seed,
     }
@@ -123,6 +128,7 @@ def _of_this_version(saved: dict[str, Any]) -> dict[str, Any]:
             RANK: None,
             BASE_PRECISION: "run",
             REFERENCE_WEIGHTS: None,
+            LEDGER: None,
             **(saved.get("settings") or {}),
         }
     }

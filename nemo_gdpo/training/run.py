@@ -43,6 +43,7 @@ from nemo_gdpo.training.datasets import DataPlan, given_data, plan_data
 from nemo_gdpo.training.ending import export_what_is_wanted, is_export_wanted, summarise
 from nemo_gdpo.training.export import STOPPED, trained_template, write_assets
 from nemo_gdpo.training.first_look import refuse_bad_pairs
+from nemo_gdpo.training.live_labels import LiveLabels
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_world
 from nemo_gdpo.training.model_source import ModelSource, open_reference, open_source
@@ -427,6 +428,13 @@ class Run:
         )  # fmt: skip
         trainer.clock = self.clock
         trainer.starts_at_reference = self.starts_at_reference
+        if config.label.ledger is not None:
+            assert self.start is not None
+            trainer.ask_people(
+                LiveLabels(
+                    config, self.data["train"], self.start.fingerprint, is_main=self.mesh.is_main
+                )
+            )
         trainer.stopping.expect_save(first_save(self.loading_seconds, self.mesh.data_size))
         return trainer
 
@@ -496,7 +504,9 @@ class Run:
                 if step
                 else f"before the first of {last} steps; the same command starts again"
             )
-            self._say_stopped(f"stopped by {trainer.stopping.why} {kept}")
+            waits = trainer.supply.waiting_for
+            why = f"stopped by {trainer.stopping.why}" if waits is None else f"stopped: {waits};"
+            self._say_stopped(f"{why} {kept}")
         elif is_export_wanted(self.config):
             stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step

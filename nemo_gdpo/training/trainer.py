@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nemo_gdpo.config.objective import ADPOSettings
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank
 from nemo_gdpo.control.watch import computing
@@ -29,6 +30,7 @@ from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import CHECKPOINTS, TRAINING, VALIDATION, RunClock
 from nemo_gdpo.training.console import StepReport
+from nemo_gdpo.training.live_labels import LiveLabels
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.metrics import (
@@ -50,6 +52,7 @@ from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.rounding import measure_noise
 from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
 from nemo_gdpo.training.signals import Stopping
+from nemo_gdpo.training.supply import AllPairs, LabelledPairs, Supply
 from nemo_gdpo.training.throughput import Speedometer
 
 
@@ -136,6 +139,8 @@ class PreferenceTrainer:
         self.identity = identity
         self.batch_size: int = config.model.global_batch_size
         self.sampler = PreferenceSampler.of(config.data, len(train.data), train.data.fingerprint)
+        self.supply: Supply = AllPairs(self.sampler, self.batch_size)
+        self.labels: LiveLabels | None = None
         self.names = metric_names(model.objective)
         self.total_steps = total_steps(config, len(train.data))
         self.progress = Progress(queries=QueryCount(len(train.data)))
@@ -158,6 +163,32 @@ class PreferenceTrainer:
         self.starts_at_reference = True
         """Whether policy and reference are one model before the first update."""
 
+    def ask_people(self, labels: LiveLabels) -> None:
+        """Train on the verdicts of a ledger instead of the data's. Call before `restore`."""
+        self.labels = labels
+        self.train = dataclasses.replace(
+            self.train, builder=dataclasses.replace(self.train.builder, oracle=labels.of)
+        )
+        objective = self.config.objective
+        assert isinstance(objective, ADPOSettings)
+        self.supply = LabelledPairs(
+            self.sampler, self.batch_size, self.total_steps * self.batch_size, labels,
+            self._margins, objective.gamma, self.config.label.most_open,
+        )  # fmt: skip
+
+    def _margins(self, indices: Sequence[int]) -> list[float] | None:
+        """beta h of pairs under the present weights; None where the run is to stop. Collective."""
+        assert self.labels is not None
+        self.labels.at_step(self.progress.step)
+        if self.stopping.due():
+            return None
+        filled = [*indices, *[SENTINEL] * (self.batch_size - len(indices))]
+        with computing(f"the margins at step {self.progress.step}"):
+            per_pair = self._per_pair(self.train, filled, forward_only=True)
+        per_pair = {name: values[: len(indices)] for name, values in per_pair.items()}
+        refuse_not_finite(per_pair, [self.train.data[i].id for i in indices], self.progress.step)
+        return [float(margin) for margin in per_pair["rewards/margins"].tolist()]
+
     # -- state ---------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -170,6 +201,7 @@ class PreferenceTrainer:
             "queries": self.progress.queries.state(),
             "scheduler_steps": self.scheduler.num_steps,
             "sampler": self.sampler.state_dict(),
+            "supply": self.supply.state(),
             "world_size": self.mesh.world_size,
             "identity": self.identity,
         }
@@ -177,6 +209,8 @@ class PreferenceTrainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`; the tensors are loaded already."""
         self.sampler.load_state_dict(state["sampler"])
+        if self.labels is not None:
+            self.supply.restore(state["supply"])
         self.progress.step = state["step"]
         self.progress.tokens = state["tokens"]
         self.progress.skipped = state.get("skipped_steps", 0)  # a checkpoint from before there were
@@ -267,14 +301,13 @@ class PreferenceTrainer:
         self.optimizer.step()
         return grad_norm, float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(self) -> dict[str, Any]:
-        """One update, made or left out. Returns the line for the log.
+    def train_step(self, indices: list[int]) -> dict[str, Any]:
+        """One update on a global batch, made or left out. Returns the line for the log.
 
         Raises:
             NotFiniteError: something is not finite, and no further update may be left out.
         """
         step, begun = self.progress.step, time.perf_counter()
-        indices = self.sampler.next_global_batch(self.batch_size)
         pair_ids = [self.train.data[i].id for i in indices]
         self.model.prepare_for_training_step()
         self.optimizer.zero_grad()
@@ -310,7 +343,7 @@ class PreferenceTrainer:
         if queries is not None:
             self.progress.queries.record(indices, per_pair[queries])
             entry[f"{self.config.objective.name}/queries_total"] = self.progress.queries.total
-        return entry
+        return entry | self.supply.metrics()
 
     def _leave_out(self, step: int, pair_ids: list[str], error: NotFiniteError) -> dict[str, Any]:
         """Go on without an update: weights and optimizer stay, data and schedule move on.
@@ -401,13 +434,24 @@ class PreferenceTrainer:
     def _due(self, interval: int | None) -> bool:
         return bool(interval) and self.progress.step % int(interval or 1) == 0
 
-    def _next_line(self, saved: dict[str, float]) -> dict[str, Any]:
-        """The line of an update that is made now, or of one that still waits for its validation."""
+    def _next_line(self, saved: dict[str, float]) -> dict[str, Any] | None:
+        """The line of an update that is made now, or of one that still waits for its validation.
+
+        None where there is no batch to train on, or the run is to stop.
+        """
         entry, self._entry = self._entry, None
-        if entry is None:
-            with computing(f"step {self.progress.step}"):
-                entry = self.train_step() | saved
-        return entry
+        if entry is not None:
+            return entry
+        indices = self.supply.next_batch()
+        if indices is None:
+            return None
+        with computing(f"step {self.progress.step}"):
+            return self.train_step(indices) | saved
+
+    def _stopped(self) -> Outcome:
+        if self.progress.step:  # before the first update there is nothing to keep
+            self.save()
+        return Outcome.STOPPED
 
     def fit(self, log: MetricsLog) -> Outcome:
         """Train to the end, or to the step boundary after a signal or before the time is up."""
@@ -424,10 +468,10 @@ class PreferenceTrainer:
                 self.checkpointer.poll()
                 # Agreed by all: a rank that stopped alone would leave the others waiting for it.
                 if self.stopping.due():
-                    if self.progress.step:  # before the first update there is nothing to keep
-                        self.save()
-                    return Outcome.STOPPED
+                    return self._stopped()
                 entry = self._next_line(saved)
+                if entry is None:
+                    return self._stopped()
                 last = self.progress.step == self.total_steps
                 if self.validation is not None and (
                     last or self._due(self.config.trainer.val_check_interval)
