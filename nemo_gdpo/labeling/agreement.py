@@ -54,7 +54,7 @@ def percent_agreement(units: Iterable[Sequence[str]]) -> float | None:
 
 def agreement(state: State) -> Agreement:
     """Agreement of the annotators' latest answers."""
-    units, annotators = [], set()
+    units, annotators = list[list[str]](), set[str]()
     for pair in state.asked:
         given = {who: a.outcome for who, a in state.latest(pair).items() if a.outcome != "skip"}
         if len(given) > 1:

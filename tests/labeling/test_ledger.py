@@ -72,9 +72,9 @@ def test_the_budget_is_never_overrun(path: Path) -> None:
     many = [question(n) for n in range(9)]
     with begun(path, 3, budget=5) as ledger:
         assert ledger.ask(many, 4) == AskedNow(2, 2, 0, 0)
-        with pytest.raises(UserError, match="label.budget=5: is used up"):
+        with pytest.raises(UserError, match=r"label.budget=5: is used up"):
             ledger.ask(many, 1)
-        with pytest.raises(UserError, match="label.budget=4: .* has asked about 5 pairs already"):
+        with pytest.raises(UserError, match=r"label.budget=4: .* has asked about 5 pairs already"):
             ledger.ask(many, 1, budget=4)
         assert ledger.ask(many, 4, budget=6) == AskedNow(3, 1, 0, 0)
         assert (ledger.state().budget, len(ledger.state().asked)) == (6, 6)
