@@ -97,7 +97,7 @@ def _is_main_rank() -> bool:
 
 
 def _dispatch(arguments: list[str], stop: StopRequest) -> int:
-    from nemo_gdpo.launch.verbs import NOT_BUILT, VERBS
+    from nemo_gdpo.launch.verbs import VERBS
 
     if arguments and arguments[0] in _HELP:
         arguments = [*arguments[1:], "--help"]
@@ -111,8 +111,6 @@ def _dispatch(arguments: list[str], stop: StopRequest) -> int:
 
         print(f"nemo-gdpo {__version__}")
         return EXIT_DONE
-    if name in NOT_BUILT:
-        raise UserError(f"{name}: is not built yet; nemo-gdpo --help lists the verbs that are")
     verb = _find(name, VERBS, name)
     if verb.stopped is not None:
         stop.interrupts = verb.stopped

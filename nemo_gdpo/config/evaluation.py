@@ -117,8 +117,8 @@ class FlagsConfig(Section):
     """Greatest share of responses in characters that the encoder or a reward does not know."""
 
 
-class JudgeConfig(Section):
-    """Win rate by an OpenAI-compatible server; off unless `url` is set."""
+class JudgeServerConfig(Section):
+    """A judge behind an OpenAI-compatible server."""
 
     url: Text | None = None
     """Base URL, up to and with /v1: https://host/v1."""
@@ -126,15 +126,8 @@ class JudgeConfig(Section):
     """The judge's name there."""
     key_variable: Text | None = None
     """Name of the environment variable that holds the key; null sends none."""
-    against: Text = "reference"
-    """`reference` (see `references_path`), or a run's name: others are compared with it, at the
-    same sampling."""
     criterion: Written = "is more helpful, correct and harmless"
     """Completes "the response that ..."."""
-    responses: Count = 1
-    """Responses to each prompt that are compared; the first ones."""
-    max_prompts: Count | None = None
-    """Compare these many prompts; null is all."""
     max_tokens: Count = 512
     """Greatest length of an answer in tokens, thoughts included; an answer that is cut there counts
     as none."""
@@ -146,6 +139,18 @@ class JudgeConfig(Section):
     """Seconds that one answer may take."""
     retries: Annotated[int, Field(ge=0)] = 5
     """Attempts after the first, when the server is busy or does not answer."""
+
+
+class JudgeConfig(JudgeServerConfig):
+    """Win rate by an OpenAI-compatible server; off unless `url` is set."""
+
+    against: Text = "reference"
+    """`reference` (see `references_path`), or a run's name: others are compared with it, at the
+    same sampling."""
+    responses: Count = 1
+    """Responses to each prompt that are compared; the first ones."""
+    max_prompts: Count | None = None
+    """Compare these many prompts; null is all."""
 
 
 class SamplesConfig(Section):

@@ -225,6 +225,105 @@ usage: nemo-gdpo evaluate mt-bench step=first|second|answers questions=FILE [key
         ),
     ),
     Verb(
+        "label",
+        "ask people and judges about pairs, and keep their answers",
+        "",
+        "nemo_gdpo.verbs.label.usage:run",
+        None,
+        followers=(
+            Verb(
+                "margins",
+                "compute the present model's margins of all pairs",
+                """\
+usage: nemo-gdpo label margins [group=preset] [key=value] ... [--config FILE]
+         [--cfg job [--resolve]]
+
+Takes the arguments of train, reads the newest checkpoint in output_dir (none: the model that
+training starts from) and writes beta h of all training pairs to output_dir/margins/step_N.jsonl.
+
+  nemo-gdpo label margins --config runs/adpo/config.yaml
+""",
+                "nemo_gdpo.verbs.start:margins",
+                _TRAIN_ROOT,
+                stopped=BEFORE_TRAINING,
+            ),
+            Verb(
+                "select",
+                "ask about pairs, within a budget",
+                """\
+usage: nemo-gdpo label select label.ledger=FILE data.train_path=FILE label.margins=FILE
+         [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+Notes in the ledger (made where it is missing) which pairs are asked about: those that the model is
+least sure of, or with label.strategy=random as many by lot.
+
+  nemo-gdpo label select label.ledger=labels.sqlite data.train_path=pairs.jsonl \\
+    label.margins=runs/adpo/margins/step_00000040.jsonl label.count=200 label.budget=1000
+""",
+                "nemo_gdpo.verbs.label.select:run",
+                "nemo_gdpo.config.labeling:SELECT",
+            ),
+            Verb(
+                "export",
+                "write, or send, tasks for annotators",
+                """\
+usage: nemo-gdpo label export label.ledger=FILE label.output=FILE|label.url=URL [key=value] ...
+
+Writes the pairs without an answer as tasks for Label Studio, its labelling configuration beside
+them (.xml), or as plain lines; with label.url it sends them to a server.
+
+  nemo-gdpo label export label.ledger=labels.sqlite label.output=tasks.json
+""",
+                "nemo_gdpo.verbs.label.exchange:export",
+                "nemo_gdpo.config.labeling:EXPORT",
+            ),
+            Verb(
+                "import",
+                "record the annotators' answers",
+                """\
+usage: nemo-gdpo label import label.ledger=FILE label.answers=FILE|label.url=URL [key=value] ...
+
+Records what came back: Label Studio's JSON export, exported lines that were filled in, or with
+label.url and label.project what a server has. A file is recorded completely or not at all.
+
+  nemo-gdpo label import label.ledger=labels.sqlite label.answers=project-1.json
+""",
+                "nemo_gdpo.verbs.label.exchange:import_",
+                "nemo_gdpo.config.labeling:IMPORT",
+                stopped="stopped by {signal}; what was recorded is kept, and the same command "
+                "goes on",
+            ),
+            Verb(
+                "judge",
+                "have a model behind a server answer",
+                """\
+usage: nemo-gdpo label judge label.ledger=FILE label.judge.url=URL label.judge.model=NAME
+         [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+Asks an OpenAI-compatible server about every pair in both orders; a preference for a place comes to
+a tie. Stopped in the middle, the same command asks what is missing.
+""",
+                "nemo_gdpo.verbs.label.judge:run",
+                "nemo_gdpo.config.labeling:JUDGE",
+                stopped="stopped by {signal}; what was answered is kept, and the same command "
+                "goes on",
+            ),
+            Verb(
+                "status",
+                "asked, answered, left, cost, agreement",
+                """\
+usage: nemo-gdpo label status label.ledger=FILE [label.cost={person: 0.5}] [--json]
+
+Prints what was asked, answered and is left, the labels, what the answers cost, and how far
+annotators agree. --json: JSON alone.
+""",
+                "nemo_gdpo.verbs.label.status:run",
+                "nemo_gdpo.config.labeling:STATUS",
+                (*CONFIG_FLAGS, "--json"),
+            ),
+        ),
+    ),
+    Verb(
         "doctor",
         "what is installed here and what this machine can do",
         "",
@@ -232,5 +331,3 @@ usage: nemo-gdpo evaluate mt-bench step=first|second|answers questions=FILE [key
         None,
     ),
 )
-NOT_BUILT = ("label",)
-"""Verbs that are planned; typing one says so."""

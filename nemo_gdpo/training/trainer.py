@@ -403,31 +403,54 @@ class PreferenceTrainer:
     def validate(self) -> dict[str, float] | None:
         """Mean metrics over the validation pairs, `val/` before their names; None when stopped."""
         assert self.validation is not None
-        data = self.validation.data
-        batches = list(
-            PreferenceSampler(len(data), 0, data.fingerprint).validation_batches(
-                self.batch_size, self.config.trainer.limit_val_batches
-            )
+        joined = self.forward_all(
+            self.validation,
+            label="validate",
+            doing=f"validation at step {self.progress.step}",
+            limit=self.config.trainer.limit_val_batches,
         )
+        if joined is None:
+            return None
+        means = reduce_metrics(self.model.objective, joined, len(joined[LOSS]))
+        return {f"val/{name}": value for name, value in means.items()}
+
+    def forward_all(
+        self, split: Split, *, label: str, doing: str, limit: int | None = None
+    ) -> dict[str, torch.Tensor] | None:
+        """Loss and metrics of every pair of a split, on every rank. Collective.
+
+        Args:
+            split: whose pairs they are.
+            label: of the progress bar.
+            doing: what a rank that hangs is said to be at.
+            limit: global batches to look at; None is all.
+
+        Returns:
+            name -> float32 [pairs], in the order of the data; None when stopped.
+
+        Raises:
+            NotFiniteError: a loss or a log-prob is not finite.
+        """
+        data = split.data
+        sampler = PreferenceSampler(len(data), 0, data.fingerprint)
+        batches = list(sampler.validation_batches(self.batch_size, limit))
         columns: dict[str, list[torch.Tensor]] = {name: [] for name in self.names}
         with progress_bar(
-            total=len(batches), unit="batch", label="validate", enabled=self.mesh.is_main
+            total=len(batches), unit="batch", label=label, enabled=self.mesh.is_main
         ) as bar:
             for indices in batches:
                 if self.stopping.due():
                     return None
                 real = sum(index != SENTINEL for index in indices)
-                with computing(f"validation at step {self.progress.step}"):
-                    per_pair = self._per_pair(self.validation, indices, forward_only=True)
+                with computing(doing):
+                    per_pair = self._per_pair(split, indices, forward_only=True)
                 ids = [data[i].id for i in indices[:real]]
                 per_pair = {name: values[:real] for name, values in per_pair.items()}
                 refuse_not_finite(per_pair, ids, self.progress.step)
                 for name, values in per_pair.items():
                     columns[name].append(values)
                 bar.update()
-        joined = {name: torch.cat(parts) for name, parts in columns.items()}
-        means = reduce_metrics(self.model.objective, joined, len(joined[LOSS]))
-        return {f"val/{name}": value for name, value in means.items()}
+        return {name: torch.cat(parts) for name, parts in columns.items()}
 
     # -- the loop ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The program of one rank: `python -m nemo_gdpo.verbs.rank train|reference CONFIG`.
+"""The program of one rank: `python -m nemo_gdpo.verbs.rank train|reference|margins CONFIG`.
 
 The configuration was composed and checked by the process that started the ranks. Only training
 builds NeMo's classes, so a rank that computes a reference never imports nemo.
@@ -132,10 +132,19 @@ def _reference(config: RunConfig) -> int:
     return EXIT_DONE
 
 
+def _margins(config: RunConfig) -> int:
+    from nemo_gdpo.training.margins import write_margins
+    from nemo_gdpo.training.run import Run
+
+    write_margins(Run.build(config))
+    return EXIT_DONE
+
+
 TASKS: dict[str, Callable[[RunConfig], int]] = {
     "train": _train,
     "train_plain": _train_plain,
     "reference": _reference,
+    "margins": _margins,
 }
 """Task -> what this rank does; returns the exit status, or raises."""
 

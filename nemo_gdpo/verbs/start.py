@@ -1,4 +1,5 @@
-"""`train` and `reference`: check a run, then carry it out in ranks that are there or started."""
+"""`train`, `reference` and `label margins`: check a run, then carry it out in ranks that are there
+or started."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from nemo_gdpo.errors import (
 from nemo_gdpo.launch.ranks import FAILURE, launch_ranks
 from nemo_gdpo.launch.slurm import adopt_slurm_world, is_invited
 
-Task = Literal["train", "train_plain", "reference"]
+Task = Literal["train", "train_plain", "reference", "margins"]
 """What every rank does; only `train` builds NeMo's classes, which is what the verb does."""
 RANK_MODULE = "nemo_gdpo.verbs.rank"
 
@@ -40,6 +41,11 @@ def train(request: Request) -> int:
 def reference(request: Request) -> int:
     """`nemo-gdpo reference`: the reference's log-probs ahead of training, on the run's own mesh."""
     return start(lambda: request.compose(TRAIN).plain, "reference")
+
+
+def margins(request: Request) -> int:
+    """`nemo-gdpo label margins`: the present model's margins of all pairs, on the run's mesh."""
+    return start(lambda: request.compose(TRAIN).plain, "margins")
 
 
 def detect_hardware(plain: Mapping[str, Any], *, joined: bool) -> Hardware:

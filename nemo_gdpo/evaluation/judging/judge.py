@@ -187,7 +187,7 @@ def judge_pairs(
             return NoAnswer("refused", f"the judge refuses it ({error.reason})")
         if answer.cut:
             transcript.note(key, {**entry, "messages": messages, "cut": answer.text})
-            limit = f"evaluation.judge.max_tokens={max_tokens}"
+            limit = f"{client.setting}.max_tokens={max_tokens}"
             return NoAnswer("cut", f"the judge's answer was cut at {limit}; raise it")
         verdict = parse_verdict(answer.text)
         transcript.append(key, answer.text, {**entry, "verdict": verdict, "messages": messages})

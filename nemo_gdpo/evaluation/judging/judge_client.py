@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_gdpo.config.evaluation import JudgeConfig
+from nemo_gdpo.config.evaluation import JudgeServerConfig
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.io.http import Client, RefusedError, Server, url_problem
@@ -29,17 +29,19 @@ class JudgeClient:
 
     Args:
         config: with `url` and `model`.
+        setting: where the configuration has it.
 
     Raises:
         UserError: the key's variable is not set, or the URL is not one or carries a credential.
     """
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeServerConfig, setting: str = KEY) -> None:
         assert config.url is not None
         self._config = config
+        self.setting = setting
         problem = url_problem(config.url)
         if problem is not None:
-            raise UserError(f"{KEY}.url: {problem[0]}; {problem[1]}")
+            raise UserError(f"{setting}.url: {problem[0]}; {problem[1]}")
         self._client = Client(
             Server(
                 url=config.url,
@@ -47,7 +49,7 @@ class JudgeClient:
                 timeout=config.timeout,
                 retries=config.retries,
                 concurrency=config.concurrency,
-                setting=KEY,
+                setting=setting,
                 what="the judge",
                 check="url and model",
                 remedy="the answers so far are kept: run the same command again once it answers",
@@ -102,7 +104,7 @@ class JudgeClient:
         except RefusedError as error:
             if "temperature" in body and "temperature" in error.reason.lower():
                 raise UserError(
-                    f"{KEY}.temperature: {self.url} does not take {body['temperature']:g} "
+                    f"{self.setting}.temperature: {self.url} does not take {body['temperature']:g} "
                     f"({error.reason}); set null to leave it to the server"
                 ) from None
             raise
@@ -115,12 +117,12 @@ class JudgeClient:
             ended = choice.get("finish_reason")
         except (LookupError, TypeError, AttributeError):
             raise UserError(
-                f"{KEY}.url: {self.url} answers with no chat completion; check the URL"
+                f"{self.setting}.url: {self.url} answers with no chat completion; check the URL"
             ) from None
         text = self._client.redacted(_text_of(content))
         if ended == "content_filter" or (refusal and not text):
             reason = self._client.redacted(" ".join(str(refusal or "content_filter").split())[:300])
-            told = RefusedError(f"{KEY}: {self.url} refuses a question ({reason})", reason)
+            told = RefusedError(f"{self.setting}: {self.url} refuses a question ({reason})", reason)
             told.filtered = True
             raise told
         return JudgeAnswer(text, ended == "length")
