@@ -84,9 +84,9 @@ class ADPO(ADPOSettings, PairwiseObjective):
         return {QUERIED: 1.0} if self.gamma > 0 else {}
 
     def reduce(self, per_pair: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means, the share of pairs asked about, and agreement over the others whose label is known.
+        """Means, the share of pairs asked about, and agreement over the others with a known label.
 
-        Where none is known, the agreement is 1.
+        Where no label is known, the agreement is 1.
         """
         rest = {n: v for n, v in per_pair.items() if n not in (QUERIED, AGREEMENT, KNOWN)}
         asked_N, known_N = per_pair[QUERIED].double(), per_pair[KNOWN].double()

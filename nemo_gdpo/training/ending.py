@@ -12,8 +12,8 @@ from nemo_gdpo.precisions import REHEARSAL, REHEARSALS
 from nemo_gdpo.training.clock import EXPORT
 from nemo_gdpo.training.export import export_adapter, export_run, model_card_of
 from nemo_gdpo.training.loggers import METRICS, read_metrics
+from nemo_gdpo.training.parts import Outcome
 from nemo_gdpo.training.summary import Ending, end_lines
-from nemo_gdpo.training.trainer import Outcome
 
 if TYPE_CHECKING:
     from nemo_gdpo.training.run import Run

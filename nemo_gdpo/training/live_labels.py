@@ -147,7 +147,7 @@ class LiveLabels:
         """What to do when a run waits for this many answers."""
         if used_up:
             return (
-                f"the budget of {self._path} is used up, and {waiting} of the pairs that were asked "
+                f"the budget of {self._path} is used up, and {waiting} of the pairs that it asks "
                 "about have no answer; raise label.budget, or set trainer.max_steps to end here"
             )
         if not waiting:

@@ -13,7 +13,6 @@ from typing import Any
 from megatron.core import parallel_state
 
 from nemo_gdpo.config.model_files import is_megatron_checkpoint
-from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank, on_every_rank
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.cache import ENVIRONMENT
@@ -151,32 +150,6 @@ class _Located:
     """Result of `_contents` there."""
     made: dict[str, int]
     """Files that it may just have made, with their sizes."""
-
-
-def open_reference(config: RunConfig, source: ModelSource, mesh: Mesh) -> ModelSource | None:
-    """Open the model that `reference_model` names, None without one. Collective.
-
-    Raises:
-        UserError: on every rank, also when it is not of the policy's architecture.
-    """
-    if config.reference_model is None:
-        return None
-    other = open_source(
-        config.reference_model, mesh,
-        divisible_by=config.model.make_vocab_size_divisible_by,
-        cache_converted=config.model.cache_converted, key="reference_model",
-    )  # fmt: skip
-    ours, theirs = source.model_config.to_dict(), other.model_config.to_dict()
-    differing = [name for name, value in ours.items() if theirs.get(name) != value]
-    if differing:
-        name = differing[0]
-        error = UserError(
-            f"reference_model: {other.name} has {name} {theirs.get(name)}, and "
-            f"model.restore_from_path {ours[name]}; give two models of one architecture"
-        )
-        error.agreed = True
-        raise error
-    return other
 
 
 def open_source(

@@ -21,8 +21,8 @@ from nemo_gdpo.precisions import described
 from nemo_gdpo.training.clock import RunClock
 from nemo_gdpo.training.datasets import Planned
 from nemo_gdpo.training.mesh import Mesh
+from nemo_gdpo.training.parts import total_steps
 from nemo_gdpo.training.resume import IDENTITY
-from nemo_gdpo.training.trainer import total_steps
 
 
 def lock_output(output_dir: Path) -> OutputLock | None:

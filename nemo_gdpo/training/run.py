@@ -46,8 +46,10 @@ from nemo_gdpo.training.first_look import refuse_bad_pairs
 from nemo_gdpo.training.live_labels import LiveLabels
 from nemo_gdpo.training.loggers import MetricsLog
 from nemo_gdpo.training.mesh import Mesh, build_mesh, join_world, layout_of, leave_world
-from nemo_gdpo.training.model_source import ModelSource, open_reference, open_source
+from nemo_gdpo.training.model_source import ModelSource, open_source
 from nemo_gdpo.training.optimizer import build_optimizer, build_scheduler
+from nemo_gdpo.training.other_reference import being_reference, open_reference
+from nemo_gdpo.training.parts import Outcome, Split, total_steps
 from nemo_gdpo.training.record import begin_logs, lock_output, refuse_length, write_record
 from nemo_gdpo.training.reference import cached_reference
 from nemo_gdpo.training.reference_key import Cut, ReferenceKey, model_identity, reference_key
@@ -63,7 +65,7 @@ from nemo_gdpo.training.resume import (
     resume,
 )
 from nemo_gdpo.training.signals import first_save, stopped_together
-from nemo_gdpo.training.trainer import Outcome, PreferenceTrainer, Split, total_steps
+from nemo_gdpo.training.trainer import PreferenceTrainer
 
 if TYPE_CHECKING:
     from nemo_gdpo.nemo.model import MegatronGPTPreferenceModel
@@ -286,8 +288,7 @@ class Run:
     @property
     def starts_at_reference(self) -> bool:
         """Whether policy and reference are one model before the first update."""
-        assert self.start is not None
-        return self.reference_weights == self.start.fingerprint
+        return self.start is not None and self.reference_weights == self.start.fingerprint
 
     def reference_directory(self, name: str, key: ReferenceKey) -> Path:
         """Place of the cache of a split; in a directory that runs share each key has its own."""
@@ -316,31 +317,10 @@ class Run:
     def _reference_stores(self, stop: StopRequest) -> References:
         self.clock.enter(REFERENCE)
         on_every_rank("preparing the model", self.model.prepare_for_inference)
-        with self._being_reference():
+        found = [self.reference_directory(n, self.reference_key(d)) for n, d in self.data.items()]
+        assert self.start is not None
+        with being_reference(self.model, self.start, self.other, found):
             return {name: self.reference_store(name, stop) for name in self.data}
-
-    @contextlib.contextmanager
-    def _being_reference(self) -> Iterator[None]:
-        """In the block the policy has the reference's weights, if a cache is missing. Collective.
-
-        A block that is left by an error ends the run: the weights stay as they are.
-        """
-        other, start = self.other, self.start
-        if other is None or start is None or self.starts_at_reference:
-            yield
-            return
-        found = [
-            self.reference_directory(name, self.reference_key(data))
-            for name, data in self.data.items()
-        ]
-        if from_main_rank("looking for the reference", lambda: all(d.exists() for d in found)):
-            yield
-            return
-        other.load_into(self.model)
-        with self.model.adapters_off():
-            yield
-        self.source.load_into(self.model)
-        start.load_into(self.model)
 
     def prepare_reference(self, stop: StopRequest) -> References:
         """The caches of all splits, or none, and a copy of the present weights. Collective.

@@ -24,7 +24,7 @@ class Supply(Protocol):
     """What is missing, where there is no whole batch; None also where the run is to stop."""
 
     def next_batch(self) -> list[int] | None:
-        """Indices of the next global batch; None where no whole one can be trained on. Collective."""
+        """Indices of the next global batch; None where there is no whole one. Collective."""
 
     def state(self) -> dict[str, Any]:
         """What a resume needs beside the sampler's position; plain JSON."""
@@ -108,7 +108,7 @@ class LabelledPairs:
         self.waiting: list[int] = []
         """Pairs that were asked about, the oldest first."""
         self.held: list[int] = []
-        """Pairs that had a verdict, or had not been looked at, when a batch was not to be filled."""
+        """Pairs that are not waiting, from a batch that could not be filled."""
 
     def next_batch(self) -> list[int] | None:
         self._labels.refresh()

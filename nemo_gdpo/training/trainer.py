@@ -6,8 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,12 @@ from nemo_gdpo.config.objective import ADPOSettings
 from nemo_gdpo.config.schema import RunConfig
 from nemo_gdpo.control import from_main_rank
 from nemo_gdpo.control.watch import computing
-from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import SENTINEL, PreferenceSampler
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.launch.signals import StopRequest
 from nemo_gdpo.models.batch import PreferenceMicroBatch
-from nemo_gdpo.models.preference_model import LOSS, NOT_FINITE, PreferenceModel
-from nemo_gdpo.objectives import Objective, PairLogps, PairTargets, TokenLogps
+from nemo_gdpo.models.preference_model import LOSS, PreferenceModel
 from nemo_gdpo.progress import progress_bar
-from nemo_gdpo.training.batches import BatchBuilder
 from nemo_gdpo.training.checkpoint import Checkpointer
 from nemo_gdpo.training.clock import CHECKPOINTS, TRAINING, VALIDATION, RunClock
 from nemo_gdpo.training.console import StepReport
@@ -47,62 +42,13 @@ from nemo_gdpo.training.metrics import (
     reduce_metrics,
     refuse_not_finite,
 )
+from nemo_gdpo.training.parts import Outcome, Progress, Split, metric_names, total_steps
 from nemo_gdpo.training.queries import QueryCount
-from nemo_gdpo.training.reference_store import ReferenceStore
 from nemo_gdpo.training.rounding import measure_noise
 from nemo_gdpo.training.sanity import check_step0_loss, step0_inputs
 from nemo_gdpo.training.signals import Stopping
 from nemo_gdpo.training.supply import AllPairs, LabelledPairs, Supply
 from nemo_gdpo.training.throughput import Speedometer
-
-
-class Outcome(Enum):
-    """The way `fit` ended."""
-
-    DONE = "done"
-    STOPPED = "stopped"
-    """Stopped by a signal, after a checkpoint: to be requeued."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pairs with what belongs to them. `store` is None where the reference is computed at
-    every step."""
-
-    data: PreferenceDataset
-    builder: BatchBuilder
-    store: ReferenceStore | None
-
-
-@dataclass
-class Progress:
-    """Progress of the run; everything in it is the same on every rank."""
-
-    step: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    """Updates among the steps that were left out: something was not finite."""
-    queries: QueryCount = field(default_factory=lambda: QueryCount(0))
-
-
-def metric_names(objective: Objective) -> list[str]:
-    """The per-pair values that a step yields, found by calling the objective on one toy pair."""
-    logps = torch.full((1, 2), -1.0)
-    toy = TokenLogps(logps, torch.ones(1, 2, dtype=torch.bool), logps, logps)
-    pair = PairLogps(chosen=toy, rejected=toy)
-    scores = PairTargets(torch.tensor([2.0]), torch.tensor([1.0]))
-    return [LOSS, *objective(pair, pair, scores).metrics, NOT_FINITE]
-
-
-def total_steps(config: RunConfig, num_pairs: int) -> int:
-    """Updates of the run, made or left out, from max_steps and max_epochs, whichever ends first."""
-    limits = []
-    if config.trainer.max_steps is not None:
-        limits.append(config.trainer.max_steps)
-    if config.trainer.max_epochs is not None:
-        updates = config.trainer.max_epochs * num_pairs / config.model.global_batch_size
-        limits.append(math.ceil(updates))
-    return min(limits)
 
 
 class PreferenceTrainer:
@@ -301,12 +247,17 @@ class PreferenceTrainer:
         self.optimizer.step()
         return grad_norm, float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(self, indices: list[int]) -> dict[str, Any]:
-        """One update on a global batch, made or left out. Returns the line for the log.
+    def train_step(self, indices: list[int] | None = None) -> dict[str, Any]:
+        """One update, made or left out. Returns the line for the log.
+
+        Args:
+            indices: of the global batch; None takes the next one.
 
         Raises:
             NotFiniteError: something is not finite, and no further update may be left out.
         """
+        indices = self.supply.next_batch() if indices is None else indices
+        assert indices is not None, self.supply.waiting_for
         step, begun = self.progress.step, time.perf_counter()
         pair_ids = [self.train.data[i].id for i in indices]
         self.model.prepare_for_training_step()

@@ -120,7 +120,7 @@ def _train_plain(config: RunConfig) -> int:
 
 
 def _trained(run: Run) -> int:
-    from nemo_gdpo.training.trainer import Outcome
+    from nemo_gdpo.training.parts import Outcome
 
     return EXIT_DONE if run.train() is Outcome.DONE else EXIT_REQUEUE
 

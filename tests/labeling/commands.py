@@ -98,7 +98,9 @@ class Desk:
         return self.run("import", f"label.answers={path}", f"label.format={format}")
 
 
-def annotated(task: Mapping[str, Any], *results: Mapping[str, Any], user: Any = 1, **more: Any) -> Any:
+def annotated(
+    task: Mapping[str, Any], *results: Mapping[str, Any], user: Any = 1, **more: Any
+) -> Any:
     """A task as Label Studio exports it, with one annotation."""
     annotation = {
         "id": 5, "completed_by": user, "result": list(results), "was_cancelled": False,

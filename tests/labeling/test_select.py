@@ -47,7 +47,7 @@ def test_equal_margins_are_drawn_as_by_lot(desk: Desk) -> None:
     """Before the first update all margins are 0."""
     desk.margins.write_text(
         "".join(
-            line if number == 0 else f"{line.partition(', ')[0]}, \"margin\": 0.0}}\n"
+            line if number == 0 else f'{line.partition(", ")[0]}, "margin": 0.0}}\n'
             for number, line in enumerate(desk.margins.read_text().splitlines(keepends=True))
         )
     )

@@ -35,8 +35,9 @@ from nemo_gdpo.models.weights import SHARDING_METADATA, load_weights, trained_we
 from nemo_gdpo.platform import current_platform
 from nemo_gdpo.training.mesh import join_world, leave_mesh, leave_world
 from nemo_gdpo.training.model_source import ModelSource
+from nemo_gdpo.training.parts import Split
 from nemo_gdpo.training.run import Run
-from nemo_gdpo.training.trainer import PreferenceTrainer, Split
+from nemo_gdpo.training.trainer import PreferenceTrainer
 from tests.parallel.meshes import LAUNCHES, Case
 from tests.parallel.settings import ADAPTERS, STEPS, adapter, dataset, overrides
 

@@ -15,8 +15,8 @@ from nemo_gdpo.config.training import LoggerConfig, TrainerConfig
 from nemo_gdpo.objectives import ADPO, DPO, GDPO, ODPO
 from nemo_gdpo.training.loggers import METRICS, SUPERSEDED, MetricsLog
 from nemo_gdpo.training.metrics import NotFiniteError, reduce_metrics, refuse_not_finite
+from nemo_gdpo.training.parts import metric_names, total_steps
 from nemo_gdpo.training.queries import QueryCount
-from nemo_gdpo.training.trainer import metric_names, total_steps
 
 OFF = LoggerConfig(tensorboard=False)
 
