@@ -140,7 +140,7 @@ class GFlowNet(GFlowNetSettings, PairwiseObjective):
         self, ratio_N: Tensor, group_N: Tensor, complete_N: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, r - mean r, estimate of log Z) of each answer; 0 where it has no other."""
-        group_N = torch.unique(group_N, return_inverse=True)[1]  # type: ignore[no-untyped-call]
+        group_N = torch.unique(group_N, return_inverse=True)[1]
         counts_N = _all(complete_N, ratio_N).to(ratio_N.dtype)
         require(len(group_N) == len(ratio_N), "one group an answer")
         zeros_G = ratio_N.new_zeros(int(group_N.max()) + 1)
