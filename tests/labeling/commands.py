@@ -33,7 +33,10 @@ class Desk:
 
     def write_pairs(self, extra: str = "") -> None:
         rows = [
-            {"id": f"p{n}", "prompt": f"Ask {n}{extra}", "chosen": f"Good {n}.", "rejected": f"Bad {n}."}
+            {
+                "id": f"p{n}", "prompt": f"Ask {n}{extra}",
+                "chosen": f"Good {n}.", "rejected": f"Bad {n}.",
+            }
             for n in range(len(MARGINS))
         ]  # fmt: skip
         self.pairs.write_bytes(b"".join(encode_row(row) for row in rows))
@@ -98,7 +101,9 @@ class Desk:
         return self.run("import", f"label.answers={path}", f"label.format={format}")
 
 
-def annotated(task: Mapping[str, Any], *results: Mapping[str, Any], user: Any = 1, **more: Any) -> Any:
+def annotated(
+    task: Mapping[str, Any], *results: Mapping[str, Any], user: Any = 1, **more: Any
+) -> Any:
     """A task as Label Studio exports it, with one annotation."""
     annotation = {
         "id": 5, "completed_by": user, "result": list(results), "was_cancelled": False,

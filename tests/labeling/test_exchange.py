@@ -130,9 +130,7 @@ def _exchanged(line: dict[str, Any]) -> dict[str, Any]:
 def test_a_line_that_does_not_fit_is_named_and_nothing_is_recorded(
     asked: Desk, change: Callable[[dict[str, Any]], dict[str, Any]], message: str
 ) -> None:
-    lines = [
-        line | {"annotator": "ann", "outcome": "left"} for line in asked.export("tasks.jsonl")
-    ]
+    lines = [line | {"annotator": "ann", "outcome": "left"} for line in asked.export("tasks.jsonl")]
     status, _, error = asked.give_back("back.jsonl", [lines[0], change(lines[1])])
     assert status == EXIT_USER_ERROR
     assert f"back.jsonl, line 2: {message}" in error
@@ -181,7 +179,11 @@ def test_all_mistakes_of_a_file_are_told_at_once(asked: Desk) -> None:
     [
         ("export", (), "label.output: is not set, and neither is label.url"),
         ("export", ("label.output=a", "label.url=http://h:1"), "label.output: is set"),
-        ("export", ("label.output=a", "label.project=3"), "label.project: is set without label.url"),
+        (
+            "export",
+            ("label.output=a", "label.project=3"),
+            "label.project: is set without label.url",
+        ),
         ("export", ("label.url=http://h:1", "label.format=jsonl"), "label.format: is jsonl"),
         ("export", ("label.output=a", "label.round=2"), "label.round=2: "),
         ("import", (), "label.answers: is not set"),

@@ -9,7 +9,7 @@ from tests.labeling.commands import MARGINS, Desk
 
 
 def test_the_most_uncertain_are_asked_first(desk: Desk) -> None:
-    """|margin| rising: 3 (0.0), 1 (0.1), 5 (0.2), 0 (0.5); margins are turned to left over right."""
+    """3 (0.0), 1 (0.1), 5 (0.2), 0 (0.5); margins are turned to left over right."""
     out = desk.select(4, "label.budget=5")
     assert "round 1: asked about 4 pairs\n" in out
     assert "left of the budget: 1 pairs\n" in out
@@ -47,7 +47,7 @@ def test_equal_margins_are_drawn_as_by_lot(desk: Desk) -> None:
     """Before the first update all margins are 0."""
     desk.margins.write_text(
         "".join(
-            line if number == 0 else f"{line.partition(', ')[0]}, \"margin\": 0.0}}\n"
+            line if number == 0 else f'{line.partition(", ")[0]}, "margin": 0.0}}\n'
             for number, line in enumerate(desk.margins.read_text().splitlines(keepends=True))
         )
     )

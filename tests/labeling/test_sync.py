@@ -13,7 +13,8 @@ from tests.labeling.studio_server import TOKEN, StandIn, studio_server
 
 HAS_SDK = importlib.util.find_spec("label_studio_sdk") is not None
 needs_sdk = pytest.mark.skipif(
-    not HAS_SDK, reason="label-studio-sdk is in the environment `label` (tools/environment.py label)"
+    not HAS_SDK,
+    reason="label-studio-sdk is in the environment `label` (tools/environment.py label)",
 )
 
 
