@@ -6,6 +6,7 @@
     python3 tools/environment.py generation        # vLLM and Ray on a machine without a GPU
     python3 tools/environment.py generation-gpu    # the same on NVIDIA GPUs
     python3 tools/environment.py bench             # training's packages and TRL, for `make bench`
+    python3 tools/environment.py label             # training's packages and Label Studio's SDK
     python3 tools/environment.py docs              # what builds the documentation
     python3 tools/environment.py hadolint          # what checks the Dockerfile
 

@@ -28,7 +28,7 @@ _SCHEMA = (
     "annotator TEXT, body TEXT NOT NULL) STRICT",
     "CREATE UNIQUE INDEX begun_once ON events(kind) WHERE kind IN ('begun', 'model')",
     "CREATE UNIQUE INDEX asked_once ON events(pair) WHERE kind = 'asked'",
-    "CREATE INDEX answers ON events(pair, annotator) WHERE kind = 'answered'",
+    "CREATE INDEX by_pair ON events(pair, annotator, kind)",
     "CREATE TRIGGER never_changed BEFORE UPDATE ON events "
     "BEGIN SELECT RAISE(ABORT, 'events are never changed'); END",
     "CREATE TRIGGER never_removed BEFORE DELETE ON events "

@@ -214,5 +214,5 @@ def test_an_unknown_environment_is_told_which_there_are() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "environment: error: usage: environment.py "
-        "training|training-gpu|generation|generation-gpu|bench|docs|hadolint|training-ngc\n"
+        "training|training-gpu|generation|generation-gpu|bench|label|docs|hadolint|training-ngc\n"
     )

@@ -54,6 +54,11 @@ def test_the_peer_runs_on_what_training_runs_on() -> None:
     assert pins("bench.lock").keys().isdisjoint(pins("training.lock"))
 
 
+def test_labels_are_fetched_by_what_trains_on_them() -> None:
+    assert ENVIRONMENTS["label"].locks == (*ENVIRONMENTS["training"].locks, "label.lock")
+    assert pins("label.lock").keys().isdisjoint(pins("training.lock"))
+
+
 def test_what_is_compiled_is_locked_at_the_version_of_its_core() -> None:
     recipe = ENVIRONMENTS["training-gpu"]
     added = pins("training-gpu.lock")
@@ -84,6 +89,7 @@ def test_both_generation_locks_sample_with_the_same_engine() -> None:
     [
         (("training.lock",), ("train", "data", "evaluate", "dev")),
         (("generation-gpu.lock",), ("generate",)),
+        (("training.lock", "label.lock"), ("label",)),
         (("docs.lock",), ("docs",)),
     ],
 )

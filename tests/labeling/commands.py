@@ -33,7 +33,10 @@ class Desk:
 
     def write_pairs(self, extra: str = "") -> None:
         rows = [
-            {"id": f"p{n}", "prompt": f"Ask {n}{extra}", "chosen": f"Good {n}.", "rejected": f"Bad {n}."}
+            {
+                "id": f"p{n}", "prompt": f"Ask {n}{extra}",
+                "chosen": f"Good {n}.", "rejected": f"Bad {n}.",
+            }
             for n in range(len(MARGINS))
         ]  # fmt: skip
         self.pairs.write_bytes(b"".join(encode_row(row) for row in rows))

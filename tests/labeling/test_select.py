@@ -9,7 +9,7 @@ from tests.labeling.commands import MARGINS, Desk
 
 
 def test_the_most_uncertain_are_asked_first(desk: Desk) -> None:
-    """|margin| rising: 3 (0.0), 1 (0.1), 5 (0.2), 0 (0.5); margins are turned to left over right."""
+    """3 (0.0), 1 (0.1), 5 (0.2), 0 (0.5); margins are turned to left over right."""
     out = desk.select(4, "label.budget=5")
     assert "round 1: asked about 4 pairs\n" in out
     assert "left of the budget: 1 pairs\n" in out
