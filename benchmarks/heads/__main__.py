@@ -16,9 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.common import RUNS, Parts, markdown, one_thread, peak_live_bytes, spread
@@ -44,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hidden", type=int, default=256, help="default: %(default)s")
     add("--rounds", type=int, default=5)
     add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    add("--folder", type=Path, default=RUNS, help="gets heads.json; default: runs/bench")
     Parts.options(parser)
     asked = parser.parse_args(argv)
     if asked.quick:
@@ -180,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_thread()
     arms, missing = imported(asked.arms)
     shape = {"sequences": asked.sequences, "length": asked.length, "hidden": asked.hidden}
-    parts = Parts(RUNS / f"heads{'-quick' if asked.quick else ''}.json",
+    parts = Parts(asked.folder / f"heads{'-quick' if asked.quick else ''}.json",
                   {**shape, "heads": list(arms)}, asked)  # fmt: skip
     todo = []
     for size in asked.vocabularies:
