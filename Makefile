@@ -51,8 +51,10 @@ bench: ## DPO training beside TRL's (WORKLOAD=cpu|gpu ROUNDS=3 MIX= VOCABULARY=;
 	$(if $(filter $(BENCH),$(BENCHES)),,$(error BENCH=$(BENCH): one of $(BENCHES)))
 	@$(BENCH_$(BENCH))
 
-bench-all: ## every benchmark but the GPU's, one after the other, each in minutes (QUICK=1: tiny; goes on where it was stopped)
-	@for one in heads start growth; do $(MAKE) --no-print-directory bench BENCH=$$one; done
+bench-all: ## every benchmark but the GPU's, one after the other, each in minutes (QUICK=1: tiny; again: goes on)
+	@$(BENCH_heads) || test $$? = 75
+	@$(BENCH_start) || test $$? = 75
+	@$(BENCH_growth) || test $$? = 75
 	@for mix in $(if $(QUICK),summaries,$(MIXES)); do for size in $(if $(QUICK),2000,$(VOCABULARIES)); do \
 	  $(MAKE) --no-print-directory bench MIX=$$mix VOCABULARY=$$size; done; done
 

@@ -29,6 +29,7 @@ from benchmarks import ingest
 from benchmarks.common import ROOT, RUNS, Parts, exponent, markdown, spread
 from benchmarks.peers.ours import overrides
 from benchmarks.peers.workloads import SMALL, TINY, Settings, Workload, prepare
+from nemo_gdpo.errors import EXIT_REQUEUE
 from nemo_gdpo.gpu_check.lengths import Lengths
 
 KINDS = ("length", "pairs", "ranks")
@@ -51,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ranks", type=int, nargs="+", default=[1, 2])
     add("--rounds", type=int, default=3)
     add("--folder", type=Path, help="models, pairs, runs, results.json")
-    Parts.options(parser, 25)
+    Parts.options(parser)
     asked = parser.parse_args(argv)
     if asked.quick:
         asked.lengths, asked.tokens, asked.rounds = [64, 128], 256, 1
@@ -65,7 +66,8 @@ def even(asked: argparse.Namespace, length: int) -> Workload:
     """Pairs of sequences of exactly this length, half of it prompt; two updates."""
     model = (TINY if asked.quick else SMALL) | {"max_position_embeddings": max(asked.lengths)}
     batch = asked.tokens // (2 * length)
-    settings = Settings("fp32", "cpu", batch=batch, micro=1, updates=2, max_length=length)
+    settings = Settings("fp32", "cpu", batch, micro=1, updates=2, max_length=length)
+    settings = replace(settings, short_warm_ups=True)
     half = Lengths(length // 2, length // 2, length // 2)
     return Workload(half, model, settings, loss_tolerance=1e-4, is_even=True)
 
@@ -109,7 +111,7 @@ def of_pairs(folder: Path, times: int, rank: str, parts: Parts) -> dict[str, flo
 def of_ranks(asked: argparse.Namespace, folder: Path, ranks: int) -> dict[str, float]:
     """A later update's wall seconds, and the memory of all ranks."""
     work = even(asked, min(asked.lengths))
-    settings = replace(work.settings, batch=max(work.settings.batch, 2), updates=4)
+    settings = replace(work.settings, batch=max(work.settings.batch, 2), updates=3)
     place, output = folder / "ranks", folder / "ranks" / f"run-{ranks}"
     prepare("ranks", place, replace(work, settings=settings))
     shutil.rmtree(output, ignore_errors=True)
@@ -199,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = Parts(folder / "results.json", settings, asked)
     whole = parts.run(tasks(asked, folder, parts))
     tell(asked, parts)
-    return 0 if whole else 1
+    return 0 if whole else EXIT_REQUEUE
 
 
 if __name__ == "__main__":

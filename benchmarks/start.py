@@ -32,9 +32,10 @@ from benchmarks.common import ROOT, RUNS, Parts, markdown, spread
 from benchmarks.peers.__main__ import TRL_ARMS, TRL_PROGRAM, environment
 from benchmarks.peers.ours import overrides
 from benchmarks.peers.workloads import WORKLOADS, prepare
+from nemo_gdpo.errors import EXIT_REQUEUE
 
 OUR_STARTS = ("cold", "converting", "cached", "resumed")
-LOOKED, DEADLINE = 0.02, 300.0
+LOOKED, DEADLINE = 0.02, 600.0
 """Seconds between two looks, and of one start at most."""
 
 
@@ -70,8 +71,10 @@ def first_line(
         )
         try:
             while lines_of(path) == before:
-                if process.poll() is not None or time.perf_counter() - begun > DEADLINE:
-                    raise SystemExit(f"bench: no first update: {' '.join(command)}; see {log}")
+                if process.poll() is not None:
+                    raise SystemExit(f"bench: no update, status {process.returncode}, see {log}")
+                if time.perf_counter() - begun > DEADLINE:
+                    raise SystemExit(f"bench: no update in {DEADLINE:g} seconds, see {log}")
                 time.sleep(LOOKED)
             found = {"wall": time.perf_counter() - begun, "cpu": cpu_seconds(process.pid)}
             if process.wait(timeout=DEADLINE):
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{parts.heading()}\n")
     heads = ("to the first update", "seconds", "CPU seconds", f"times {TRL_ARMS[0]}")
     print(*markdown(heads, list(rows(parts, asked.starts))), sep="\n")
-    return 0 if whole else 1
+    return 0 if whole else EXIT_REQUEUE
 
 
 if __name__ == "__main__":

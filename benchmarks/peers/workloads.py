@@ -205,10 +205,9 @@ def _tokenizer(size: int) -> Any:
 def _lengths(work: Workload) -> list[Lengths]:
     """Of the pairs, in their order."""
     settings = work.settings
-    if work.is_even:
-        return [work.lengths] * settings.pairs
     short = settings.batch * settings.warm_ups if settings.short_warm_ups else 0
-    drawn = draw_lengths(work.lengths, settings.pairs - short, 1)
+    count = settings.pairs - short
+    drawn = [work.lengths] * count if work.is_even else draw_lengths(work.lengths, count, 1)
     return [SHORT] * short + drawn
 
 

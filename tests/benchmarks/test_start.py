@@ -45,7 +45,7 @@ def test_seconds_up_to_a_whole_line(tmp_path: Path) -> None:
 
 def test_a_start_that_fails_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit(3)"]
-    with pytest.raises(SystemExit, match=r"no first update: .*; see .*log"):
+    with pytest.raises(SystemExit, match=r"no update, status 3, see .*log"):
         start.first_line(command, clean_environment(), tmp_path / "none", tmp_path / "log")
 
 
