@@ -56,12 +56,12 @@ bench-all: ## every benchmark but the GPU's, one after the other, each in minute
 	@$(BENCH_start) || test $$? = 75
 	@$(BENCH_growth) || test $$? = 75
 	@for mix in $(if $(QUICK),summaries,$(MIXES)); do for size in $(if $(QUICK),2000,$(VOCABULARIES)); do \
-	  $(MAKE) --no-print-directory bench MIX=$$mix VOCABULARY=$$size; done; done
+	  $(MAKE) --no-print-directory bench MIX=$$mix VOCABULARY=$$size GO_ON=1; done; done
 
 BENCH_ENVIRONMENT = $$($(PYTHON) tools/environment.py bench)
 BENCH_PYTHON = $(if $(filter gpu,$(WORKLOAD)),$(GPU_PYTHON),$(TRAINING))
 BENCH_peers = "$(BENCH_PYTHON)" -m benchmarks.peers --workload $(if $(QUICK),quick --rounds 1,$(WORKLOAD) --rounds $(ROUNDS)) \
-  $(if $(MIX),--mix $(MIX)) $(if $(VOCABULARY),--vocabulary $(VOCABULARY)) --trl-python "$(BENCH_ENVIRONMENT)"
+  $(if $(GO_ON),--go-on) $(if $(MIX),--mix $(MIX)) $(if $(VOCABULARY),--vocabulary $(VOCABULARY)) --trl-python "$(BENCH_ENVIRONMENT)"
 BENCH_heads = "$(BENCH_ENVIRONMENT)" -m benchmarks.heads $(if $(QUICK),--quick)
 BENCH_start = "$(TRAINING)" -m benchmarks.start $(if $(QUICK),--quick) --trl-python "$(BENCH_ENVIRONMENT)"
 BENCH_growth = "$(TRAINING)" -m benchmarks.growth $(if $(QUICK),--quick)

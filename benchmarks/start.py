@@ -71,7 +71,8 @@ def first_line(
         )
         try:
             while lines_of(path) == before:
-                if process.poll() is not None:
+                # The line may have come since, and the end after it.
+                if process.poll() is not None and lines_of(path) == before:
                     raise SystemExit(f"bench: no update, status {process.returncode}, see {log}")
                 if time.perf_counter() - begun > DEADLINE:
                     raise SystemExit(f"bench: no update in {DEADLINE:g} seconds, see {log}")

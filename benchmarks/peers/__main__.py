@@ -45,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-python", default=sys.executable, help="has TRL; or --trl-path")
     parser.add_argument("--trl-path", help="folder of packages that PYTHONPATH gives TRL's Python")
     parser.add_argument("--arms", nargs="*", help="by name")
+    parser.add_argument("--go-on", action="store_true", help="keep the arms that are there")
     parser.add_argument("--set", nargs="*", default=[], help="further settings of our runs")
     asked = parser.parse_args()
     if asked.arms is None:
@@ -99,14 +100,25 @@ def why(log: Path) -> str:
     return (errors or said)[-1].strip()[:200].replace("|", "/")
 
 
+def done_rounds(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rounds of an earlier run of the same measurement on this machine; none of another."""
+    there: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(there.get(name) == report[name] for name in report if name != "rounds")
+    return list(there["rounds"]) if same else []
+
+
 def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All rounds; `results.json` is written after every arm."""
     begun, rounds = time.monotonic(), list[dict[str, Any]]()
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     report = {"machine": machine(), "settings": settings, "set": asked.set, "rounds": rounds}
+    if asked.go_on:
+        rounds += done_rounds(folder / "results.json", report)
     (folder / "logs").mkdir(exist_ok=True)
     for number in range(asked.rounds):
         for arm in asked.arms:
+            if number < len(rounds) and "steps" in rounds[number].get(arm, {}):
+                continue
             spent = (time.monotonic() - begun) / 60
             if spent > asked.minutes:
                 return report
