@@ -15,7 +15,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check bench demo experiment test test-fast lint lint-ruff \
+.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check bench bench-all demo experiment test test-fast lint lint-ruff \
   lint-format lint-types lint-imports lint-files lint-shell lint-image image-test docs docs-serve docs-tables format check clean
 
 help: ## show this list
@@ -43,10 +43,28 @@ gpu-check: ## check this machine's GPUs in stages (MINUTES=25 GPU_PYTHON=python3
 
 WORKLOAD ?= cpu
 ROUNDS ?= 3
-bench: ## DPO training beside TRL's, a table (WORKLOAD=cpu|gpu ROUNDS=3; QUICK=1: a minute, tiny; a GPU takes GPU_PYTHON's)
-	@"$(BENCH_PYTHON)" -m benchmarks.peers --workload $(if $(QUICK),quick --rounds 1,$(WORKLOAD) --rounds $(ROUNDS)) \
-	  --trl-python "$$($(PYTHON) tools/environment.py bench)"
+BENCH ?= peers
+BENCHES = heads start growth peers
+MIXES = dialogues instructions summaries
+VOCABULARIES = 32768 131072
+bench: ## DPO training beside TRL's (WORKLOAD=cpu|gpu ROUNDS=3 MIX= VOCABULARY=; QUICK=1: tiny); BENCH=heads|start|growth the rest
+	$(if $(filter $(BENCH),$(BENCHES)),,$(error BENCH=$(BENCH): one of $(BENCHES)))
+	@$(BENCH_$(BENCH))
+
+bench-all: ## every benchmark but the GPU's, one after the other, each in minutes (QUICK=1: tiny; again: goes on)
+	@$(BENCH_heads) || test $$? = 75
+	@$(BENCH_start) || test $$? = 75
+	@$(BENCH_growth) || test $$? = 75
+	@for mix in $(if $(QUICK),summaries,$(MIXES)); do for size in $(if $(QUICK),2000,$(VOCABULARIES)); do \
+	  $(MAKE) --no-print-directory bench MIX=$$mix VOCABULARY=$$size GO_ON=1; done; done
+
+BENCH_ENVIRONMENT = $$($(PYTHON) tools/environment.py bench)
 BENCH_PYTHON = $(if $(filter gpu,$(WORKLOAD)),$(GPU_PYTHON),$(TRAINING))
+BENCH_peers = "$(BENCH_PYTHON)" -m benchmarks.peers --workload $(if $(QUICK),quick --rounds 1,$(WORKLOAD) --rounds $(ROUNDS)) \
+  $(if $(GO_ON),--go-on) $(if $(MIX),--mix $(MIX)) $(if $(VOCABULARY),--vocabulary $(VOCABULARY)) --trl-python "$(BENCH_ENVIRONMENT)"
+BENCH_heads = "$(BENCH_ENVIRONMENT)" -m benchmarks.heads $(if $(QUICK),--quick)
+BENCH_start = "$(TRAINING)" -m benchmarks.start $(if $(QUICK),--quick) --trl-python "$(BENCH_ENVIRONMENT)"
+BENCH_growth = "$(TRAINING)" -m benchmarks.growth $(if $(QUICK),--quick)
 
 demo: ## convert, train with GDPO on a 2-rank mesh, export, sample, compare (12 minutes once installed)
 	$(GENERATION)

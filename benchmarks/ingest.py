@@ -188,7 +188,7 @@ def _load(target: Path, verified: str) -> dict[str, Any]:
     return measured.end()
 
 
-def _alone(*arguments: object) -> dict[str, Any]:
+def alone(*arguments: object) -> dict[str, Any]:
     """What one step says, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.ingest", *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -213,16 +213,16 @@ def _report(pairs: int, times: int, directory: Path) -> None:
     fingerprints = set()
     for workers in sorted({1, cpus}):
         target = directory / f"of-{workers}"
-        made = _alone("--tokenise", source, "--to", target, "--workers", workers)
+        made = alone("--tokenise", source, "--to", target, "--workers", workers)
         fingerprints.add(made["fingerprint"])
         print(_row("tokenise", workers, made), flush=True)
         print(_row("write", 1, made["writing"]), flush=True)
     many = directory / "many"
-    fingerprint = _alone("--multiply", target, "--to", many, "--times", times)["fingerprint"]
+    fingerprint = alone("--multiply", target, "--to", many, "--times", times)["fingerprint"]
     loads = ((target, made["fingerprint"], pairs), (many, fingerprint, pairs * times))
     for prepared, known, count in loads:
         for rank, verified in (("main", ""), ("other", known)):
-            took = _alone("--load", prepared, "--verified", verified)
+            took = alone("--load", prepared, "--verified", verified)
             print(_row(f"load {count} pairs, {rank} rank", 1, took), flush=True)
     print(f"\n{made['tokens']} tokens; fingerprints equal: {len(fingerprints) == 1}")
 

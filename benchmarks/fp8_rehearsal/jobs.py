@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.fp8_rehearsal.settings import (
     BATCH,
-    FEW_STEPS,
+    FEW_PAIRS,
     Options,
     config_of,
     step0_file,
@@ -117,11 +117,12 @@ def _trained(
         options, objective, recipe, seed,
         f"trainer.max_steps={options.steps}",
         f"optim.sched.warmup_steps={min(5, options.steps - 1)}",
-        f"trainer.limit_val_batches={options.limit_validation}",
+        f"trainer.limit_val_batches={max(1, options.limit_validation * BATCH // options.batch)}",
         f"trainer.check_initial_loss={str(gate).lower()}",
         # The references of all pairs serve all objectives; few updates read few of them.
-        *(["reference=resident"] if options.steps < FEW_STEPS else
+        *(["reference=resident"] if options.steps * options.batch < FEW_PAIRS else
           ["reference=cache", f"reference_cache_dir={options.folder / 'references'}"]),
+        batch=options.batch,
     )  # fmt: skip
     run = Run.build(config)
     with run.stop_request() as stop:

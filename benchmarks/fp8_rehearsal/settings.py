@@ -20,7 +20,11 @@ OBJECTIVES = {
 """Rows of the table -> overrides. ODPO and the rest at the defaults of their sections."""
 PRECISIONS = {"fp32": "fp32"} | {recipe: name for name, recipe in REHEARSALS.items()}
 BATCH = 8
-FEW_STEPS = 10
+"""Pairs of a global batch at step 0, and of an update of `make demo`."""
+FEW_PAIRS = 80
+SOME_OBJECTIVES = ("dpo", "gdpo_tb", "gdpo_tb_eos0.1")
+SOME_RECIPES = ("tensorwise",)
+"""What 20 minutes of one core have room for."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,13 @@ class Options:
     recipes: tuple[str, ...]
     batches: int
     limit_validation: int
+    batch: int = BATCH
+    """Pairs of an update in the trainings."""
 
 
-def config_of(options: Options, objective: str, recipe: str, seed: int, *extra: str) -> RunConfig:
+def config_of(
+    options: Options, objective: str, recipe: str, seed: int, *extra: str, batch: int = BATCH
+) -> RunConfig:
     """The configuration of a job: that of `experiment=demo`, on one rank."""
     given = [
         "experiment=demo",
@@ -50,8 +58,8 @@ def config_of(options: Options, objective: str, recipe: str, seed: int, *extra: 
         f"model.restore_from_path={options.model}",
         f"data.train_path={options.data / 'train.jsonl'}",
         f"data.validation_path={options.data / 'validation.jsonl'}",
-        f"output_dir={options.folder / 'runs' / f'{objective}-{recipe}-{seed}'}",
-        f"model.global_batch_size={BATCH}",
+        f"output_dir={options.folder / 'runs' / f'{objective}-{recipe}-{seed}-{batch}'}",
+        f"model.global_batch_size={batch}",
         "logger.tensorboard=false",
         "export_hf=false",
         *extra,
@@ -66,4 +74,5 @@ def step0_file(options: Options, recipe: str, seed: int) -> Path:
 
 def train_file(options: Options, objective: str, recipe: str, seed: int) -> Path:
     """What a training job leaves."""
-    return options.folder / "trained" / f"{objective}-{recipe}-{seed}-{options.steps}.json"
+    name = f"{objective}-{recipe}-{seed}-{options.steps}x{options.batch}.json"
+    return options.folder / "trained" / name

@@ -74,7 +74,8 @@ def _row(head: str, *columns: Sequence[float]) -> str:
 
 def training_table(options: Options) -> Iterator[str]:
     """Validation loss after the updates, and how far it is from that in fp32 on the same seed."""
-    yield f"| objective | recipe | validation loss after {options.steps} steps | less fp32's |"
+    steps = f"{options.steps} steps of {options.batch} pairs"
+    yield f"| objective | recipe | validation loss after {steps} | less fp32's |"
     yield "|---|---|---|---|"
     for name in options.objectives:
         plain = _validations(options, name, "fp32")

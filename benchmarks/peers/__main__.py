@@ -1,6 +1,7 @@
 """Measure this project's DPO training beside TRL's: `make bench`, or
 
     python -m benchmarks.peers --workload cpu --trl-python PYTHON
+    python -m benchmarks.peers --mix summaries --vocabulary 131072 --trl-python PYTHON
 
 Every arm is a process of its own, one after the other, in rounds, so that whatever else the machine
 does falls on all. A table and `results.json` say what came of it. Ends with 1 where arms failed or
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -21,28 +21,39 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import ROOT, RUNS, machine
 from benchmarks.peers.table import differences, disagreements, table
-from benchmarks.peers.workloads import WORKLOADS, Workload, prepare
+from benchmarks.peers.workloads import MIXES, SPECIAL, WORKLOADS, Workload, cell, prepare
 
 TRL_PROGRAM = Path(__file__).with_name("trl_arm.py")
 TRL_ARMS = ("TRL, live", "TRL, precomputed")
 OUR_ARMS = ("ours, padded", "ours, packed", "ours, packed, prompts shared", "ours, packed, live")
-ROOT = Path(__file__).resolve().parents[2]
+CELL_ARMS = ("TRL, live", "ours, packed, live", "ours, packed, prompts shared")
+"""Of another mix or vocabulary, where no others are asked for."""
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="cpu")
+    parser.add_argument("--mix", choices=list(MIXES), help="other lengths, in few minutes")
+    parser.add_argument("--vocabulary", type=int, help="another vocabulary, likewise")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=90, help="begin no arm after so many")
     parser.add_argument("--arm-minutes", type=float, default=15, help="of one arm at most")
     parser.add_argument("--folder", type=Path, help="model, pairs, logs, results.json")
     parser.add_argument("--trl-python", default=sys.executable, help="has TRL; or --trl-path")
     parser.add_argument("--trl-path", help="folder of packages that PYTHONPATH gives TRL's Python")
-    parser.add_argument("--arms", nargs="*", default=[*TRL_ARMS, *OUR_ARMS], help="by name")
+    parser.add_argument("--arms", nargs="*", help="by name")
+    parser.add_argument("--go-on", action="store_true", help="keep the arms that are there")
     parser.add_argument("--set", nargs="*", default=[], help="further settings of our runs")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.arms is None:
+        is_cell = asked.mix is not None or asked.vocabulary is not None
+        asked.arms = list(CELL_ARMS) if is_cell else [*TRL_ARMS, *OUR_ARMS]
+    if asked.vocabulary is not None and asked.vocabulary <= len(SPECIAL):
+        parser.error(f"--vocabulary {asked.vocabulary}: at least {len(SPECIAL) + 1}")
+    return asked
 
 
 def command(arm: str, folder: Path, result: Path, asked: argparse.Namespace) -> list[str]:
@@ -89,12 +100,11 @@ def why(log: Path) -> str:
     return (errors or said)[-1].strip()[:200].replace("|", "/")
 
 
-def machine() -> str:
-    """Processor and cores, as Linux names them."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{model[0] if model else platform.machine()}, {os.cpu_count()} cores"
+def done_rounds(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rounds of an earlier run of the same measurement on this machine; none of another."""
+    there: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(there.get(name) == report[name] for name in report if name != "rounds")
+    return list(there["rounds"]) if same else []
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -102,9 +112,13 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     begun, rounds = time.monotonic(), list[dict[str, Any]]()
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     report = {"machine": machine(), "settings": settings, "set": asked.set, "rounds": rounds}
+    if asked.go_on:
+        rounds += done_rounds(folder / "results.json", report)
     (folder / "logs").mkdir(exist_ok=True)
     for number in range(asked.rounds):
         for arm in asked.arms:
+            if number < len(rounds) and "steps" in rounds[number].get(arm, {}):
+                continue
             spent = (time.monotonic() - begun) / 60
             if spent > asked.minutes:
                 return report
@@ -163,8 +177,10 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    folder = (asked.folder or ROOT / "runs" / "bench" / asked.workload).absolute()
-    work = prepare(asked.workload, folder)
+    changes = [str(one) for one in (asked.mix, asked.vocabulary) if one is not None]
+    name = "-".join([asked.workload, *changes])
+    folder = (asked.folder or RUNS / name).absolute()
+    work = prepare(name, folder, cell(WORKLOADS[asked.workload], asked.mix, asked.vocabulary))
     return tell(measure(asked, folder), work)
 
 

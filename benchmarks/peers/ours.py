@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.peers.gemm import flops_a_second
 from nemo_gdpo.config.recipes import run_config
 from nemo_gdpo.config.schema import RunConfig
+from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.training.mesh import leave_world
 from nemo_gdpo.training.run import Run
@@ -42,10 +44,10 @@ class FileOrder(PreferenceSampler):
         return list(range(consumed, consumed + global_batch_size))
 
 
-def configured(folder: Path, output_dir: Path, *extra: str) -> RunConfig:
-    """The run of a prepared folder."""
+def overrides(folder: Path, output_dir: Path) -> list[str]:
+    """The command line of a prepared folder's run."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    return run_config(
+    return [
         "objective=dpo",
         f"objective.beta={settings['beta']}",
         f"model.restore_from_path={folder / 'model'}",
@@ -66,8 +68,12 @@ def configured(folder: Path, output_dir: Path, *extra: str) -> RunConfig:
         "logger.tensorboard=false",
         "export_hf=false",
         f"output_dir={output_dir}",
-        *extra,
-    )
+    ]
+
+
+def configured(folder: Path, output_dir: Path, *extra: str) -> RunConfig:
+    """The run of a prepared folder."""
+    return run_config(*overrides(folder, output_dir), *extra)
 
 
 def now() -> tuple[float, float]:
@@ -92,8 +98,25 @@ def updates(trainer: PreferenceTrainer, count: int) -> list[dict[str, float]]:
     return found
 
 
-def measured(config: RunConfig) -> dict[str, Any]:
-    """The arm's result: updates, the cost of the reference, peak memory."""
+def floor(trainer: PreferenceTrainer, data: PreferenceDataset, warm_ups: int) -> dict[str, float]:
+    """FLOPs of the timed updates' useful tokens, and the rate of this process's matrix products."""
+    size = trainer.config.model.global_batch_size
+    pairs = [data[n] for n in range(warm_ups * size, trainer.total_steps * size)]
+    labels = sum(len(one.chosen.ids) + len(one.rejected.ids) for one in pairs)
+    tokens = labels + sum(2 * len(one.prompt_ids) for one in pairs)
+    speed, model = trainer.speed, trainer.model.model_config
+    dtype = torch.float32 if trainer.config.precision == "fp32" else torch.bfloat16
+    clock = 0 if torch.cuda.is_available() else 1
+    return {
+        "flops": float(
+            speed.passes * speed.flops.of_pairs(pairs, prefix_sharing=speed.prefix_sharing)
+        ),
+        "flops_a_second": flops_a_second(model, labels / tokens, dtype, lambda: now()[clock]),
+    }
+
+
+def measured(config: RunConfig, warm_ups: int) -> dict[str, Any]:
+    """The arm's result: updates, the cost of the reference, peak memory, the floor."""
     run = Run.build(config)
     data = run.data["train"]
     with run.holding_output(), run.stop_request() as stop:
@@ -106,12 +129,14 @@ def measured(config: RunConfig) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         steps = updates(trainer, trainer.total_steps)
         peak = run.model.platform.peak_memory_bytes()
+        under = floor(trainer, data, warm_ups)
     leave_world()
     cached = config.reference == "cache"
     return {
         "steps": steps,
         "reference": {"wall": ended - wall, "cpu": used - cpu} if cached else None,
         "peak_bytes": peak,
+        "floor": under,
         "device": run.model.platform.device_name(),
         "versions": {"torch": torch.__version__},
     }
@@ -122,7 +147,9 @@ def main(folder: Path, arm: str, result: Path, extra: list[str]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as output:
-        found = measured(configured(folder, Path(output) / "run", *ARMS[arm], *extra))
+        config = configured(folder, Path(output) / "run", *ARMS[arm], *extra)
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        found = measured(config, settings["warm_ups"])
     result.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 

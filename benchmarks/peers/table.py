@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from benchmarks.common import spread
 
 Round = Mapping[str, Mapping[str, Any]]
 """Arm -> its result, or `{"failed": why}`."""
 CHECKED = ("loss", "rewards/margins", "logps/chosen", "logps/rejected")
 FIRST = 3
 """Updates whose losses are printed."""
-
-
-def _spread(values: Sequence[float], digits: str = ".3g") -> str:
-    """Median, and [least, most] where there are several."""
-    if not values:
-        return ""
-    middle = format(statistics.median(values), digits)
-    if len(values) == 1:
-        return middle
-    return f"{middle} [{min(values):{digits}}, {max(values):{digits}}]"
 
 
 def seconds_a_pair(found: Mapping[str, Any], clock: str, settings: Mapping[str, Any]) -> float:
@@ -33,6 +24,12 @@ def seconds_a_pair(found: Mapping[str, Any], clock: str, settings: Mapping[str, 
     """
     timed = found["steps"][settings["warm_ups"] :]
     return float(sum(step[clock] for step in timed) / (len(timed) * settings["batch"]))
+
+
+def floor_of(found: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
+    """Seconds a pair that the timed pairs' FLOPs take at the rate of the process's own GEMMs."""
+    pairs = settings["batch"] * (settings["updates"] - settings["warm_ups"])
+    return float(found["floor"]["flops"] / found["floor"]["flops_a_second"] / pairs)
 
 
 def _tokens_a_second(found: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
@@ -71,9 +68,9 @@ def table(rounds: Sequence[Round], settings: Mapping[str, Any]) -> Iterator[str]
     clock, unit = ("cpu", "CPU-s a pair") if on_cpu else ("wall", "GPU-s a pair")
     yield (
         f"| | pairs/s | {unit} | times {arms[0]} | useful tokens/s | peak, GiB | memory, of "
-        f"{arms[0]} | reference before, {unit} | first losses |"
+        f"{arms[0]} | reference before, {unit} | times the floor | first losses |"
     )
-    yield "|---|" + "---|" * 8
+    yield "|---|" + "---|" * 9
 
     def cost(found: Mapping[str, Any]) -> float:
         return seconds_a_pair(found, clock, settings)
@@ -82,20 +79,21 @@ def table(rounds: Sequence[Round], settings: Mapping[str, Any]) -> Iterator[str]
         found = _results(rounds, arm)
         if not found:
             failed = next(one[arm]["failed"] for one in rounds if arm in one)
-            yield f"| {arm} | failed: {failed} |" + " |" * 7
+            yield f"| {arm} | failed: {failed} |" + " |" * 8
             continue
         pairs = settings["batch"] * settings["updates"]
         before = [one["reference"][clock] / pairs for one in found if one["reference"]]
         memory = _ratios(rounds, arm, arms[0], lambda one: one["peak_bytes"])
         cells = [
             arm,
-            _spread([1 / seconds_a_pair(one, "wall", settings) for one in found]),
-            _spread([cost(one) for one in found]),
-            _spread(_ratios(rounds, arm, arms[0], cost)),
-            _spread([_tokens_a_second(one, settings) for one in found], ",.0f"),
-            _spread([one["peak_bytes"] / 2**30 for one in found]),
-            _spread([1 / ratio for ratio in memory], ".2f"),
-            _spread(before),
+            spread([1 / seconds_a_pair(one, "wall", settings) for one in found]),
+            spread([cost(one) for one in found]),
+            spread(_ratios(rounds, arm, arms[0], cost)),
+            spread([_tokens_a_second(one, settings) for one in found], ",.0f"),
+            spread([one["peak_bytes"] / 2**30 for one in found]),
+            spread([1 / ratio for ratio in memory], ".2f"),
+            spread(before),
+            spread([cost(one) / floor_of(one, settings) for one in found if "floor" in one]),
             ", ".join(f"{step['loss']:.6f}" for step in found[0]["steps"][:FIRST]),
         ]
         yield f"| {' | '.join(cells)} |"

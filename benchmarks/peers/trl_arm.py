@@ -1,4 +1,5 @@
-"""TRL's arms: `python benchmarks/peers/trl_arm.py FOLDER ARM RESULT`, by a Python that has TRL.
+"""TRL's arms: `python benchmarks/peers/trl_arm.py FOLDER ARM RESULT [LINES]`, by a Python that has
+TRL. LINES is a file that gets a line after each update.
 
 Imports nothing of this project. `DPOTrainer` as it is, with its defaults but for what all arms
 agree on: no shuffling, AdamW's settings, and no gradient checkpointing, since no other arm
@@ -40,7 +41,8 @@ def now() -> tuple[float, float]:
 class Timer(transformers.TrainerCallback):
     """From the end of one update to the end of the next: batches, both passes, optimizer."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Path | None) -> None:
+        self.lines = lines
         self.ends: list[tuple[float, float]] = []
         self.logs: list[dict[str, float]] = []
 
@@ -58,6 +60,9 @@ class Timer(transformers.TrainerCallback):
         """What `DPOTrainer` found in an update."""
         if "loss" in logs:
             self.logs.append({name: float(logs[name]) for name in CHECKED})
+            if self.lines is not None:
+                with self.lines.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(self.logs[-1]) + "\n")
 
 
 class InOrder(trl.DPOTrainer):
@@ -114,14 +119,14 @@ def tokens_of(rows: datasets.Dataset, batch: int) -> list[int]:
     return [sum(counts[start : start + batch]) for start in range(0, len(counts), batch)]
 
 
-def measured(folder: Path, arm: str, output: str) -> dict[str, Any]:
+def measured(folder: Path, arm: str, output: str, lines: Path | None) -> dict[str, Any]:
     """The arm's result: updates, the cost of the reference, peak memory."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     if settings["device"] == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"error: the torch of {sys.executable} sees no GPU; give TRL one with it")
-    lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [{k: v for k, v in json.loads(line).items() if k != "id"} for line in lines]
-    timer = Timer()
+    given = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [{k: v for k, v in json.loads(line).items() if k != "id"} for line in given]
+    timer = Timer(lines)
     trainer = InOrder(
         model=str(folder / "model"),
         args=arguments(settings, output, **ARMS[arm]),
@@ -153,14 +158,17 @@ def measured(folder: Path, arm: str, output: str) -> dict[str, Any]:
     }
 
 
-def main(folder: Path, arm: str, result: Path) -> None:
+def main(folder: Path, arm: str, result: Path, lines: Path | None = None) -> None:
     """Measure one arm and write what was found."""
     if not torch.cuda.is_available():
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as output:
-        found = measured(folder, arm, output)
+        found = measured(folder, arm, output, lines)
     result.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute(), sys.argv[2], Path(sys.argv[3]).absolute())
+    main(
+        Path(sys.argv[1]).absolute(), sys.argv[2], Path(sys.argv[3]).absolute(),
+        *map(Path, sys.argv[4:5]),
+    )  # fmt: skip

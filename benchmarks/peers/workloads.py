@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nemo_gdpo.gpu_check.lengths import (
     DIALOGUES,
     INSTRUCTIONS,
     LONGEST,
+    SUMMARIES,
     Lengths,
     draw_lengths,
 )
@@ -46,6 +47,8 @@ class Settings:
     updates: int
     """All of them, the first `warm_ups` are not timed."""
     warm_ups: int = 1
+    short_warm_ups: bool = False
+    """The pairs of updates that are not timed are short."""
     max_length: int = LONGEST
     beta: float = 0.1
     lr: float = 1e-4
@@ -70,6 +73,8 @@ class Workload:
     settings: Settings
     loss_tolerance: float
     """Within which the losses of an update must agree."""
+    is_even: bool = False
+    """All pairs have these very lengths, which are no means."""
 
 
 def _llama(**fields: Any) -> dict[str, Any]:
@@ -104,9 +109,46 @@ WORKLOADS = {
 }  # fmt: skip
 
 
-def prepare(name: str, folder: Path) -> Workload:
-    """Write model, tokenizer, pairs and settings below `folder`, unless they are there."""
-    work = WORKLOADS[name]
+MIXES = {"dialogues": DIALOGUES, "instructions": INSTRUCTIONS, "summaries": SUMMARIES}
+"""Lengths like those of HH, UltraFeedback and TL;DR."""
+CELL = 5.6e8
+"""Logits of a timed update of a cell, at most: about 90 CPU seconds of TRL's."""
+MOST_PAIRS, FEWEST_PAIRS = 16, 2
+SHORT = Lengths(8, 8, 8)
+
+
+def cell(work: Workload, mix: str | None, vocabulary: int | None) -> Workload:
+    """The workload with other lengths, another vocabulary, or both, in about the same time.
+
+    One update is timed, of fewer pairs the more a pair takes, after one of short pairs.
+
+    Args:
+        work: what to start from; as it is where nothing else is asked for.
+        mix: name in `MIXES`.
+        vocabulary: rows of the embedding.
+    """
+    if mix is None and vocabulary is None:
+        return work
+    model = work.model if vocabulary is None else work.model | {"vocab_size": vocabulary}
+    lengths = work.lengths if mix is None else MIXES[mix]
+    pairs = int(CELL / (lengths.useful * model["vocab_size"])) // 2 * 2
+    batch = max(FEWEST_PAIRS, min(pairs, MOST_PAIRS, work.settings.batch))
+    micro = work.settings.micro if batch % work.settings.micro == 0 else FEWEST_PAIRS
+    settings = replace(
+        work.settings, batch=batch, micro=micro, updates=2, warm_ups=1, short_warm_ups=True
+    )
+    return replace(work, lengths=lengths, model=model, settings=settings)
+
+
+def prepare(name: str, folder: Path, work: Workload | None = None) -> Workload:
+    """Write model, tokenizer, pairs and settings below `folder`, unless they are there.
+
+    Args:
+        name: of a workload; what the results call it.
+        folder: new, or what this wrote.
+        work: what it is, where it is not the one of that name.
+    """
+    work = work or WORKLOADS[name]
     whole = {"workload": name, "lengths": asdict(work.lengths), "model": work.model}
     described = json.dumps(whole | asdict(work.settings), indent=1) + "\n"
     done = folder / SETTINGS
@@ -160,6 +202,15 @@ def _tokenizer(size: int) -> Any:
     return tokenizer
 
 
+def _lengths(work: Workload) -> list[Lengths]:
+    """Of the pairs, in their order."""
+    settings = work.settings
+    short = settings.batch * settings.warm_ups if settings.short_warm_ups else 0
+    count = settings.pairs - short
+    drawn = [work.lengths] * count if work.is_even else draw_lengths(work.lengths, count, 1)
+    return [SHORT] * short + drawn
+
+
 def _write_pairs(work: Workload, path: Path) -> None:
     """Random words, as many as `draw_lengths` says, cut to `max_length`."""
     draw = random.Random(9)
@@ -177,6 +228,6 @@ def _write_pairs(work: Workload, path: Path) -> None:
             "chosen": [{"role": "assistant", "content": words(one.chosen, AROUND_RESPONSE)}],
             "rejected": [{"role": "assistant", "content": words(one.rejected, AROUND_RESPONSE)}],
         }
-        for number, one in enumerate(draw_lengths(work.lengths, work.settings.pairs, 1))
+        for number, one in enumerate(_lengths(work))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

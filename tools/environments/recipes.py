@@ -62,7 +62,10 @@ ENVIRONMENTS = {
         ),
     ),
     "generation-gpu": Recipe(("generation-gpu.lock",), cuda="13.0"),
-    "bench": Recipe(("training.lock", "bench.lock"), imports=("trl.trainer.dpo_trainer",)),
+    "bench": Recipe(
+        ("training.lock", "bench.lock"),
+        imports=("trl.trainer.dpo_trainer", "liger_kernel.chunked_loss"),
+    ),
     "label": Recipe(("training.lock", "label.lock"), imports=("label_studio_sdk.client",)),
     "docs": Recipe(("docs.lock",)),
     "hadolint": Recipe(("hadolint.lock",)),

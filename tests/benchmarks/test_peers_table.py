@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers.__main__ import done_rounds
 from benchmarks.peers.table import differences, disagreements, table
 
 SETTINGS = {"device": "cpu", "batch": 2, "updates": 3, "warm_ups": 1}
@@ -106,3 +111,38 @@ def test_the_arms_that_are_asked_for_are_there() -> None:
     source = TRL_PROGRAM.read_text(encoding="utf-8")
     assert all(f'    "{arm}": {{' in source for arm in TRL_ARMS)
     assert "import nemo_gdpo" not in source and "from nemo_gdpo" not in source
+
+
+def test_rounds_that_are_there_are_of_the_same_measurement(tmp_path: Path) -> None:
+    path, rounds = tmp_path / "results.json", [{"TRL": result(8.0)}]
+    report = {"machine": "this", "settings": SETTINGS, "set": [], "rounds": []}
+    assert done_rounds(path, report) == []
+    path.write_text(json.dumps(report | {"rounds": rounds}))
+    assert done_rounds(path, report) == rounds
+    assert done_rounds(path, report | {"machine": "another"}) == []
+    assert done_rounds(path, report | {"settings": SETTINGS | {"batch": 4}}) == []
+
+
+def test_arms_that_are_there_are_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two rounds the first is there, and of the second the arm that failed runs again."""
+    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
+    ran: list[str] = []
+
+    def run_arm(arm: str, *_: Any) -> Any:
+        ran.append(arm)
+        return result(1.0)
+
+    monkeypatch.setattr(peers, "run_arm", run_arm)
+    asked = Namespace(rounds=2, arms=["TRL", "ours"], minutes=1, set=[], go_on=False)
+    whole = peers.measure(asked, tmp_path)["rounds"]
+    whole[1]["ours"] = {"failed": "killed"}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rounds": whole}))
+    ran.clear()
+    asked.go_on = True
+    again = peers.measure(asked, tmp_path)["rounds"]
+    assert ran == ["ours"]
+    assert [sorted(one) for one in again] == [["TRL", "ours"]] * 2
+    assert "steps" in again[1]["ours"]
