@@ -64,8 +64,8 @@ class ConstraintsConfig(Section):
     max_characters: Least | None = None
     """Greatest number of characters."""
     regex: Words | None = None
-    """Regular expression that the whole answer has to match: characters, sets, groups, | and
-    repetitions, as vLLM reads them; \\w and \\d are ASCII, a dot is any character."""
+    """Regular expression that the whole answer has to match, as vLLM reads it: characters, sets,
+    groups, | and repetitions; a dot is any character, letters and digits of classes are ASCII."""
     choice: Choices = ()
     """Texts, one of which the answer has to be."""
     grammar: PathText | None = None
