@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from nemo_gdpo.config.base import Day, PathText, Section, Text, Written, from_environment
+from nemo_gdpo.config.constraints import ConstraintsConfig
 from nemo_gdpo.config.places import ModelPath
 from nemo_gdpo.config.root import Root
 from nemo_gdpo.config.suggest import GENERATION_ALIASES
@@ -152,8 +153,12 @@ class GenerateConfig(Section):
     model: SampledModelConfig = Field(default_factory=SampledModelConfig)
     data: PromptsConfig = PromptsConfig()
     generation: GenerationConfig = GenerationConfig()
+    constraints: ConstraintsConfig = ConstraintsConfig()
 
 
 GENERATE = Root(
-    "generate", GenerateConfig, groups={"generation": "default"}, aliases=GENERATION_ALIASES
+    "generate",
+    GenerateConfig,
+    groups={"generation": "default", "constraints": "none"},
+    aliases=GENERATION_ALIASES,
 )

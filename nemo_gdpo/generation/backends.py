@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
 from nemo_gdpo.config.problem import Problem
+from nemo_gdpo.constraints import has_structure
 from nemo_gdpo.generation.model import ModelInfo, engine_dtype
 from nemo_gdpo.generation.types import Engine, EngineSettings, Request
 
@@ -110,6 +111,7 @@ def open_backend(config: GenerateConfig, model: ModelInfo) -> Backend:
             enforce_eager=generation.enforce_eager,
             adapter=None if model.adapter is None else str(model.adapter.resolve()),
             adapter_rank=model.adapter_rank,
+            structured=has_structure(config.constraints),
         )
 
     if config.generation.backend == "ray":

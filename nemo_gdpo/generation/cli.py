@@ -13,7 +13,9 @@ from nemo_gdpo.generation.environment import find_python, run_in_environment
 
 def problems(config: GenerateConfig) -> list[Problem]:
     """Problems that can be found before the engine's environment is entered."""
+    from nemo_gdpo.constraints import constraint_problems
     from nemo_gdpo.generation.backends import backend_problems
+    from nemo_gdpo.generation.constrained import sampling_problems
     from nemo_gdpo.generation.model import model_problems
     from nemo_gdpo.generation.sweep import sweep_problems
 
@@ -26,7 +28,8 @@ def problems(config: GenerateConfig) -> list[Problem]:
     output = Path(config.output_dir)
     if output.exists() and not output.is_dir():
         found.append(Problem("output_dir", f"{output} is a file", "choose a directory"))
-    return found + sweep_problems(config.generation) + backend_problems(config)
+    found += sweep_problems(config.generation) + backend_problems(config)
+    return found + constraint_problems(config.constraints) + sampling_problems(config)
 
 
 def run(request: Request) -> int:

@@ -93,6 +93,9 @@ def engine_arguments(settings: EngineSettings, *, cpu: bool) -> dict[str, Any]:
             "max_loras": 1,
             "max_lora_rank": next(rank for rank in RANKS if rank >= settings.adapter_rank),
         }
+    if settings.structured:
+        # The library that answers are checked with; others read grammars in their own way.
+        arguments["structured_outputs_config"] = {"backend": "xgrammar"}
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * GIB)
     return arguments
@@ -104,7 +107,7 @@ def sampling_arguments(request: Request, sample: int) -> dict[str, Any]:
     The server takes the same names in a completion request.
     """
     point = request.sampling
-    return {
+    arguments: dict[str, Any] = {
         "n": 1,
         "seed": request.seeds[sample],
         "temperature": point.temperature,
@@ -120,3 +123,6 @@ def sampling_arguments(request: Request, sample: int) -> dict[str, Any]:
         # 0: the chosen token's own.
         "logprobs": None if request.logprobs == "none" else 0,
     }
+    if request.structure is not None:
+        arguments["structured_outputs"] = request.structure.to_argument()
+    return arguments

@@ -32,6 +32,8 @@ class Row:
     """What it sampled, an end token included; None for rows that do not say."""
     where: str
     """File and line, for messages."""
+    broken: tuple[tuple[str, ...], ...] | None = None
+    """Constraints that each response breaks; None for samples without constraints."""
 
 
 def parse_row(plain: Mapping[str, Any], where: str) -> tuple[Row, str]:
@@ -74,8 +76,30 @@ def parse_row(plain: Mapping[str, Any], where: str) -> tuple[Row, str]:
         prompt_token_ids=None if prompt_ids is None else tuple(prompt_ids),
         token_ids=None if ids is None else tuple(map(tuple, ids)),
         where=where,
+        broken=_broken(plain, len(outputs), where),
     )
     return row, _text(plain, "model_hash", where)
+
+
+def _broken(plain: Mapping[str, Any], count: int, where: str) -> tuple[tuple[str, ...], ...] | None:
+    if "broken" not in plain and "constraints_met" not in plain:
+        return None
+    broken, met = plain.get("broken"), plain.get("constraints_met")
+    if (
+        not isinstance(broken, list)
+        or len(broken) != count
+        or not all(isinstance(names, list) and all(map(_is_name, names)) for names in broken)
+        or met != [not names for names in broken]
+    ):
+        raise UserError(
+            f"{where}: broken and constraints_met do not say the same of each output; sample it "
+            "again"
+        )
+    return tuple(map(tuple, broken))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def whole_characters(text: str) -> str:

@@ -14,8 +14,10 @@ from nemo_gdpo import __version__
 from nemo_gdpo.config.composition import read_config
 from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.config.model_files import read_model_config
+from nemo_gdpo.constraints import Constraints, Structure, constraints_of
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from nemo_gdpo.generation.backends import Backend, open_backend
+from nemo_gdpo.generation.constrained import print_counts, verdict_columns, with_tokenizer_end
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.manifest import FORMAT
 from nemo_gdpo.generation.model import ModelInfo, encoder, model_info
@@ -65,6 +67,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
     assert config.data.prompts_path is not None
     directory = Path(config.output_dir)
     prompts_path = Path(config.data.prompts_path)
+    constraints = constraints_of(config.constraints)
     encoding = encoder(config)
     read = read_prompts(prompts_path)
     prompts, unusable = encode_each(read, encoding)
@@ -90,6 +93,8 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
         config, model, backend, prompts_path, len(read), None if stops is None else sorted(stops)
     )
     manifest["settings"]["date"] = encoding.date
+    if constraints is not None:
+        manifest["settings"]["constraints"] = constraints.identity()
     with Store(directory, manifest, config.generation.rows_per_shard) as store:
         store.check_prompts(
             {p.given.id: p.given.prompt for p in prompts},
@@ -105,7 +110,10 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
         )
         left_out.add([{"id": u.given.id, "reason": u.reason} for u in unusable])
         left_out.write()
-        wanted = build_requests(config, fitting, stop_at)
+        structure = None if constraints is None else constraints.structure
+        if structure is not None:
+            stop_at = with_tokenizer_end(stop_at, encoding)
+        wanted = build_requests(config, fitting, stop_at, structure)
         points = {request.sampling: request for request in reversed(wanted)}
         backend.check(list(points.values()))
         missing = [r for r in wanted if key_of(r) not in store.done]
@@ -115,7 +123,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
             "there",
             flush=True,
         )
-        not_made = _sample(missing, backend, model, store, stop) if missing else []
+        not_made = _sample(missing, backend, model, store, stop, constraints) if missing else []
         left_out.add([_refusal(row) for row in not_made if row.is_refused])
         left_out.write()
         known = {key_of(row.request) for row in not_made}
@@ -123,6 +131,8 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
         failed = [row for row in not_made if not row.is_refused]
         if not store.done and not_made and not left and not failed:
             raise UserError(f"no row could be made: prompt {_named(not_made[0])}")
+    if constraints is not None:
+        print_counts(directory, constraints)
     if left:
         if stop.received is None:
             raise GenerationError(f"the engine ended with {len(left)} rows missing; run it again")
@@ -235,7 +245,10 @@ def refuse_unknown_tokens(config: GenerateConfig, tokens: Sequence[int]) -> None
 
 
 def build_requests(
-    config: GenerateConfig, prompts: Sequence[EncodedPrompt], stop_at: Stops
+    config: GenerateConfig,
+    prompts: Sequence[EncodedPrompt],
+    stop_at: Stops,
+    structure: Structure | None = None,
 ) -> list[Request]:
     """Every row of the run: prompts in the order of the file, for each the points of the sweep."""
     generation = config.generation
@@ -250,6 +263,7 @@ def build_requests(
             stop_token_ids=tuple(sorted({*prompt.stop_token_ids, *stop_at.token_ids})),
             stop=stop_at.texts,
             logprobs=generation.logprobs,
+            structure=structure,
         )
         for prompt in prompts
         for point in sampling_points(generation)
@@ -301,6 +315,7 @@ def _sample(
     model: ModelInfo,
     store: Store,
     stop: StopRequest,
+    constraints: Constraints | None,
 ) -> list[NotMade]:
     """Write the rows as they finish; those that could not be made."""
     longest = max(len(r.prompt_token_ids) + r.max_tokens for r in missing)
@@ -318,7 +333,8 @@ def _sample(
                     not_made.append(row)
                     bar.update(len(row.request.seeds))
                     continue
-                store.append(build_row(row, model.model_hash, versions))
+                built = build_row(row, model.model_hash, versions)
+                store.append(built | verdict_columns(row, constraints))
                 answers += len(row.samples)
                 tokens += sum(sample.token_count for sample in row.samples)
                 rate = tokens / max(time.monotonic() - begun, 1e-9)

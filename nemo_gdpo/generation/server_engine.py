@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.config.generation import GenerateConfig, GenerationConfig
+from nemo_gdpo.constraints import has_structure
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.engine_arguments import sampling_arguments
 from nemo_gdpo.generation.errors import GenerationError
@@ -64,7 +65,7 @@ class ServerEngine:
         limit = entry.get("max_model_len")
         self.max_model_len: int | None = limit if isinstance(limit, int) else None
         """The server's own limit, where it says one."""
-        self._check(config.generation)
+        self._check(config.generation, is_structured=has_structure(config.constraints))
         self._version = self._read_version()
 
     # --- what is there ----------------------------------------------------------------------
@@ -91,9 +92,14 @@ class ServerEngine:
             )
         return found[0]
 
-    def _check(self, generation: GenerationConfig) -> None:
+    def _check(self, generation: GenerationConfig, *, is_structured: bool) -> None:
         if self.is_vllm:
             return
+        if is_structured:
+            raise UserError(
+                f"constraints.enforce: {self._url} is not vLLM's server, and OpenAI's interface "
+                "holds no completion to a form; set it to false, and answers are only checked"
+            )
         for name, values, neutral in (
             ("min_p", generation.min_p, (0.0,)),
             ("top_k", generation.top_k, (0,)),

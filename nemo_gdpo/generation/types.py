@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from nemo_gdpo.constraints import Structure
+
 Prompt = str | Sequence[Mapping[str, str]]
 """Text, or the messages of a conversation."""
 LogprobDetail = Literal["none", "cumulative", "tokens"]
@@ -61,6 +63,8 @@ class Request:
     stop: tuple[str, ...] = ()
     """A sample ends before the first of these texts."""
     logprobs: LogprobDetail = "none"
+    structure: Structure | None = None
+    """What the engine holds every sample to."""
 
     def to_dict(self) -> dict[str, Any]:
         """Dictionaries, lists and numbers only."""
@@ -74,6 +78,8 @@ class Request:
         for name in ("prompt_token_ids", "seeds", "stop_token_ids"):
             values[name] = tuple(int(value) for value in values[name])
         values["stop"] = tuple(str(text) for text in values["stop"])
+        if values.get("structure") is not None:
+            values["structure"] = Structure.from_dict(values["structure"])
         return cls(**values)
 
 
@@ -162,6 +168,8 @@ class EngineSettings:
     """Directory of an adapter in PEFT's format."""
     adapter_rank: int = 0
     """Its rank."""
+    structured: bool = False
+    """Requests may have a `structure`."""
 
 
 class Engine(Protocol):

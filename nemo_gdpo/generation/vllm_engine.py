@@ -76,16 +76,30 @@ def check_sampling(requests: Sequence[Request]) -> None:
         UserError: with vLLM's reason.
     """
     _platform()
-    from vllm import SamplingParams
-
     for request in requests:
         try:
-            SamplingParams(**sampling_arguments(request, 0))
+            params = _sampling_params(request, 0)
+            if request.structure is not None:
+                from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+
+                validate_xgrammar_grammar(params)
         except Exception as error:  # noqa: BLE001 - its own classes, and those of Python
             raise UserError(
                 f"generation: vLLM does not sample at {request.sampling.label()} ({_line(error)}); "
                 "change the setting that it names"
             ) from None
+
+
+def _sampling_params(request: Request, sample: int) -> Any:
+    """vLLM's own of one sample."""
+    from vllm import SamplingParams
+
+    arguments = sampling_arguments(request, sample)
+    if request.structure is not None:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        arguments["structured_outputs"] = StructuredOutputsParams(**request.structure.to_argument())
+    return SamplingParams(**arguments)
 
 
 def _line(error: BaseException) -> str:
@@ -239,13 +253,11 @@ class VLLMEngine:
 
     def _add(self, number: int, request: Request) -> str | None:
         """Hand a request to the engine; why it refuses it, or None."""
-        from vllm import SamplingParams
-
         prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
         for sample in range(len(request.seeds)):
             try:
                 (rendered,) = self._engine.renderer.render_cmpl([prompt])
-                params = SamplingParams(**sampling_arguments(request, sample))
+                params = _sampling_params(request, sample)
                 self._engine.add_request(
                     f"{number}-{sample}", rendered, params, lora_request=self._adapter
                 )

@@ -106,10 +106,10 @@ def test_nothing_given_is_every_default() -> None:
     assert TRAIN.parse(compose([], TRAIN).plain) == RunConfig()
 
 
-@pytest.mark.parametrize("group", ["model", "data", "optim", "generation"])
+@pytest.mark.parametrize("group", ["model", "data", "optim", "generation", "constraints"])
 def test_presets_say_what_differs(group: str) -> None:
     """A key that a preset sets to the section's own default would be a second declaration."""
-    root = GENERATE if group == "generation" else TRAIN
+    root = GENERATE if group in ("constraints", "generation") else TRAIN
     default = compose([], root).plain[group]
     for file in (config_dir() / group).glob("*.yaml"):
         for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items():

@@ -51,8 +51,8 @@ def test_every_choice_composes_and_parses(root: Root[Any], choice: str) -> None:
 
 
 def test_groups_belong_to_their_roots() -> None:
-    assert set(group_options(config_dir(), GENERATE)) == {"generation"}
-    assert not {"generation", "evaluation"} & set(group_options(config_dir(), TRAIN))
+    assert set(group_options(config_dir(), GENERATE)) == {"constraints", "generation"}
+    assert not {"constraints", "generation", "evaluation"} & set(group_options(config_dir(), TRAIN))
     assert "objective" in group_options(config_dir(), TRAIN)
 
 

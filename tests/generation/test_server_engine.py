@@ -9,6 +9,7 @@ import pytest
 
 from nemo_gdpo.config.composition import compose
 from nemo_gdpo.config.generation import GENERATE
+from nemo_gdpo.constraints import Structure
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.model import ModelInfo
@@ -50,6 +51,21 @@ def test_one_request_a_sample_with_all_that_decides_it(server: FakeServer) -> No
     }  # fmt: skip
     assert engine.describe()["engine_version"] == "vllm 9.9"
     assert engine.max_model_len == 64
+
+
+def test_vllms_server_is_asked_for_a_form(server: FakeServer) -> None:
+    engine = _engine(server, "constraints.regex=a+")
+    list(engine.generate([request("a", structure=Structure("regex", "a+"))]))
+    assert server.bodies[0]["structured_outputs"] == {"regex": "a+"}
+
+
+def test_another_server_cannot_be_asked_for_a_form(server: FakeServer) -> None:
+    server.entry["owned_by"] = "somebody"
+    with pytest.raises(UserError, match=r"^constraints.enforce: .* is not vLLM's server"):
+        _engine(server, "constraints.regex=a+")
+    engine = _engine(server, "constraints.regex=a+", "constraints.enforce=false")
+    (row,) = engine.generate([request("a")])
+    assert row.samples[0].text == "of 11"
 
 
 def test_another_servers_interface_is_openais(server: FakeServer) -> None:
