@@ -8,6 +8,7 @@
     python3 tools/environment.py bench             # training's packages and TRL, for `make bench`
     python3 tools/environment.py docs              # what builds the documentation
     python3 tools/environment.py hadolint          # what checks the Dockerfile
+    python3 tools/environment.py label-studio      # Label Studio, for `make label-test`
 
 The packages live in a cache outside the clone, named after a hash of the lock, so that a second
 clone is quick. The clone itself gets a small `.venv` that adds this checkout and the `nemo-gdpo`

@@ -64,6 +64,7 @@ ENVIRONMENTS = {
     "generation-gpu": Recipe(("generation-gpu.lock",), cuda="13.0"),
     "bench": Recipe(("training.lock", "bench.lock"), imports=("trl.trainer.dpo_trainer",)),
     "docs": Recipe(("docs.lock",)),
+    "label-studio": Recipe(("label-studio.lock",)),
     "hadolint": Recipe(("hadolint.lock",)),
 }
 
