@@ -16,7 +16,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
 .PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check bench bench-all demo experiment test test-fast lint lint-ruff \
-  lint-format lint-types lint-imports lint-files lint-shell lint-image image-test docs docs-serve docs-tables format check clean
+  lint-format lint-types lint-imports lint-files lint-shell lint-image image-test label-test docs docs-serve docs-tables format check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -109,6 +109,10 @@ lint-image:
 
 image-test: ## build the image for CPUs and run it, without a Docker engine (as root; needs podman, runc, debootstrap)
 	@NEMO_GDPO_IMAGE_TEST=1 "$(TRAINING)" -m pytest tests/image
+
+label-test: ## push pairs to a real Label Studio, answer them in a real browser, pull (RENEW=1 writes the kept answers and picture)
+	@$(PYTHON) tools/environment.py label-studio >/dev/null
+	@NEMO_GDPO_LABEL_TEST=$(if $(RENEW),renew,1) "$(TRAINING)" -m pytest tests/system/test_label_studio.py
 
 docs: ## build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict

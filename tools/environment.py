@@ -9,6 +9,7 @@
     python3 tools/environment.py label             # training's packages and Label Studio's SDK
     python3 tools/environment.py docs              # what builds the documentation
     python3 tools/environment.py hadolint          # what checks the Dockerfile
+    python3 tools/environment.py label-studio      # Label Studio, for `make label-test`
 
 The packages live in a cache outside the clone, named after a hash of the lock, so that a second
 clone is quick. The clone itself gets a small `.venv` that adds this checkout and the `nemo-gdpo`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from tests.support.models import save_model
 
 from .interrupted_runs import Sampling, prepare
 from .sampled_runs import sampled, trained  # noqa: F401 - fixtures
+
+# Installing Label Studio takes minutes, its first start two: only `make label-test` asks for it.
+LABELS = bool(os.environ.get("NEMO_GDPO_LABEL_TEST"))
+collect_ignore = [] if LABELS else ["test_label_studio.py"]
 
 
 @pytest.fixture(scope="session")

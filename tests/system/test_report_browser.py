@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 from nemo_gdpo.evaluation.report.page import Finding, Section, write_report
 from tests.evaluation.made_up_results import film_results
+from tests.support.browser import chromium
 
 SIZES = (400, 1600)
 SCHEMES = ("light", "dark")
@@ -61,16 +61,8 @@ LOW_CONTRAST = """
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.fail("no chromium: apt-get install -y chromium", pytrace=False)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=executable,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ ENVIRONMENTS = {
     ),
     "label": Recipe(("training.lock", "label.lock"), imports=("label_studio_sdk.client",)),
     "docs": Recipe(("docs.lock",)),
+    "label-studio": Recipe(("label-studio.lock",)),
     "hadolint": Recipe(("hadolint.lock",)),
 }
 
