@@ -58,6 +58,39 @@ def check_pair_columns(config: RunConfig) -> Iterator[Problem]:
                 "a row of odpo_json is no pair: pairs are made of several rows",
                 "set it to null, or give pairs as data=jsonl",
             )
+        if column is not None and data.format == "unpaired":
+            yield Problem(
+                f"data.{key}",
+                "a row of data.format=unpaired is no pair, and has none",
+                "set it to null, or give pairs",
+            )
+
+
+def check_unpaired(config: RunConfig) -> Iterator[Problem]:
+    """Rows of one response for what compares two, or what shares their prompts."""
+    data, objective = config.data, config.objective
+    if data.format != "unpaired":
+        if data.label_threshold is not None:
+            yield Problem(
+                "data.label_threshold",
+                f"nothing reads it with data.format={data.format}",
+                "set it to null, or data.format=unpaired",
+            )
+        return
+    if not objective.takes_unpaired:
+        name = objective.name
+        told = f"{name} with balance=tb" if name == "gdpo" else name
+        yield Problem(
+            "data.format",
+            f"{told} compares two responses to one prompt, and unpaired rows have one",
+            "give pairs, or choose objective=gdpo with objective.balance=db or subtb",
+        )
+    if data.prefix_sharing:
+        yield Problem(
+            "data.prefix_sharing",
+            "unpaired rows have no prompt in common",
+            "set it to false",
+        )
 
 
 def check_reference(config: RunConfig) -> Iterator[Problem]:

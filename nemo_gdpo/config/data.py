@@ -28,8 +28,12 @@ class DataConfig(Section):
     on_resume: ClassVar[OnResume | None] = CONTENT
     name: Annotated[Text, FREE] = "jsonl"
     """What the data set is called in messages."""
-    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl"] = "auto"
-    """Columns of the files; auto looks at the first row."""
+    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl", "unpaired"] = "auto"
+    """Columns of the files; auto looks at the first row. unpaired: rows of one response each, with
+    a label, for objectives that compare none."""
+    label_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """With `format=unpaired`: a row's `score` makes it a good one from here on; null reads its
+    `label`, true or false."""
     preset: (
         Literal[
             "anthropic_hh",

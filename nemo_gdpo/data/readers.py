@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.data.checks import check_pair, refuse_half_characters
 from nemo_gdpo.data.faults import Faults
-from nemo_gdpo.data.formats import FORMATS, detect_format
+from nemo_gdpo.data.formats import FORMATS, Converter, detect_format, from_unpaired
 from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.odpo_json import read_odpo_json
 from nemo_gdpo.data.places import UsedNames
@@ -29,7 +30,8 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.jsonl import Take, read_objects, refuse, refuse_other_kinds
 from nemo_gdpo.io.text import shown
 
-FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json"]))
+UNPAIRED = "unpaired"
+FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json", UNPAIRED]))
 
 
 def read_pairs(
@@ -44,7 +46,7 @@ def read_pairs(
     limit: int | None = None,
     columns: PairColumns = PairColumns(),  # noqa: B008 - it does not change
 ) -> Iterator[RawPair]:
-    """Yield the pairs of a file, a directory or a hub data set, checked.
+    """Yield the pairs of a file, a directory or a hub data set, checked; or its unpaired rows.
 
     Args:
         path: `.jsonl`/`.json`/`.ndjson`/`.parquet` file; a directory written by
@@ -107,7 +109,10 @@ def _raw_pairs(
         columns.refuse(format, path)
         yield from read_odpo_json(path, stats, faults.take)
         return
-    convert = None if format == "auto" else FORMATS[format]
+    if format == UNPAIRED:
+        convert: Converter | None = partial(from_unpaired, threshold=columns.threshold)
+    else:
+        convert = None if format == "auto" else FORMATS[format]
     for row in islice(read_rows(path, split=split, take=faults.take), limit):
         if convert is None:
             name = detect_format(row)

@@ -43,7 +43,14 @@ class PreferenceMicroBatch:
     def targets(self) -> PairTargets:
         """Scores, weights and margins, where the data has them."""
         rows = self.rows
-        return PairTargets(rows.chosen_score_B, rows.rejected_score_B, rows.weight_B, rows.margin_B)
+        return PairTargets(
+            rows.chosen_score_B,
+            rows.rejected_score_B,
+            rows.weight_B,
+            rows.margin_B,
+            rows.chosen_label_B,
+            rows.rejected_label_B,
+        )
 
 
 COLUMNS = ("label", "eos", "tempered_eos")

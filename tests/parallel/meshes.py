@@ -61,6 +61,9 @@ VARIED = ("dpo", "gdpo_db", "gdpo_tb")
 """The objectives that go through every setting: log-probs alone, EOS per position, EOS at the end.
 """
 
+ONE_BY_ONE = ("gdpo_db", "gdpo_subtb")
+"""The objectives that learn from responses one by one."""
+
 
 def _families(
     name: str, objective: str, overrides: tuple[str, ...] = (), *, gradient: bool = False
@@ -114,6 +117,8 @@ ONE = [
     Case("gate", "gdpo_tb", equal_start=True),
     *_of_data("weighted", {"plain": (), "packed tightly": TIGHT, "shared": SHARED}, VARIED),
     *_of_data("weights of one", {"plain": ()}, VARIED),
+    *_of_data("rows of pairs", {"plain": ()}, ONE_BY_ONE),
+    *_of_data("unpaired", {"plain": (), "packed": PACKED, "packed tightly": TIGHT}, ONE_BY_ONE),
     *(case for objective in OBJECTIVES for case in _families("plain", objective, gradient=True)),
     *_families("packed", "gdpo_db", PACKED),
     *_families("shared", "gdpo_db", SHARED),
@@ -161,6 +166,7 @@ TWO = [
     ),
     Case("DP2", "adpo"),
     *_of_data("weighted", {"DP2": (), "DP2 packed tightly": TIGHT}, VARIED),
+    *_of_data("unpaired", {"DP2": (), "DP2 packed tightly": TIGHT, "PP2": PP2}, ONE_BY_ONE),
     Case("DP2 micro 1", "adpo", micro(1)),
     Case("PP2 VP2", "gdpo_db", PP2 + VP2, model="untied"),
     Case("PP2 gate", "gdpo_tb", PP2, equal_start=True),
