@@ -52,6 +52,16 @@ def check_groups(config: RunConfig) -> Iterator[Problem]:
             "rows of data.format=groups have several answers, and how many is not said",
             "set it to the number of answers in a row",
         )
+    if data.on_bad_pair == "drop":
+        yield Problem(
+            "data.on_bad_pair",
+            "drop would take two answers out of a group",
+            "set it to error, and leave bad answers out where groups are made",
+        )
+    columns = {"weight_column": data.weight_column, "margin_column": data.margin_column}
+    for key, column in columns.items():
+        if column is not None:
+            yield Problem(f"data.{key}", "a row of data.format=groups is no pair", "set it to null")
     if name != "gflownet":
         yield Problem(
             "data.format",
@@ -84,6 +94,39 @@ def check_pair_columns(config: RunConfig) -> Iterator[Problem]:
                 "a row of odpo_json is no pair: pairs are made of several rows",
                 "set it to null, or give pairs as data=jsonl",
             )
+        if column is not None and data.format == "unpaired":
+            yield Problem(
+                f"data.{key}",
+                "a row of data.format=unpaired is no pair, and has none",
+                "set it to null, or give pairs",
+            )
+
+
+def check_unpaired(config: RunConfig) -> Iterator[Problem]:
+    """Rows of one response for what compares two, or what shares their prompts."""
+    data, objective = config.data, config.objective
+    if data.format != "unpaired":
+        if data.label_threshold is not None:
+            yield Problem(
+                "data.label_threshold",
+                f"nothing reads it with data.format={data.format}",
+                "set it to null, or data.format=unpaired",
+            )
+        return
+    if not objective.takes_unpaired:
+        name = objective.name
+        told = f"{name} with balance=tb" if name == "gdpo" else name
+        yield Problem(
+            "data.format",
+            f"{told} compares two responses to one prompt, and unpaired rows have one",
+            "give pairs, or choose objective=gdpo with objective.balance=db or subtb",
+        )
+    if data.prefix_sharing:
+        yield Problem(
+            "data.prefix_sharing",
+            "unpaired rows have no prompt in common",
+            "set it to false",
+        )
 
 
 def check_live_labels(config: RunConfig) -> Iterator[Problem]:

@@ -28,12 +28,16 @@ class DataConfig(Section):
     on_resume: ClassVar[OnResume | None] = CONTENT
     name: Annotated[Text, FREE] = "jsonl"
     """What the data set is called in messages."""
-    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl", "groups"] = "auto"
-    """Columns of the files; auto looks at the first row. groups: a row is a prompt with
-    `group_size` answers, for objective=gflownet."""
+    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl", "unpaired", "groups"] = "auto"
+    """Columns of the files; auto looks at the first row. unpaired: rows of one response each, with
+    a label, for objectives that compare none. groups: a row is a prompt with `group_size` answers
+    and their scores, for objective=gflownet."""
     group_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
     """Answers to a prompt in each row of `format=groups`, an even number; they stay in one
     micro-batch. Two answers count as one pair wherever pairs are counted."""
+    label_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """With `format=unpaired`: a row's `score` makes it a good one from here on; null reads its
+    `label`, true or false."""
     preset: (
         Literal[
             "anthropic_hh",

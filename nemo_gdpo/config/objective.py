@@ -38,6 +38,11 @@ class ObjectiveSettings:
         """Settings that cannot be honoured together, or that nothing would read."""
         yield from ()
 
+    @property
+    def takes_unpaired(self) -> bool:
+        """Whether it learns from responses one by one, and not by comparing two."""
+        return False
+
     def margin_refusal(self) -> str | None:
         """Why a margin that the data gives of a pair has no meaning here; None where it has."""
         return None
@@ -142,6 +147,11 @@ class GDPOSettings(ObjectiveSettings):
     """Weight of a longer stretch for each further step; read with balance=subtb only."""
     reward: Literal["cumulative", "tokenwise"] = "cumulative"
     """Reward of a prefix: its whole log-probability, or the last token's as in the release."""
+
+    @property
+    def takes_unpaired(self) -> bool:
+        """But for tb, the pair decides the log-reward alone: each response has its own balance."""
+        return self.balance != "tb"
 
     def conflicts(self) -> Iterator[Problem]:
         """The pair's balance without a pair's reward; a decay that nothing reads."""

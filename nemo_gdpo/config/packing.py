@@ -45,16 +45,22 @@ def packed_row(config: RunConfig) -> int | None:
 
 
 def length_in_row(
-    prompt: Length, chosen: Length, rejected: Length, *, context: int, prefix_sharing: bool
+    prompts: tuple[Length, ...],
+    chosen: Length,
+    rejected: Length,
+    *,
+    context: int,
+    prefix_sharing: bool,
 ) -> Length:
     """Positions that a pair takes in a packed row; of arrays, each pair's.
 
     Args:
-        prompt, chosen, rejected: tokens.
+        prompts: tokens of the prompt on either side, which differ in unpaired rows only.
+        chosen, rejected: tokens.
         context: context-parallel ranks, for whose sake each sequence is filled up.
         prefix_sharing: the prompt stands once, but for its last token.
     """
     if prefix_sharing:
-        return prompt + chosen + 1 + rejected
+        return prompts[0] + chosen + 1 + rejected
     each = sequence_multiple(context)
-    return up_to(each, prompt + chosen) + up_to(each, prompt + rejected)
+    return up_to(each, prompts[0] + chosen) + up_to(each, prompts[1] + rejected)

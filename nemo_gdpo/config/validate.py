@@ -31,6 +31,7 @@ from nemo_gdpo.config.checks_settings import (
     check_reference,
     check_scores,
     check_training,
+    check_unpaired,
     check_wandb_login,
 )
 from nemo_gdpo.config.checks_shapes import check_dynamic_rope, check_fp8_shapes
@@ -78,6 +79,7 @@ def problems(
     found += check_scores(config)
     found += check_groups(config)
     found += check_pair_columns(config)
+    found += check_unpaired(config)
     found += check_reference(config, files=files)
     found += check_live_labels(config)
     found += check_lora(config, files=files)

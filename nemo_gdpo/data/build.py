@@ -11,11 +11,12 @@ from typing import Any
 from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.prepared import is_prepared, load_prepared, prepared_date
-from nemo_gdpo.data.readers import read_pairs
+from nemo_gdpo.data.readers import UNPAIRED, read_pairs
 from nemo_gdpo.data.spool import Spool
 from nemo_gdpo.data.templates import PairEncoder
 from nemo_gdpo.data.tokenize import Limits, Tally, TokenizeStats, no_pair_is_left
 from nemo_gdpo.data.types import ReadStats
+from nemo_gdpo.data.unpaired import two_by_two
 from nemo_gdpo.data.workers import encoded_chunks
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.progress import progress_bar
@@ -85,6 +86,7 @@ def build_dataset(
         "truncation_mode": truncation_mode,
         "require_scores": require_scores,
         "on_bad_pair": on_bad_pair,
+        **({"format": UNPAIRED} if format == UNPAIRED else {}),
     }
     settings |= columns.settings()
     if encoder.date is not None:
@@ -107,7 +109,7 @@ def build_dataset(
         with progress_bar(
             total=None, unit="pair", label=f"tokenise {split}", enabled=progress
         ) as bar:
-            for places, chunk in encoded_chunks(raw, encoder, limits, workers):
+            for places, chunk in encoded_chunks(two_by_two(raw), encoder, limits, workers):
                 before = stats.pairs
                 for place, outcome in zip(places, chunk.outcomes, strict=True):
                     tally.take(outcome, place)

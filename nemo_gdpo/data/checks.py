@@ -169,7 +169,11 @@ def check_pair(pair: RawPair, *, require_scores: bool) -> bool:
     refuse_unread_columns(pair, where)
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         if not response_text(response).strip():
-            raise BadPairError(where, "empty response", name)
+            raise BadPairError(where, "empty response", name if pair.label is None else "")
+    if pair.label is not None:
+        return False
+    if not pair.is_ordered:
+        return False
     if response_text(pair.chosen) == response_text(pair.rejected):
         raise BadPairError(where, "identical chosen and rejected")
     refuse_repeated_prompt(pair, where)

@@ -36,6 +36,9 @@ class BatchRows:
     weight_B: Tensor | None
     """float32, or None where the data has no weights; likewise the margins."""
     margin_B: Tensor | None
+    chosen_label_B: Tensor | None
+    """bool, of unpaired rows in the places of chosen and rejected; None of pairs."""
+    rejected_label_B: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,12 @@ def pad_batch(pairs: Sequence[TokenizedPair], seq_length: int, pad_id: int) -> P
     sequences = _sequences(pairs)
     tokens_NS = torch.full((len(sequences), seq_length), pad_id, dtype=torch.int64)
     labels_NS = torch.full((len(sequences), seq_length), IGNORE, dtype=torch.int64)
-    for row, (pair, response) in enumerate(sequences):
-        ids, labels = ids_and_labels(pair, response)
+    for row, (prompt, response) in enumerate(sequences):
+        ids, labels = ids_and_labels(prompt, response)
         if len(ids) > seq_length:
             raise UserError(
-                f"pair {pair.id!r} has {len(ids)} tokens, the rows have {seq_length}; lower "
-                "data.max_length"
+                f"pair {pairs[row % len(pairs)].id!r} has {len(ids)} tokens, the rows have "
+                f"{seq_length}; lower data.max_length"
             )
         tokens_NS[row, : len(ids)] = torch.tensor(ids)
         labels_NS[row, : len(ids)] = torch.tensor(labels)
@@ -144,7 +147,7 @@ def pack_batch(
     Raises:
         UserError: the sequences do not fit.
     """
-    sequences = [(*ids_and_labels(pair, response), 0) for pair, response in _sequences(pairs)]
+    sequences = [(*ids_and_labels(prompt, response), 0) for prompt, response in _sequences(pairs)]
     return pack_sequences(sequences, pairs, total_length, pad_id, multiple=multiple)
 
 
@@ -219,16 +222,19 @@ def responses_from_flat(values_T: Tensor, lengths_N: Tensor) -> tuple[Tensor, Te
     return values_NT, mask_NT
 
 
-def _sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[TokenizedPair, TokenizedResponse]]:
+def _sequences(pairs: Sequence[TokenizedPair]) -> list[tuple[tuple[int, ...], TokenizedResponse]]:
+    """(prompt, response), all chosen ones first."""
     if not pairs:
         raise ValueError("a batch needs at least one pair")
-    return [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
+    return [pair.sequences[side] for side in (0, 1) for pair in pairs]
 
 
-def ids_and_labels(pair: TokenizedPair, response: TokenizedResponse) -> tuple[list[int], list[int]]:
+def ids_and_labels(
+    prompt_ids: Sequence[int], response: TokenizedResponse
+) -> tuple[list[int], list[int]]:
     """Tokens of prompt and response, and the label at each."""
-    ids = [*pair.prompt_ids, *response.ids]
-    labels = [IGNORE] * (len(pair.prompt_ids) - 1) + [*response.ids, IGNORE]
+    ids = [*prompt_ids, *response.ids]
+    labels = [IGNORE] * (len(prompt_ids) - 1) + [*response.ids, IGNORE]
     return ids, labels
 
 
@@ -245,7 +251,15 @@ def _rows(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
         "rejected_score_B": lost if scored else None,
         "weight_B": given([pair.weight for pair in pairs]),
         "margin_B": given([pair.margin for pair in pairs]),
+        "chosen_label_B": labels_of(pairs, 0),
+        "rejected_label_B": labels_of(pairs, 1),
     }
+
+
+def labels_of(pairs: Sequence[TokenizedPair], side: int) -> Tensor | None:
+    """Labels of the unpaired rows on a side of a batch, bool [B]; None of pairs."""
+    labels = [pair.labels[side] for pair in pairs if pair.labels is not None]
+    return torch.tensor(labels) if len(labels) == len(pairs) else None
 
 
 def given(values: Sequence[float | None]) -> Tensor | None:

@@ -24,7 +24,10 @@ BLOCK = 1 << 16
 """Pairs, or sixteenths of tokens, that are looked at at once: memory does not grow with all."""
 
 
-OPTIONAL = {"weights": "<f8", "margins": "<f8"}
+OPTIONAL = {
+    "weights": "<f8", "margins": "<f8",
+    "labels": "|b1", "second_tokens": "<i4", "second_offsets": "<i8",
+}  # fmt: skip
 """Columns of `PairArrays` that not every data set has -> type of their numbers."""
 
 
@@ -45,11 +48,22 @@ class PairArrays:
     weights: npt.NDArray[np.float64] | None = None
     """[B], where the data has weights; likewise the margins."""
     margins: npt.NDArray[np.float64] | None = None
+    labels: npt.NDArray[np.bool_] | None = None
+    """[B, 2], of unpaired rows, two of which take the places of chosen and rejected."""
+    second_tokens: npt.NDArray[np.int32] | None = None
+    """Prompts of the second rows; `second_offsets` [B + 1] into them."""
+    second_offsets: npt.NDArray[np.int64] | None = None
 
     @property
     def optional(self) -> dict[str, npt.NDArray[Any]]:
         """The columns that not every data set has, those that are here, by name."""
-        columns = {"weights": self.weights, "margins": self.margins}
+        columns: dict[str, npt.NDArray[Any] | None] = {
+            "weights": self.weights,
+            "margins": self.margins,
+            "labels": self.labels,
+            "second_tokens": self.second_tokens,
+            "second_offsets": self.second_offsets,
+        }
         return {name: column for name, column in columns.items() if column is not None}
 
 
@@ -131,6 +145,12 @@ class PreferenceDataset(Sequence[TokenizedPair]):
         """Tokens of every pair's prompt, chosen and rejected response, int64 [B, 3]."""
         return np.diff(self.arrays.offsets).reshape(-1, 3)
 
+    def prompt_lengths_B2(self) -> npt.NDArray[np.int64]:
+        """Tokens of the prompt on either side, int64 [B, 2]."""
+        first_B = self.lengths_B3()[:, 0]
+        second = self.arrays.second_offsets
+        return np.stack([first_B, first_B if second is None else np.diff(second)], axis=1)
+
     def _pair(self, index: int) -> TokenizedPair:
         arrays = self.arrays
         prompt, chosen, rejected = (
@@ -151,7 +171,17 @@ class PreferenceDataset(Sequence[TokenizedPair]):
             json.loads(arrays.metas[index]),
             None if arrays.weights is None else float(arrays.weights[index]),
             None if arrays.margins is None else float(arrays.margins[index]),
+            *self._second(index),
         )
+
+    def _second(self, index: int) -> tuple[tuple[bool, bool] | None, tuple[int, ...] | None]:
+        """Labels and second prompt, of unpaired rows."""
+        arrays = self.arrays
+        if arrays.labels is None or arrays.second_tokens is None or arrays.second_offsets is None:
+            return None, None
+        one, other = arrays.labels[index].tolist()
+        start, stop = arrays.second_offsets[index : index + 2]
+        return (one, other), tuple(arrays.second_tokens[start:stop].tolist())
 
     def _fingerprint(self) -> str:
         arrays = self.arrays
@@ -202,13 +232,16 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
     """Columns of pairs, in memory.
 
     Raises:
-        ValueError: a pair has an empty prompt or response, or some have a weight and others none.
+        ValueError: a pair has an empty prompt or response, or some have a weight and others none,
+            or some are unpaired rows.
     """
     tokens, offsets, scores, complete = array("i"), array("q", [0]), array("d"), array("b")
     ids: list[str] = []
     metas: list[str] = []
     weights: list[float | None] = []
     margins: list[float | None] = []
+    labels: list[tuple[bool, bool]] = []
+    seconds, second_offsets = array("i"), array("q", [0])
     for pair in pairs:
         for response in (pair.chosen, pair.rejected):
             if not response.ids or not pair.prompt_ids:
@@ -221,8 +254,19 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
             scores.append(float("nan") if value is None else value)
         weights.append(pair.weight)
         margins.append(pair.margin)
+        if pair.labels is not None:
+            labels.append(pair.labels)
+            seconds.extend(pair.rejected_prompt_ids)
+            second_offsets.append(len(seconds))
         ids.append(pair.id)
         metas.append(json.dumps(pair.meta, sort_keys=True, default=str))
+    if len(labels) not in (0, len(ids)):
+        raise ValueError(f"{len(ids)} items, of which {len(labels)} are unpaired rows")
+    unpaired = {
+        "labels": np.array(labels, dtype=np.bool_).reshape(-1, 2),
+        "second_tokens": np.array(seconds, dtype=np.int32),
+        "second_offsets": np.array(second_offsets, dtype=np.int64),
+    }
     return PairArrays(
         np.array(tokens, dtype=np.int32),
         np.array(offsets, dtype=np.int64),
@@ -232,6 +276,7 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         metas,
         _numbers(weights, "weight"),
         _numbers(margins, "margin"),
+        **(unpaired if labels else {}),
     )
 
 

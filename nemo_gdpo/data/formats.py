@@ -108,6 +108,30 @@ def from_nemo_rl(row: Row) -> RawPair:
     )
 
 
+def from_unpaired(row: Row, threshold: float | None) -> RawPair:
+    """One response with its own label: `prompt`, `response` (or `completion`, as TRL has it), and
+    `label` (true or false), or a `score` that is compared with `threshold`.
+
+    The response stands in both places.
+    """
+    name = "completion" if "completion" in row.data else "response"
+    response = field(row, name)
+    prompt, response, _ = split_prompt(row, field(row, "prompt"), response, response)
+    verdict = "label" if threshold is None else "score"
+    value = field(row, verdict)
+    if threshold is not None:
+        value = (score(row, verdict) or 0.0) >= threshold
+    if not isinstance(value, bool):
+        raise UserError(
+            f"{row.where}: 'label' is not true or false; write it so, or give a score and set "
+            "data.label_threshold"
+        )
+    meta = rest(row, ("prompt", name, verdict))
+    return RawPair(
+        explicit_id(row), prompt, response, response, meta=meta, where=row.where, label=value
+    )
+
+
 Converter = Callable[[Row], RawPair]
 
 FORMATS: dict[str, Converter] = {
@@ -136,6 +160,15 @@ def detect_format(row: Row) -> str:
         if presets.looks_like_hh(row):
             return "anthropic_hh"
         return "trl"
+    if (
+        "prompt" in columns
+        and {"response", "completion"} & columns
+        and {"label", "score"} & columns
+    ):
+        raise UserError(
+            f"{row.where}: rows of one response each, which only data.format=unpaired reads, and "
+            "with objective=gdpo and objective.balance=db or subtb only; set it"
+        )
     if {"prompt", "text", "reward"} <= columns or presets.looks_like_tldr_json(row):
         return "odpo_json"
     raise UserError(

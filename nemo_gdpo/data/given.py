@@ -20,17 +20,26 @@ class PairColumns:
 
     weight: str | None = None
     margin: str | None = None
+    threshold: float | None = None
+    """Score from which on an unpaired row is a good one; None reads its `label`."""
+    group_size: int | None = None
+    """Answers in each row of the format `groups`."""
 
     @classmethod
     def of(cls, data: DataConfig) -> PairColumns:
         """Those of a configuration."""
-        return cls(data.weight_column, data.margin_column)
+        return cls(data.weight_column, data.margin_column, data.label_threshold, data.group_size)
 
-    def settings(self) -> dict[str, str]:
-        """Key -> column of those that are read; nothing of the others: what was made without them
+    def settings(self) -> dict[str, str | float]:
+        """Key -> value of those that are read; nothing of the others: what was made without them
         before they were known stays what it was."""
-        named = {"weight_column": self.weight, "margin_column": self.margin}
-        return {key: column for key, column in named.items() if column is not None}
+        named: dict[str, str | float | None] = {
+            "weight_column": self.weight,
+            "margin_column": self.margin,
+            "label_threshold": self.threshold,
+            "group_size": self.group_size,
+        }
+        return {key: value for key, value in named.items() if value is not None}
 
     def refuse(self, format: str, path: object) -> None:
         """Refuse a format whose rows are no pairs.
@@ -50,7 +59,7 @@ class PairColumns:
             BadPairError: a number is negative or not finite, or null.
             UserError: a column is missing, or holds no number.
         """
-        columns = tuple(self.settings().values())
+        columns = [name for name in (self.weight, self.margin) if name is not None]
         if not columns:
             return row, None, None
         data = {key: value for key, value in row.data.items() if key not in columns}

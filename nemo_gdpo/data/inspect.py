@@ -21,10 +21,11 @@ from nemo_gdpo.data.from_config import SPLITS, SplitName, build_split
 from nemo_gdpo.data.given import PairColumns
 from nemo_gdpo.data.prepared import is_prepared
 from nemo_gdpo.data.readers import read_pairs
-from nemo_gdpo.data.repeats import Repeats, shared_in_words
+from nemo_gdpo.data.repeats import Repeats, pair_keys_of, shared_in_words
 from nemo_gdpo.data.templates import PairEncoder, read_template
 from nemo_gdpo.data.tokenize import Limits, TokenizeStats, no_pair_is_left, tokenize_pairs
 from nemo_gdpo.data.types import ReadStats
+from nemo_gdpo.data.unpaired import two_by_two
 from nemo_gdpo.errors import UserError
 
 FIRST_ROWS = 1000
@@ -167,7 +168,7 @@ def _read(
         split.stats.pairs = sum(1 for _ in raw)
         return
     tokens = tokenize_pairs(
-        raw,
+        two_by_two(raw),
         encoder,
         limits,
         on_bad_pair=data.on_bad_pair,
@@ -204,5 +205,6 @@ def repeats_of(data: PreferenceDataset) -> Repeats:
     """The pairs of a whole data set, for what two splits share."""
     found = Repeats()
     for pair in data:
-        found.add(pair.prompt_ids, pair.chosen.ids, pair.rejected.ids, f"pair {pair.id!r}")
+        for key, opposite in pair_keys_of(pair):
+            found.add_keys(key, opposite, f"pair {pair.id!r}")
     return found

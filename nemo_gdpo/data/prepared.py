@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from nemo_gdpo.data.dataset import OPTIONAL, PairArrays, PreferenceDataset
+from nemo_gdpo.data.dataset import PairArrays, PreferenceDataset
 from nemo_gdpo.data.names import NameColumn, line_of, read_names
 from nemo_gdpo.data.tokenize import TokenizeStats
 from nemo_gdpo.errors import RunError, UserError
@@ -170,12 +170,13 @@ def _read_arrays(path: Path) -> PairArrays:
     columns = map_columns(path / "pairs.safetensors")
     names = read_names(path / "pairs.jsonl")
     shapes = {name: column.shape for name, column in columns.items()}
-    lengths = {shapes[name] for name in OPTIONAL if name in shapes}
-    if (
-        lengths - {(len(names),)}
-        or shapes["offsets"] != (3 * len(names) + 1,)
-        or shapes["scores"] != (len(names), 2)
-    ):
+    count = len(names)
+    optional = {
+        "weights": (count,), "margins": (count,), "labels": (count, 2),
+        "second_offsets": (count + 1,),
+    }  # fmt: skip
+    other = [name for name, shape in optional.items() if shapes.get(name, shape) != shape]
+    if other or shapes["offsets"] != (3 * len(names) + 1,) or shapes["scores"] != (len(names), 2):
         raise ValueError("pairs.jsonl and pairs.safetensors differ in length")
     return PairArrays(ids=NameColumn(names, "id"), metas=NameColumn(names, "meta"), **columns)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from typing import Any
 from nemo_gdpo.config.hub import may_be_hub_name
 from nemo_gdpo.data.checks import check_pair, refuse_half_characters
 from nemo_gdpo.data.faults import Faults
-from nemo_gdpo.data.formats import FORMATS, detect_format
+from nemo_gdpo.data.formats import FORMATS, Converter, detect_format, from_unpaired
 from nemo_gdpo.data.given import PairColumns
+from nemo_gdpo.data.groups import from_group
 from nemo_gdpo.data.odpo_json import read_odpo_json
 from nemo_gdpo.data.places import UsedNames
 from nemo_gdpo.data.types import RawPair, ReadStats, Row
@@ -29,7 +31,8 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.jsonl import Take, read_objects, refuse, refuse_other_kinds
 from nemo_gdpo.io.text import shown
 
-FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json"]))
+UNPAIRED, GROUPS = "unpaired", "groups"
+FORMAT_NAMES = ("auto", *sorted([*FORMATS, "odpo_json", UNPAIRED, GROUPS]))
 
 
 def read_pairs(
@@ -44,7 +47,7 @@ def read_pairs(
     limit: int | None = None,
     columns: PairColumns = PairColumns(),  # noqa: B008 - it does not change
 ) -> Iterator[RawPair]:
-    """Yield the pairs of a file, a directory or a hub data set, checked.
+    """Yield the pairs of a file, a directory or a hub data set, checked; or its unpaired rows.
 
     Args:
         path: `.jsonl`/`.json`/`.ndjson`/`.parquet` file; a directory written by
@@ -107,7 +110,13 @@ def _raw_pairs(
         columns.refuse(format, path)
         yield from read_odpo_json(path, stats, faults.take)
         return
-    convert = None if format == "auto" else FORMATS[format]
+    if format == GROUPS:
+        yield from read_groups(path, split, columns.group_size, faults, limit)
+        return
+    if format == UNPAIRED:
+        convert: Converter | None = partial(from_unpaired, threshold=columns.threshold)
+    else:
+        convert = None if format == "auto" else FORMATS[format]
     for row in islice(read_rows(path, split=split, take=faults.take), limit):
         if convert is None:
             name = detect_format(row)
@@ -119,6 +128,17 @@ def _raw_pairs(
         try:
             bare, weight, margin = columns.take(row)
             yield replace(convert(bare), weight=weight, margin=margin)
+        except UserError as error:
+            faults.take(error)
+
+
+def read_groups(
+    path: str | Path, split: str, size: int | None, faults: Faults, limit: int | None
+) -> Iterator[RawPair]:
+    """Two answers at a time of rows that have `size` of them each; see `formats.from_group`."""
+    for row in islice(read_rows(path, split=split, take=faults.take), limit):
+        try:
+            yield from from_group(row, size)
         except UserError as error:
             faults.take(error)
 

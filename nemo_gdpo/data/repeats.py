@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nemo_gdpo.data.places import PlaceTable
+from nemo_gdpo.data.types import TokenizedPair
 
 
 def pair_keys(
@@ -15,6 +16,23 @@ def pair_keys(
     Python's hash of numbers is the same in every process of the same Python.
     """
     return hash((prompt, chosen, rejected)), hash((prompt, rejected, chosen))
+
+
+def pair_keys_of(pair: TokenizedPair) -> list[tuple[int, int]]:
+    """`pair_keys` of a pair; of unpaired rows the hash of each, and of it with the other label."""
+    if pair.labels is None:
+        return [pair_keys(pair.prompt_ids, pair.chosen.ids, pair.rejected.ids)]
+    rows = zip(pair.sequences, pair.labels, strict=True)
+    keys = [
+        (hash((prompt, said.ids, label)), hash((prompt, said.ids, not label)))
+        for (prompt, said), label in rows
+    ]
+    # The last of an odd number stands on both sides.
+    return keys[:1] if pair.weight == HALF else keys
+
+
+HALF = 0.5
+"""Weight of an unpaired row that stands on both sides of its place."""
 
 
 @dataclass

@@ -33,7 +33,7 @@ def share_batch(
     Raises:
         UserError: the pairs do not fit.
     """
-    sequences = [(*ids_and_labels(pair, pair.chosen), 0) for pair in pairs]
+    sequences = [(*ids_and_labels(pair.prompt_ids, pair.chosen), 0) for pair in pairs]
     for pair in pairs:
         ids = [pair.prompt_ids[-1], *pair.rejected.ids]
         labels = [*pair.rejected.ids, IGNORE]

@@ -55,6 +55,7 @@ class Spool:
         self._output = output if self._place in _parents(output) else None
         self._tokens = 0
         self._pairs = 0
+        self._second_tokens = 0
         try:
             self._files = {name: self._file() for name in (*_COLUMNS, "names")}
             self._files["offsets"].write(np.zeros(1, dtype=np.int64).tobytes())
@@ -88,10 +89,15 @@ class Spool:
             "scores": chunk.scores,
             **chunk.optional,
         }
+        if chunk.second_offsets is not None and chunk.second_tokens is not None:
+            columns["second_offsets"] = chunk.second_offsets[1:] + self._second_tokens
+            self._second_tokens += len(chunk.second_tokens)
         try:
             for name, column in columns.items():
                 if name not in self._files:
                     self._files[name] = self._file()
+                    if name == "second_offsets":
+                        self._files[name].write(np.zeros(1, dtype=np.int64).tobytes())
                 self._files[name].write(column.tobytes())
             lines = (line_of(*row) for row in zip(chunk.ids, chunk.metas, strict=True))
             self._files["names"].write(b"".join(lines))
@@ -110,7 +116,11 @@ class Spool:
             "tokens": (self._tokens,), "offsets": (3 * self._pairs + 1,),
             "complete": (self._pairs, 2), "scores": (self._pairs, 2),
         }  # fmt: skip
-        shapes |= {name: (self._pairs,) for name in OPTIONAL if name in self._files}
+        optional = {
+            "weights": (self._pairs,), "margins": (self._pairs,), "labels": (self._pairs, 2),
+            "second_tokens": (self._second_tokens,), "second_offsets": (self._pairs + 1,),
+        }  # fmt: skip
+        shapes |= {name: optional[name] for name in OPTIONAL if name in self._files}
         try:
             mapped = {name: self._map(name, shape) for name, shape in shapes.items()}
             names = NameFile(self._files["names"])

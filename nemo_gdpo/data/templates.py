@@ -231,13 +231,30 @@ class PairEncoder:
             BadPairError: the text holds a special token, or no text is left, or none that differs.
             UserError: the template does not do what the module's docstring demands.
         """
+        prompt_ids, (chosen, rejected) = self._encoded(
+            pair, {"chosen": pair.chosen, "rejected": pair.rejected}
+        )
+        if chosen == rejected and pair.is_ordered:
+            raise BadPairError(
+                pair.place, "identical chosen and rejected", "the same tokens after the template"
+            )
+        return prompt_ids, chosen, rejected
+
+    def encode_row(self, pair: RawPair) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(prompt, response) ids of an unpaired row; see `encode_pair`."""
+        prompt_ids, (response,) = self._encoded(pair, {"response": pair.chosen})
+        return prompt_ids, response
+
+    def _encoded(
+        self, pair: RawPair, said: dict[str, str | Messages]
+    ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        """Ids of the prompt and of responses, which have names for messages."""
         where = pair.place
-        self._refuse_special_tokens(pair, where)
+        self._refuse_special_tokens(pair.prompt, said, where)
         prompt_ids = self._pair_prompt(pair, where)
         try:
             responses = [
-                self._response(pair, prompt_ids, response, where)
-                for response in (pair.chosen, pair.rejected)
+                self._response(pair, prompt_ids, response, where) for response in said.values()
             ]
         except BadPairError:
             raise
@@ -249,11 +266,7 @@ class PairEncoder:
             raise BadPairError(where, "empty prompt", "no token, and the tokenizer adds no BOS")
         if any(len(ids) < 2 for ids in responses):
             raise BadPairError(where, "empty response", "nothing is left of it after the template")
-        if responses[0] == responses[1]:
-            raise BadPairError(
-                where, "identical chosen and rejected", "the same tokens after the template"
-            )
-        return prompt_ids, responses[0], responses[1]
+        return prompt_ids, responses
 
     def _pair_prompt(self, pair: RawPair, where: str) -> tuple[int, ...]:
         try:
@@ -366,20 +379,19 @@ class PairEncoder:
             ) from None
         return str(text)
 
-    def _refuse_special_tokens(self, pair: RawPair, where: str) -> None:
+    def _refuse_special_tokens(
+        self, prompt: str | Messages, said: dict[str, str | Messages], where: str
+    ) -> None:
         """Text that spells a special token would be read as one: a forged turn, an early end."""
         parts: list[tuple[str, str]] = []
-        if isinstance(pair.prompt, str):
+        if isinstance(prompt, str):
             # A text prompt may carry its own rendered template; only its responses are checked.
             end = self.tokenizer.eos_token or ""
-            for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            for name, response in said.items():
                 parts.append((name, response_text(response).removesuffix(end)))
         else:
-            parts = [("prompt", turn["content"]) for turn in pair.prompt]
-            parts += [
-                ("chosen", response_text(pair.chosen)),
-                ("rejected", response_text(pair.rejected)),
-            ]
+            parts = [("prompt", turn["content"]) for turn in prompt]
+            parts += [(name, response_text(response)) for name, response in said.items()]
         for name, text in parts:
             for token in self.special_tokens:
                 if token in text:

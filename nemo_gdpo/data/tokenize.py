@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_gdpo.data.faults import Faults
-from nemo_gdpo.data.repeats import Repeats, pair_keys
+from nemo_gdpo.data.repeats import HALF, Repeats, pair_keys, pair_keys_of
 from nemo_gdpo.data.templates import PairEncoder
 from nemo_gdpo.data.types import RawPair, ReadStats, TokenizedPair, TokenizedResponse
 from nemo_gdpo.errors import UserError
@@ -123,8 +123,10 @@ class Outcome:
     """The token that its responses end in; None: it was refused before that was known."""
     error: UserError | None = None
     """Why it is left out."""
-    keys: tuple[int, int] | None = None
-    """See `pair_keys`; None: the limit cut the responses before they differ."""
+    keys: tuple[tuple[int, int], ...] | None = None
+    """See `pair_keys_of`; None: the limit cut the responses before they differ."""
+    other_error: UserError | None = None
+    """Of the second of two unpaired rows. The one without an error is kept."""
     prompt_is_cut: bool = False
     responses_cut: int = 0
     prompt_tokens: int = 0
@@ -157,17 +159,17 @@ class Tally:
         if stats.end_token_id is None:
             stats.end_token_id = outcome.end_token_id
         elif outcome.end_token_id not in (None, stats.end_token_id):
-            error = UserError(
-                f"{place}: text and messages end in different tokens with this tokenizer; "
-                "give all pairs as text or all as messages"
-            )
-        if error is not None:
-            self._faults.take(error)
+            error = UserError(two_ends(place))
+        for found in (error, outcome.other_error):
+            if found is not None:
+                self._faults.take(found)
+        if outcome.keys is None and (error or outcome.other_error):
             return False
         if outcome.keys is None:
             stats.identical_after_cut += 1
             return False
-        self._repeats.add_keys(*outcome.keys, place)
+        for key, opposite in outcome.keys:
+            self._repeats.add_keys(key, opposite, place)
         stats.repeated = self._repeats.repeated
         stats.contradictory = self._repeats.contradictory
         stats.pairs += 1
@@ -176,6 +178,14 @@ class Tally:
         stats.prompt_tokens += outcome.prompt_tokens
         stats.response_tokens += outcome.response_tokens
         return True
+
+
+def two_ends(place: str) -> str:
+    """What is wrong with a row that ends in another token than those before it."""
+    return (
+        f"{place}: text and messages end in different tokens with this tokenizer; give all pairs "
+        "as text or all as messages"
+    )
 
 
 def no_pair_is_left(path: str | Path, stats: TokenizeStats) -> str:
@@ -191,6 +201,8 @@ def encode(
     pair: RawPair, encoder: PairEncoder, limits: Limits
 ) -> tuple[Outcome, TokenizedPair | None]:
     """One pair through the template, cut to size; no pair where it is to be left out."""
+    if pair.label is not None:
+        return _encode_rows(pair, encoder, limits)
     end = None
     try:
         prompt, *responses = encoder.encode_pair(pair)
@@ -198,11 +210,13 @@ def encode(
         short_prompt, chosen, rejected = _cut(pair, prompt, responses, encoder, limits)
     except UserError as error:
         return Outcome(end, error), None
-    if chosen.ids == rejected.ids:
+    if chosen.ids == rejected.ids and pair.is_ordered:
         return Outcome(end), None
+    keys = (pair_keys(short_prompt, chosen.ids, rejected.ids),)
     outcome = Outcome(
         end,
-        keys=pair_keys(short_prompt, chosen.ids, rejected.ids),
+        # Answers of a group may be alike: they were sampled.
+        keys=keys if pair.is_ordered else (),
         prompt_is_cut=short_prompt != prompt,
         responses_cut=(not chosen.complete) + (not rejected.complete),
         prompt_tokens=len(short_prompt),
@@ -219,6 +233,59 @@ def encode(
         pair.weight,
         pair.margin,
     )
+
+
+def _encode_rows(
+    pair: RawPair, encoder: PairEncoder, limits: Limits
+) -> tuple[Outcome, TokenizedPair | None]:
+    """Two unpaired rows in one place; one that is alone, or whose partner is bad, stands there
+    twice with half the weight, so that it counts as every other."""
+    rows: list[tuple[RawPair, tuple[int, ...], bool, TokenizedResponse]] = []
+    errors: list[UserError | None] = []
+    end = None
+    for one in (pair, pair.partner):
+        if one is None:
+            continue
+        errors.append(None)
+        try:
+            prompt, response = encoder.encode_row(one)
+            own_end = encoder.end_token_id(one)
+            if end not in (None, own_end):
+                raise UserError(two_ends(one.place))
+            end = own_end
+            short, said, _ = _cut(one, prompt, (response, response), encoder, limits)
+            rows.append((one, short, short != prompt, said))
+        except UserError as error:
+            errors[-1] = error
+    other_error = errors[1] if len(errors) > 1 else None
+    if not rows:
+        return Outcome(end, errors[0], other_error=other_error), None
+    (first, prompt, _, said), (second, second_prompt, _, other) = rows[0], rows[-1]
+    assert first.label is not None
+    assert second.label is not None
+    alone = len(rows) == 1
+    metas = {"first": dict(first.meta), "second": dict(second.meta)}
+    found = TokenizedPair(
+        first.id if alone else f"{first.id}+{second.id}",
+        prompt,
+        said,
+        other,
+        meta=dict(first.meta) if alone else metas if any(metas.values()) else {},
+        weight=HALF if alone else 1.0,
+        labels=(first.label, second.label),
+        second_prompt_ids=second_prompt,
+    )
+    outcome = Outcome(
+        end,
+        errors[0],
+        keys=tuple(pair_keys_of(found)),
+        prompt_is_cut=any(cut for _, _, cut, _ in rows),
+        responses_cut=sum(not each.complete for *_, each in rows),
+        prompt_tokens=sum(len(each) for _, each, _, _ in rows),
+        response_tokens=sum(len(each.ids) for *_, each in rows),
+        other_error=other_error,
+    )
+    return outcome, found
 
 
 def _cut(

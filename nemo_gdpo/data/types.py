@@ -34,6 +34,12 @@ class RawPair:
     """Factor of its loss, where a column of weights is read."""
     margin: float | None = None
     """What its log-ratio is to exceed, where a column of margins is read."""
+    is_ordered: bool = True
+    """False: two answers of a group, none of which is preferred to the other."""
+    label: bool | None = None
+    """Of an unpaired row, whose response stands in both places: whether it is a good one."""
+    partner: RawPair | None = None
+    """The unpaired row that shares this one's place in the batch; None: it stands alone."""
 
     @property
     def place(self) -> str:
@@ -63,6 +69,20 @@ class TokenizedPair:
     meta: dict[str, Any] = field(default_factory=dict)
     weight: float | None = None
     margin: float | None = None
+    labels: tuple[bool, bool] | None = None
+    """Of two unpaired rows in the places of chosen and rejected; None: a pair."""
+    second_prompt_ids: tuple[int, ...] | None = None
+    """Prompt of the second of them; None: both responses have one prompt."""
+
+    @property
+    def rejected_prompt_ids(self) -> tuple[int, ...]:
+        """Prompt of the rejected response, or of the second row."""
+        return self.prompt_ids if self.second_prompt_ids is None else self.second_prompt_ids
+
+    @property
+    def sequences(self) -> tuple[tuple[tuple[int, ...], TokenizedResponse], ...]:
+        """(prompt, response) of both sides."""
+        return (self.prompt_ids, self.chosen), (self.rejected_prompt_ids, self.rejected)
 
 
 @dataclass(frozen=True)

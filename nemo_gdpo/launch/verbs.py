@@ -324,6 +324,25 @@ annotators agree. --json: JSON alone.
         ),
     ),
     Verb(
+        "pairs",
+        "make preference pairs of what was sampled",
+        """\
+usage: nemo-gdpo pairs pairs.generations=DIR pairs.rewards=[KIND] output_dir=DIR
+         [key=value] ... [--config FILE] [--cfg job [--resolve]]
+
+Makes preference pairs of what `nemo-gdpo generate` wrote, by scores from a reward, a file or a
+field of the rows: best against worst, DivPO, or as in REDIPO. output_dir gets pairs.jsonl, which
+data.train_path takes, and stats.json, which counts the prompts without a pair and why.
+
+  nemo-gdpo pairs pairs.generations=runs/samples pairs.method=divpo pairs.rewards=[vader] \\
+    output_dir=runs/pairs
+""",
+        "nemo_gdpo.pairing.cli:run",
+        "nemo_gdpo.config.pairs:PAIRS",
+        stopped="stopped by {signal}; nothing was written but what models computed, and the same "
+        "command goes on from there",
+    ),
+    Verb(
         "doctor",
         "what is installed here and what this machine can do",
         "",

@@ -46,15 +46,21 @@ class PreferenceMicroBatch:
 
     @property
     def targets(self) -> PairTargets:
-        """What the data says of the pairs, and which of them are one group."""
+        """What the data says of the pairs, which of them are one group, and what people said."""
         rows, group_B = self.rows, None
         if self.pairs_of_group > 1:
             # Sentinels, at -1, are a group of their own.
             group_B = self.batch_index_B.div(self.pairs_of_group, rounding_mode="floor")
         return PairTargets(
-            rows.chosen_score_B, rows.rejected_score_B, rows.weight_B, rows.margin_B, group_B,
-            self.oracle_B,
-        )  # fmt: skip
+            chosen_score_N=rows.chosen_score_B,
+            rejected_score_N=rows.rejected_score_B,
+            weight_N=rows.weight_B,
+            margin_N=rows.margin_B,
+            chosen_label_N=rows.chosen_label_B,
+            rejected_label_N=rows.rejected_label_B,
+            group_N=group_B,
+            oracle_N=self.oracle_B,
+        )
 
 
 COLUMNS = ("label", "eos", "tempered_eos")

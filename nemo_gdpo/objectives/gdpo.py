@@ -98,28 +98,49 @@ class GDPO(GDPOSettings, PairwiseObjective):
     def pair_losses_at_reference(self, pairs: Step0Inputs) -> Tensor | None:
         """Loss of each pair when policy and reference are equal, float64 [N].
 
-        Only the last transition of a complete rejected response misses balance, by its log-reward
+        Only the last transition of a complete bad response misses balance, by its log-reward
         alpha * c - m. Not known (None) with the release's token-wise reward, or with a tempered
         EOS, where equality does not mean balance.
         """
         if self.reward != "cumulative" or self.eos_temperature != 1.0:
             return None
-        _, bonus_N = self._bonuses(PairTargets(margin_N=pairs.margin_N), zeros_of(pairs))
-        strength_N = bonus_N.square()
-        counts_N = pairs.rejected_complete_N.double()
+        given = PairTargets(
+            margin_N=pairs.margin_N,
+            chosen_label_N=pairs.chosen_label_N,
+            rejected_label_N=pairs.rejected_label_N,
+        )
+        chosen_N, rejected_N = self._bonuses(given, zeros_of(pairs))
+        rejected_N = rejected_N * pairs.rejected_complete_N
         if self.balance == "tb":
-            return strength_N * counts_N
-        transitions_N = pairs.rejected_length_N - 1
-        counts_N = counts_N * (transitions_N > 0)
+            return rejected_N.square()
+        loss_N = self._unbalanced_end(rejected_N, pairs.rejected_length_N)
+        if pairs.chosen_label_N is not None:
+            assert pairs.chosen_complete_N is not None
+            assert pairs.chosen_length_N is not None
+            chosen_N = chosen_N * pairs.chosen_complete_N
+            loss_N = loss_N + self._unbalanced_end(chosen_N, pairs.chosen_length_N)
+        return loss_N / 2
+
+    def _unbalanced_end(self, bonus_N: Tensor, length_N: Tensor) -> Tensor:
+        """Loss of responses that balance but for the last transition, if they have one; [N]."""
+        transitions_N = length_N - 1
         if self.balance == "db":
-            return strength_N * counts_N / 2
+            return bonus_N.square() * (transitions_N > 0)
         shares = [share_that_ends(n, self.subtb_lambda) for n in transitions_N.tolist()]
-        return strength_N * counts_N * torch.tensor(shares, dtype=torch.float64) / 2
+        return bonus_N.square() * torch.tensor(shares, dtype=torch.float64)
 
     def _bonuses(self, targets: PairTargets, like_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-reward of complete chosen and of complete rejected responses, each [N]."""
+        """Log-reward of complete chosen and of complete rejected responses, each [N].
+
+        Unpaired rows, two of which stand there, have that of their own label.
+        """
         good_N = torch.zeros_like(like_N)
         bad_N = torch.full_like(like_N, self.alpha * self.rejected_log_reward)
+        if targets.chosen_label_N is not None and targets.rejected_label_N is not None:
+            return (
+                torch.where(targets.chosen_label_N, good_N, bad_N),
+                torch.where(targets.rejected_label_N, good_N, bad_N),
+            )
         return good_N, less_margin(bad_N, targets.margin_N)
 
     def _path(self, policy: TokenLogps, reference: TokenLogps, bonus_N: Tensor) -> FlowPath:

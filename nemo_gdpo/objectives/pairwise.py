@@ -81,12 +81,14 @@ class PairwiseObjective(ObjectiveSettings):
         Weights are not normalised: callers divide the sum by the number of pairs.
 
         Raises:
-            ValueError: a margin that this objective has no meaning for, or the inputs do not fit
-                together.
+            ValueError: unpaired rows or a margin that this objective has no meaning for, or the
+                inputs do not fit together.
         """
         refusal = self.margin_refusal()
         if targets.margin_N is not None and refusal is not None:
             raise ValueError(f"a given margin: {refusal}")
+        if targets.chosen_label_N is not None and not self.takes_unpaired:
+            raise ValueError("unpaired rows: this objective compares two responses to one prompt")
         output = self.pair_losses(policy, reference, targets)
         for name, given_N in (("weight", targets.weight_N), ("margin", targets.margin_N)):
             if given_N is not None and given_N.shape != output.loss_N.shape:

@@ -105,6 +105,10 @@ class PairTargets:
     """Factor of the pair's loss, not negative; None is 1."""
     margin_N: Tensor | None = None
     """How much more of the objective's own log-ratio is asked for, not negative; None is 0."""
+    chosen_label_N: Tensor | None = None
+    """bool, of unpaired rows, two of which stand in the places of chosen and rejected: whether the
+    response is a good one. None: a pair."""
+    rejected_label_N: Tensor | None = None
     group_N: Tensor | None = None
     """int64: pairs with one number are answers to one prompt, and one group; None: none are."""
     oracle_N: Tensor | None = None
@@ -146,6 +150,9 @@ class Step0Inputs:
     """float, where the data has weights."""
     margin_N: Tensor | None = None
     """float, where the data has margins."""
+    chosen_label_N: Tensor | None = None
+    """bool, of unpaired rows, as in `PairTargets`."""
+    rejected_label_N: Tensor | None = None
 
 
 class Objective(Protocol):

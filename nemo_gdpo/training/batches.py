@@ -100,13 +100,14 @@ class BatchBuilder:
 
     def _sequences(self, pair: TokenizedPair) -> tuple[int, int]:
         """Tokens of both sequences of a pair."""
-        prompt = len(pair.prompt_ids)
-        return prompt + len(pair.chosen.ids), prompt + len(pair.rejected.ids)
+        first, second = (len(prompt) + len(said.ids) for prompt, said in pair.sequences)
+        return first, second
 
     def packed_length(self, pair: TokenizedPair) -> int:
         """Positions that a pair takes in a packed row."""
         return length_in_row(
-            len(pair.prompt_ids), len(pair.chosen.ids), len(pair.rejected.ids),
+            tuple(len(prompt) for prompt, _ in pair.sequences),
+            len(pair.chosen.ids), len(pair.rejected.ids),
             context=self.layout.context, prefix_sharing=self.prefix_sharing,
         )  # fmt: skip
 

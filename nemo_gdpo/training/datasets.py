@@ -54,6 +54,12 @@ def refuse_tokens_beyond(data: PreferenceDataset, vocab_size: int, where: str) -
     Raises:
         UserError: there is one; the first is named.
     """
+    second = data.arrays.second_tokens
+    if second is not None and second.max() >= vocab_size:
+        raise UserError(
+            f"{where}: a prompt has token {second.max()}, and the model's embedding only "
+            f"{vocab_size} rows; tokenise the data with this model's tokenizer"
+        )
     tokens = data.arrays.tokens
     for start in range(0, len(tokens), BLOCK):
         block = tokens[start : start + BLOCK]

@@ -161,8 +161,9 @@ def _of_batch(
     slots = [sum(width * one.length for one in share) for share in done]
     labels = sum(_labels(pair) for pair in pairs)
     prompts = sum(len(pair.prompt_ids) for pair in pairs)
+    of_both = sum(len(prompt) for pair in pairs for prompt, _ in pair.sequences)
     return (
-        len(pairs), 2 * prompts + labels, prompts - len(pairs), labels,
+        len(pairs), of_both + labels, prompts - len(pairs), labels,
         flops.of_pairs(pairs, prefix_sharing=config.data.prefix_sharing),
         flops.attention_of_pairs(pairs, prefix_sharing=config.data.prefix_sharing),
         sum(slots), each[busiest], attention[busiest], max(slots),

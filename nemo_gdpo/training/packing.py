@@ -19,9 +19,10 @@ def refuse_long_pairs(config: RunConfig, data: PreferenceDataset) -> None:
     capacity = packed_row(config)
     if capacity is None or not len(data):
         return
-    prompt_B, chosen_B, rejected_B = data.lengths_B3().T
+    _, chosen_B, rejected_B = data.lengths_B3().T
+    first_B, second_B = data.prompt_lengths_B2().T
     pairs_B = length_in_row(
-        prompt_B, chosen_B, rejected_B,
+        (first_B, second_B), chosen_B, rejected_B,
         context=config.model.context_parallel_size, prefix_sharing=config.data.prefix_sharing,
     )  # fmt: skip
     together = config.data.pairs_of_group

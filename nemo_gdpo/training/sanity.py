@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nemo_gdpo.data.collate import given
+from nemo_gdpo.data.collate import given, labels_of
 from nemo_gdpo.data.types import TokenizedPair
 from nemo_gdpo.errors import RunError
 from nemo_gdpo.objectives import Objective, Step0Inputs
@@ -59,10 +59,12 @@ def step0_inputs(
         chosen_score_N=torch.tensor([chosen for chosen, _ in scores]) if graded else None,
         rejected_score_N=torch.tensor([rejected for _, rejected in scores]) if graded else None,
         chosen_length_N=torch.tensor([len(p.chosen.ids) for p in pairs]),
-        chosen_complete_N=torch.tensor([p.chosen.complete for p in pairs]),
         group_N=torch.arange(len(pairs)) // together,
         weight_N=given([p.weight for p in pairs]),
         margin_N=given([p.margin for p in pairs]),
+        chosen_complete_N=torch.tensor([p.chosen.complete for p in pairs]),
+        chosen_label_N=labels_of(pairs, 0),
+        rejected_label_N=labels_of(pairs, 1),
     )
 
 

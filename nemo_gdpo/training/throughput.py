@@ -123,8 +123,8 @@ class FlopCount:
 def _rows(pairs: Iterable[TokenizedPair]) -> Iterator[tuple[int, int]]:
     """(tokens, labels) of both rows of every pair."""
     for pair in pairs:
-        for response in (pair.chosen, pair.rejected):
-            yield len(pair.prompt_ids) + len(response.ids), len(response.ids)
+        for prompt, response in pair.sequences:
+            yield len(prompt) + len(response.ids), len(response.ids)
 
 
 @dataclass(frozen=True)

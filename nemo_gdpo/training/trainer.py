@@ -470,4 +470,4 @@ class PreferenceTrainer:
 
 def _count_tokens(pairs: Sequence[TokenizedPair]) -> int:
     """Tokens of both sequences of every pair."""
-    return sum(2 * len(p.prompt_ids) + len(p.chosen.ids) + len(p.rejected.ids) for p in pairs)
+    return sum(len(prompt) + len(said.ids) for p in pairs for prompt, said in p.sequences)

@@ -31,6 +31,40 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"model__restore_from_path": None}, "model.restore_from_path", "is not set"),
     ({"model__restore_from_path": "/nowhere"}, "model.restore_from_path", "does not exist"),
     ({"data__train_path": None}, "data.train_path", "is not set"),
+    *(
+        (
+            {"data__format": "unpaired", "objective": objective},
+            "data.format",
+            "compares two responses to one prompt, and unpaired rows have one",
+        )
+        for objective in (
+            {"name": "dpo"},
+            {"name": "ipo"},
+            {"name": "odpo"},
+            {"name": "adpo"},
+            {"name": "spl"},
+            {"name": "gdpo", "balance": "tb"},
+        )
+    ),
+    (
+        {
+            "data__format": "unpaired",
+            "data__prefix_sharing": True,
+            "objective": {"name": "gdpo", "balance": "db"},
+        },
+        "data.prefix_sharing",
+        "unpaired rows have no prompt in common",
+    ),
+    (
+        {
+            "data__format": "unpaired",
+            "data__weight_column": "w",
+            "objective": {"name": "gdpo", "balance": "db"},
+        },
+        "data.weight_column",
+        "a row of data.format=unpaired is no pair",
+    ),
+    ({"data__label_threshold": 0.5}, "data.label_threshold", "nothing reads it"),
     (
         {"data__margin_column": "m", "objective": {"name": "adpo"}},
         "data.margin_column",

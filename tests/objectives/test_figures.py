@@ -19,6 +19,7 @@ from nemo_gdpo.objectives import (
     PairTargets,
     TokenLogps,
 )
+from nemo_gdpo.objectives.types import UNKNOWN
 
 from .synthetic import NO_TARGETS, TOY, TOY_REFERENCE, pair_with_margin, row, single
 
@@ -271,6 +272,24 @@ def test_adpo_targets_by_the_sign_of_the_gradient() -> None:
     # 0.1 sigma(-0.5), 0.1 sigma(0.5), 0.1 sigma(-2) twice.
     expected = row(-0.0377541, -0.0622459, -0.0119203, 0.0119203)
     torch.testing.assert_close(label.grad[:, 0], expected, atol=1e-6, rtol=0)
+
+
+def test_adpo_with_people_who_answer() -> None:
+    """beta 0.1, gamma 1.3, h = (5, 5, 5, -20, 5), m = (.5, .5, .5, -2, .5).
+
+    They say chosen, rejected, neither; -20 is sure whatever they say; of the last nobody was asked.
+    Losses .474077, .974077, their mean .724077, .126928, and .474077 at the model's word.
+    """
+    policy, reference = pair_with_margin(5.0, 5.0, 5.0, -20.0, 5.0)
+    said = PairTargets(oracle_N=torch.tensor([1, -1, 0, 1, UNKNOWN], dtype=torch.int8))
+    output = ADPO(beta=0.1, gamma=1.3)(policy, reference, said)
+    for found, expected in zip(
+        output.loss_N, (0.474077, 0.974077, 0.724077, 0.126928, 0.474077), strict=True
+    ):
+        close(found, expected)
+    assert output.metrics["queried"].tolist() == [1, 1, 1, 0, 0]
+    assert output.metrics["label_known"].tolist() == [1, 1, 1, 1, 0]
+    assert output.metrics["pseudo_label_agreement"].tolist() == [0, 0, 0, 0, 0]
 
 
 def test_adpo_without_pseudo_labels() -> None:

@@ -150,3 +150,59 @@ def test_the_loss_at_the_reference_has_both(objective: Objective) -> None:
     )
     assert expected is not None
     assert torch.allclose(objective(reference, reference, targets).loss_N, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["db", "subtb"])
+def test_unpaired_rows_have_the_loss_of_their_own_label(form: str) -> None:
+    """Two rows in a place: the mean of both, of which each is a pair's half with that label."""
+    policy, reference, _ = random_batch(cut_chosen=(0,), cut_rejected=(1,))
+    objective = GDPO(balance=form, alpha=0.5)
+
+    def losses(first: bool, second: bool) -> torch.Tensor:
+        labels = [torch.full((4,), label) for label in (first, second)]
+        targets = PairTargets(chosen_label_N=labels[0], rejected_label_N=labels[1])
+        return objective(policy, reference, targets).loss_N
+
+    pairs = objective(policy, reference, NO_TARGETS).loss_N
+    assert torch.equal(losses(True, False), pairs)
+    turned = objective(
+        replace(policy, chosen=policy.rejected, rejected=policy.chosen),
+        replace(reference, chosen=reference.rejected, rejected=reference.chosen),
+        NO_TARGETS,
+    ).loss_N
+    assert torch.allclose(losses(False, True), turned)
+    both = losses(True, True) + losses(False, False)
+    assert torch.allclose(both, pairs + turned)
+    assert not torch.allclose(losses(True, True), pairs)
+
+
+@pytest.mark.parametrize("form", ["db", "subtb"])
+def test_the_loss_of_unpaired_rows_at_the_reference(form: str) -> None:
+    _, reference, _ = random_batch(cut_chosen=(0,), cut_rejected=(1,))
+    labels = torch.tensor([False, False, True, False]), torch.tensor([True, False, False, False])
+    objective = GDPO(balance=form, alpha=0.5)
+    targets = PairTargets(chosen_label_N=labels[0], rejected_label_N=labels[1])
+    expected = objective.loss_at_reference(
+        Step0Inputs(
+            rejected_length_N=reference.rejected.mask_NT.sum(dim=1),
+            rejected_complete_N=torch.tensor([True, False, True, True]),
+            chosen_logp_N=row(0, 0, 0, 0),
+            rejected_logp_N=row(0, 0, 0, 0),
+            chosen_length_N=reference.chosen.mask_NT.sum(dim=1),
+            chosen_complete_N=torch.tensor([False, True, True, True]),
+            chosen_label_N=labels[0],
+            rejected_label_N=labels[1],
+        )
+    )
+    assert expected is not None
+    assert torch.allclose(objective(reference, reference, targets).loss_N, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", [DPO(), IPO(), ODPO(), ADPO(), SPL(), GDPO(balance="tb")])
+def test_what_compares_two_responses_refuses_unpaired_rows(objective: Objective) -> None:
+    policy, reference, targets = random_batch()
+    good_N = torch.ones(4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="unpaired rows"):
+        objective(
+            policy, reference, replace(targets, chosen_label_N=good_N, rejected_label_N=good_N)
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.parallel.settings import FAMILIES, OBJECTIVES
+from tests.parallel.settings import FAMILIES, GROUPED, OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ PACKED = ("data.packing=true",)
 TIGHT = (*PACKED, "data.pack_tokens=64")
 """Rows that hold two or three of the pairs."""
 SHARED = (*PACKED, "data.prefix_sharing=true")
+GROUPS = ("data.format=groups", "data.group_size=4")
+GROUPED_TIGHTLY = (*PACKED, "data.pack_tokens=128")
+"""Rows that hold two groups of two pairs each, or one."""
 RESIDENT = ("reference=resident",)
 SWAP = ("reference=swap",)
 OFF = ("reference=adapter_off",)
@@ -60,6 +63,9 @@ def recompute(how: str) -> tuple[str, ...]:
 VARIED = ("dpo", "gdpo_db", "gdpo_tb")
 """The objectives that go through every setting: log-probs alone, EOS per position, EOS at the end.
 """
+
+ONE_BY_ONE = ("gdpo_db", "gdpo_subtb")
+"""The objectives that learn from responses one by one."""
 
 
 def _families(
@@ -85,6 +91,10 @@ def _of_data(
     data: str, settings: dict[str, tuple[str, ...]], objectives: tuple[str, ...]
 ) -> list[Case]:
     return [Case(n, one, given, data=data) for n, given in settings.items() for one in objectives]
+
+
+def _groups(settings: dict[str, tuple[str, ...]]) -> list[Case]:
+    return _of_data("groups", {n: GROUPS + s for n, s in settings.items()}, tuple(GROUPED))
 
 
 ADAPTED = ("tied", "qwen2", "gemma3")
@@ -114,6 +124,9 @@ ONE = [
     Case("gate", "gdpo_tb", equal_start=True),
     *_of_data("weighted", {"plain": (), "packed tightly": TIGHT, "shared": SHARED}, VARIED),
     *_of_data("weights of one", {"plain": ()}, VARIED),
+    *_of_data("rows of pairs", {"plain": ()}, ONE_BY_ONE),
+    *_of_data("unpaired", {"plain": (), "packed": PACKED, "packed tightly": TIGHT}, ONE_BY_ONE),
+    *_groups({"plain": (), "packed": GROUPED_TIGHTLY, "micro 4": micro(4), "shared": SHARED}),
     *(case for objective in OBJECTIVES for case in _families("plain", objective, gradient=True)),
     *_families("packed", "gdpo_db", PACKED),
     *_families("shared", "gdpo_db", SHARED),
@@ -161,6 +174,9 @@ TWO = [
     ),
     Case("DP2", "adpo"),
     *_of_data("weighted", {"DP2": (), "DP2 packed tightly": TIGHT}, VARIED),
+    *_of_data("unpaired", {"DP2": (), "DP2 packed tightly": TIGHT, "PP2": PP2}, ONE_BY_ONE),
+    *_groups({"DP2": (), "DP2 packed": GROUPED_TIGHTLY, "PP2 packed": PP2 + GROUPED_TIGHTLY}),
+    *_groups({"TP2 SP": TP2 + SP, "CP2 packed": CP2 + GROUPED_TIGHTLY}),
     Case("DP2 micro 1", "adpo", micro(1)),
     Case("PP2 VP2", "gdpo_db", PP2 + VP2, model="untied"),
     Case("PP2 gate", "gdpo_tb", PP2, equal_start=True),

@@ -46,6 +46,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "gdpo_tb": {"name": "gdpo", "balance": "tb", "alpha": 1.0},
 }
 """Name of a setting -> the `objective` section; nothing in it is left to a differing default."""
+GROUPED: dict[str, dict[str, Any]] = {
+    "gflownet_tb": {"name": "gflownet", "balance": "tb", "beta": 2.0, "reward_temperature": 0.9},
+}
+"""The same of objectives that compare the answers of a group, which only some cases train on."""
 
 
 def save_models(folder: Path, kind: str) -> None:
@@ -84,17 +88,46 @@ def dataset(kind: str = "pairs") -> PreferenceDataset:
     """The data of a case.
 
     Args:
-        kind: "pairs"; "weighted", with margins as well; or "weights of one".
+        kind: "pairs"; "weighted", with margins as well; "weights of one"; "rows of pairs", the two
+            responses of each as unpaired rows in one place; "unpaired", where other rows share
+            a place, the last of them alone; or "groups", pairs that are answers of groups.
     """
     data = _pairs()
-    if kind == "pairs":
+    if kind in ("pairs", "groups"):
         return data
+    if kind in ("rows of pairs", "unpaired"):
+        return dataset_of(_unpaired(data, kind), end_token_id=END, pad_token_id=PAD)
     given = {
         "weighted": lambda number: {"weight": 0.25 + number % 4, "margin": 0.1 * (number % 3)},
         "weights of one": lambda number: {"weight": 1.0},
     }[kind]
     pairs = [replace(pair, **given(number)) for number, pair in enumerate(data)]
     return dataset_of(pairs, end_token_id=END, pad_token_id=PAD)
+
+
+def _unpaired(data: PreferenceDataset, kind: str) -> list[TokenizedPair]:
+    rows = [
+        (*one, label)
+        for pair in data
+        for one, label in zip(pair.sequences, (True, False), strict=True)
+    ]
+    if kind == "unpaired":  # good ones together, and bad ones; an odd number of them
+        rows = [row for row in rows if row[-1]] + [row for row in rows if not row[-1]][:-1]
+    found = []
+    for number in range(0, len(rows), 2):
+        first, second = rows[number], rows[min(number + 1, len(rows) - 1)]
+        found.append(
+            TokenizedPair(
+                id=data[number // 2].id,
+                prompt_ids=first[0],
+                chosen=first[1],
+                rejected=second[1],
+                weight=0.5 if number + 1 == len(rows) else 1.0,
+                labels=(first[2], second[2]),
+                second_prompt_ids=second[0],
+            )
+        )
+    return found
 
 
 def _pairs() -> PreferenceDataset:
@@ -122,7 +155,7 @@ def _pairs() -> PreferenceDataset:
 
 def overrides(objective: str) -> list[str]:
     """The configuration that all cases of an objective share."""
-    settings = dict(OBJECTIVES[objective])
+    settings = dict((OBJECTIVES | GROUPED)[objective])
     group = settings.pop("name")
     return [
         f"objective={group}",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.meshes import FOUR, LAUNCHES, ONE, TWO, VARIED, Case
+from tests.parallel.meshes import FOUR, LAUNCHES, ONE, ONE_BY_ONE, TWO, VARIED, Case
 from tests.parallel.settings import STEPS
 
 pytestmark = pytest.mark.parallel
@@ -90,6 +90,14 @@ def test_weights_of_one_are_none(world: World, objective: str) -> None:
     )
     assert ones["entries"] == one["entries"] and ones["per_pair"] == one["per_pair"]
     assert weighted["entries"][0]["loss"] != one["entries"][0]["loss"]
+
+
+@pytest.mark.parametrize("objective", ONE_BY_ONE)
+def test_rows_of_pairs_are_the_pairs(world: World, objective: str) -> None:
+    pairs, rows = (
+        world(1)[Case("plain", objective, data=data).key] for data in ("pairs", "rows of pairs")
+    )
+    assert rows["entries"] == pairs["entries"] and rows["per_pair"] == pairs["per_pair"]
 
 
 @pytest.mark.parametrize("case", [c for c in ONE if c.name == "plain"], ids=lambda c: c.key)

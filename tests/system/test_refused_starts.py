@@ -398,6 +398,7 @@ SAME_CONTENT = {
 """Keys that count by what they make, at a value that makes the same."""
 NO_OTHER = {
     "data.preset": "its columns are those of other files",
+    "data.label_threshold": "of rows that are no pairs: tests/data/test_unpaired.py",
     "lora.restore_from_path": "of a run with adapters: tests/system/test_lora.py",
 }
 

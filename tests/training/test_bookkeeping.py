@@ -58,6 +58,7 @@ class TestReduceMetrics:
         values = {
             "queried": torch.tensor([1.0, 0.0, 0.0, 0.0]),
             "pseudo_label_agreement": torch.tensor([0.0, 1.0, 1.0, 0.0]),
+            "label_known": torch.ones(4),
         }
         assert reduce_metrics(ADPO(), values, 4) == {
             "adpo/query_rate": 0.25,
@@ -66,7 +67,17 @@ class TestReduceMetrics:
 
     def test_adpo_agreement_without_a_guess(self) -> None:
         values = {"queried": torch.ones(2), "pseudo_label_agreement": torch.zeros(2)}
+        values["label_known"] = torch.ones(2)
         assert reduce_metrics(ADPO(), values, 2)["adpo/pseudo_label_agreement"] == 1.0
+
+    def test_adpo_agreement_where_some_labels_are_not_known(self) -> None:
+        """Of three guesses one agrees with its label, one does not, and of one nothing is known."""
+        values = {
+            "queried": torch.tensor([1.0, 0.0, 0.0, 0.0]),
+            "pseudo_label_agreement": torch.tensor([0.0, 1.0, 0.0, 0.0]),
+            "label_known": torch.tensor([1.0, 1.0, 1.0, 0.0]),
+        }
+        assert reduce_metrics(ADPO(), values, 4)["adpo/pseudo_label_agreement"] == 0.5
 
 
 class TestRefuseNotFinite:

@@ -1,0 +1,1 @@
+"""Preference pairs out of sampled answers: scores, a rule that picks two, what was left out."""
