@@ -85,7 +85,7 @@ def test_another_data_set_and_another_model_are_refused(desk: Desk) -> None:
     [
         ((), "label.margins: is not set"),
         (("label.margins=none.jsonl",), "label.margins=none.jsonl: file not found"),
-        (("label.strategy=best",), "best is not one of uncertain, random"),
+        (("label.strategy=best",), "label.strategy: 'best' is not one of uncertain, random"),
         (("label.count=0",), "label.count"),
         (("label.budget=-1",), "label.budget"),
         (("label.strategy=random", "label.round=3"), "label.round=3: the newest round"),
