@@ -7,16 +7,15 @@ section; `Constraints.check` judges an answer, `log_reward` is what a verdict is
 
 from nemo_gdpo.constraints.check import (
     Constraints,
-    Counts,
     Structure,
     Verdict,
     constraints_of,
     has_structure,
     is_constrained,
     log_reward,
-    refuse_never_met,
 )
 from nemo_gdpo.constraints.conflicts import constraint_problems
+from nemo_gdpo.constraints.counts import Counts, refuse_never_met
 from nemo_gdpo.constraints.grammar import has_checker
 
 __all__ = [

@@ -10,9 +10,9 @@ import regex
 from nemo_gdpo.errors import UserError
 
 MATCH_SECONDS = 2.0
-"""Longest that matching one answer may take."""
-PROBE_SECONDS = 0.25
-PROBE_LENGTH = 2000
+"""Longest that matching one answer may take, of the processor's time."""
+PROBE_SECONDS = 0.5
+PROBE_LENGTH = 1000
 """Characters of the texts that an expression is tried on before it is used."""
 KEY = "constraints.regex"
 _OTHERS = regex.compile(

@@ -44,7 +44,7 @@ def told(**keys: Any) -> list[str]:
         ({"grammar": "nowhere.gbnf"}, "constraints.grammar: nowhere.gbnf is not a file"),
         ({"regex": "(a"}, "constraints.regex: '(a' is no regular expression (missing )"),
         ({"regex": r"\bfilm"}, r"constraints.regex: holds \b (a word boundary)"),
-        ({"regex": "(?=a)."}, "constraints.regex: holds (?=a) (a group that is more than"),
+        ({"regex": "(?=a)."}, "constraints.regex: holds (?=a (a group that is more than"),
         ({"regex": r"(a)\1"}, r"constraints.regex: holds \1 (a reference to a group)"),
         ({"regex": "^a$"}, "constraints.regex: holds ^ (an anchor; the whole answer"),
         ({"regex": "a*?"}, "constraints.regex: holds *? (a lazy or possessive repetition"),
@@ -96,7 +96,7 @@ def test_an_expression_that_takes_for_ever_is_refused(pattern: str) -> None:
     if problem is None:
         assert Constraints(ConstraintsConfig(regex=pattern)).check("a" * 5000).broken == ("regex",)
     else:
-        assert "takes more than 0.25 s" in problem[0]
+        assert "takes more than 0.5 s" in problem[0]
 
 
 def test_what_is_too_large_is_not_decided() -> None:
