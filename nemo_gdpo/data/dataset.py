@@ -10,7 +10,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, overload
 
@@ -262,12 +262,7 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         metas.append(json.dumps(pair.meta, sort_keys=True, default=str))
     if len(labels) not in (0, len(ids)):
         raise ValueError(f"{len(ids)} items, of which {len(labels)} are unpaired rows")
-    unpaired = {
-        "labels": np.array(labels, dtype=np.bool_).reshape(-1, 2),
-        "second_tokens": np.array(seconds, dtype=np.int32),
-        "second_offsets": np.array(second_offsets, dtype=np.int64),
-    }
-    return PairArrays(
+    arrays = PairArrays(
         np.array(tokens, dtype=np.int32),
         np.array(offsets, dtype=np.int64),
         np.array(complete, dtype=np.bool_).reshape(-1, 2),
@@ -276,7 +271,14 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         metas,
         _numbers(weights, "weight"),
         _numbers(margins, "margin"),
-        **(unpaired if labels else {}),
+    )
+    if not labels:
+        return arrays
+    return replace(
+        arrays,
+        labels=np.array(labels, dtype=np.bool_).reshape(-1, 2),
+        second_tokens=np.array(seconds, dtype=np.int32),
+        second_offsets=np.array(second_offsets, dtype=np.int64),
     )
 
 

@@ -43,13 +43,19 @@ def from_group(row: Row, size: int | None) -> list[RawPair]:
         prompt, one, other = split_prompt(
             row, field(row, "prompt"), answers[first], answers[first + 1], read=used
         )
-        given = [_score(row, scores, place) for place in (first, first + 1)]
         found.append(
             RawPair(
-                f"{name}#{first}", prompt, one, other, *given, rest(row, used), row.where,
+                f"{name}#{first}",
+                prompt,
+                one,
+                other,
+                _score(row, scores, first),
+                _score(row, scores, first + 1),
+                rest(row, used),
+                row.where,
                 is_ordered=False,
             )
-        )  # fmt: skip
+        )
     return found
 
 

@@ -278,17 +278,20 @@ class Run:
         )
 
     @property
-    def reference_weights(self) -> str:
-        """Fingerprint of the reference."""
-        if self.other is not None:
-            return self.other.fingerprint
+    def weights(self) -> str:
+        """Fingerprint of what training starts from."""
         assert self.start is not None
         return self.start.fingerprint
 
     @property
+    def reference_weights(self) -> str:
+        """Fingerprint of the reference."""
+        return self.weights if self.other is None else self.other.fingerprint
+
+    @property
     def starts_at_reference(self) -> bool:
         """Whether policy and reference are one model before the first update."""
-        return self.start is not None and self.reference_weights == self.start.fingerprint
+        return self.reference_weights == self.weights
 
     def reference_directory(self, name: str, key: ReferenceKey) -> Path:
         """Place of the cache of a split; in a directory that runs share each key has its own."""
@@ -409,12 +412,8 @@ class Run:
         trainer.clock = self.clock
         trainer.starts_at_reference = self.starts_at_reference
         if config.label.ledger is not None:
-            assert self.start is not None
-            trainer.ask_people(
-                LiveLabels(
-                    config, self.data["train"], self.start.fingerprint, is_main=self.mesh.is_main
-                )
-            )
+            labels = LiveLabels(config, self.data["train"], self.weights, is_main=self.mesh.is_main)
+            trainer.ask_people(labels)
         trainer.stopping.expect_save(first_save(self.loading_seconds, self.mesh.data_size))
         return trainer
 
@@ -485,8 +484,8 @@ class Run:
                 else f"before the first of {last} steps; the same command starts again"
             )
             waits = trainer.supply.waiting_for
-            why = f"stopped by {trainer.stopping.why}" if waits is None else f"stopped: {waits};"
-            self._say_stopped(f"{why} {kept}")
+            stopped = f"by {trainer.stopping.why}" if waits is None else f"(no batch): {waits};"
+            self._say_stopped(f"stopped {stopped} {kept}")
         elif is_export_wanted(self.config):
             stop.interrupts = STOPPED.replace("{steps}", str(last))
             why = trainer.stopping.due()  # it may have come in the last step

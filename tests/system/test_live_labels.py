@@ -104,7 +104,7 @@ def test_it_stops_for_people_and_goes_on(setting: Setting) -> None:
     done = setting.done
     assert [done[f"asked {n}"].status for n in (1, 2, 3, 4)] == [75, 75, 75, 0]
     first = done["asked 1"].err
-    assert "stopped: 4 pairs wait for an answer in" in first
+    assert "stopped (no batch): 4 pairs wait for an answer in" in first
     assert "label.ledger=asked.sqlite, then label import); before the first of 3 steps" in first
     second = done["asked 2"].err
     assert "step_00000001 is written, and the same command goes on from there" in second
