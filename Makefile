@@ -15,7 +15,7 @@ GENERATION = @$(PYTHON) tools/environment.py generation >/dev/null
 # import-linter has no `python -m` form, and its script lies beside another interpreter.
 LINT_IMPORTS = from importlinter.cli import lint_imports_command as main; main()
 
-.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check bench bench-all demo experiment test test-fast lint lint-ruff \
+.PHONY: help python python-training-gpu python-training-ngc python-generation python-generation-gpu gpu-check bench bench-all demo experiment test test-all test-fast lint lint-ruff \
   lint-format lint-types lint-imports lint-files lint-shell lint-image image-test label-test docs docs-serve docs-tables format check clean
 
 help: ## show this list
@@ -79,9 +79,13 @@ experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3;
 test-fast: ## the tests that start no ranks, engines, browsers or Slurm (under 3 minutes on 2 cores)
 	@"$(TRAINING)" -m pytest -m "not slow" -n auto
 
-test: ## all tests
+test: ## the tests, but for breadth that `make test-all` adds
 	$(GENERATION)
 	@"$(TRAINING)" -m pytest -n 2
+
+test-all: ## every test, every night
+	$(GENERATION)
+	@NEMO_GDPO_TESTS=all "$(TRAINING)" -m pytest -n 2
 
 lint: lint-ruff lint-format lint-types lint-imports lint-files lint-shell lint-image ## what pre-commit and CI check besides the tests
 

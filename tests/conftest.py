@@ -17,6 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 from nemo_gdpo.config.checks_layers import VARIABLES
 from nemo_gdpo.platform import current_platform
 from tests.support.ranks import WORLD
+from tests.support.tiers import EVERYTHING
 
 TESTS = Path(__file__).parent
 SLOW_ROOMS = ("families", "gpu_path", "parallel", "system", "traces")
@@ -52,6 +53,16 @@ def _nobodys_attention() -> Iterator[None]:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what only `make test-all` runs to it."""
+    if EVERYTHING:
+        return
+    left = [item for item in items if item.get_closest_marker("nightly") is not None]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item.get_closest_marker("nightly") is None]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -110,6 +110,7 @@ def test_a_configuration_loads_no_torch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_train_on_one_rank(config: RunConfig, tmp_path: Path) -> None:
     result = nemo_gdpo.train(config)
     assert result.finished
@@ -186,6 +187,7 @@ def test_evaluate_returns_what_it_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_example_train(model: Path, data: Path, tmp_path: Path) -> None:
     margins = train.main(str(model), str(data), str(tmp_path), steps=1)
     assert margins.keys() == {"dpo", "gdpo"}

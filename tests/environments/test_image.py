@@ -14,7 +14,7 @@ import pytest
 
 from tests.environments.packages import Clone, image, put, site_of, versions, wheel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 TORCH = "2.10.0a0+b4e4ee8.nv25.12"
 OWN = (

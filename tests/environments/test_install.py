@@ -18,7 +18,7 @@ from tests.environments.packages import Clone, put, repacked, site_of, source, w
 from tools.environments.install import wrong_packages
 from tools.environments.recipes import cache_name
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 # Notes under which circumstances it is built, and is built only where torch can be imported.
 SETUP = """

@@ -15,7 +15,7 @@ from nemo_gdpo.evaluation.results import read_results
 from tests.support.data import pairs, write_jsonl
 from tests.support.models import save_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.parallel]
+pytestmark = [pytest.mark.slow, pytest.mark.parallel, pytest.mark.nightly]
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 600

@@ -34,6 +34,7 @@ def check(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_every_ending_is_named_and_the_rest_goes_on(check: Check, said: list[str]) -> None:
     stages = [
         _stage("breaks"),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from tests.support import models
 from tests.support.data import pairs, write_jsonl
+from tests.support.tiers import usual
 
 RANKS, STEPS, PAIRS, BATCH, LAYERS = 2, 3, 12, 4, 4
 LEARNING_RATE = 1e-4
@@ -141,6 +142,23 @@ FOUR_BITS_EXACT = [
         layers="both",
     ),
 ]
+_NIGHTLY = (
+    *("llama bf16 TP2 SP recompute full", "llama fp8_tensorwise TP2 SP packed resident"),
+    *(f"{model} fp8_mxfp8 {name}" for model, name in (
+        ("llama", "DP2 recompute full"), ("gemma2", "TP2 SP packed"), ("gemma3", "PP2"),
+        ("qwen3", "TP2 packed resident"))),
+    *(f"{model} fp8_blockwise {name}" for model, name in (
+        ("gemma3", "PP2"), ("qwen3", "TP2 packed resident"), ("llama", "DP2 recompute full"))),
+    *(f"{model} bf16 PP2 packed" for model in ("gemma2", "qwen3")),
+    *(f"{model} fp8_tensorwise TP2 SP" for model in ("gemma2", "qwen3")),
+    *(f"{model} fp32 {name}" for model, name in (
+        ("gemma2", "TP2 SP shared"), ("gemma3", "TP2 SP"), ("llama", "TP2 SP shared adapters"))),
+)  # fmt: skip
+"""Cases whose parts others have as well; see `tests.support.tiers`."""
+BF16, FP8, ADAPTED, EXACT, FOUR_BITS, FOUR_BITS_EXACT = (
+    usual(cases, lambda case: case.key not in _NIGHTLY)
+    for cases in (BF16, FP8, ADAPTED, EXACT, FOUR_BITS, FOUR_BITS_EXACT)
+)
 REHEARSED = [*BF16, *FP8, *ADAPTED, *EXACT, *FOUR_BITS, *FOUR_BITS_EXACT]
 """What Transformer Engine's layers do, on two ranks."""
 BY_KEY = {case.key: case for case in (*LOCAL, *REHEARSED)}

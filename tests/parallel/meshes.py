@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.parallel.settings import FAMILIES, GROUPED, OBJECTIVES
+from tests.support.tiers import usual
 
 
 @dataclass(frozen=True)
@@ -234,5 +235,21 @@ FOUR = [
     *_adapters({"TP2 PP2 SP packed": TP2 + PP2 + SP + PACKED}, "qwen2", gradient=True),
 ]
 
+USUAL_FAMILIES = ("gemma3", "qwen2")
+"""Windows, two rope bases, norms of outputs and heads; and biases."""
+
+
+def trains_usually(objective: str, model: str) -> bool:
+    """Whether `make test` trains a model with an objective: every family, but not with all."""
+    return model not in FAMILIES or model == "gemma3" or objective == "gdpo_db"
+
+
+def _is_usual(case: Case) -> bool:
+    if len(case.overrides) > 3 and case.model in FAMILIES and not case.adapters:
+        return case.model in USUAL_FAMILIES  # on four ranks
+    return trains_usually(case.objective, case.model)
+
+
+ONE, TWO, FOUR = (usual(cases, _is_usual) for cases in (ONE, TWO, FOUR))
 LAUNCHES: dict[int, list[Case]] = {1: ONE, 2: TWO, 4: FOUR}
 """Number of ranks -> what they run."""

@@ -17,9 +17,10 @@ from transformers import LlamaForCausalLM
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
 from nemo_gdpo.conversion.merge import export_peft
 from tests.parallel import plain_training
-from tests.parallel.meshes import ADAPTED
+from tests.parallel.meshes import ADAPTED, USUAL_FAMILIES, trains_usually
 from tests.parallel.settings import FAMILIES, MODELS, OBJECTIVES, STEPS, dataset
 from tests.support import models
+from tests.support.tiers import EVERYTHING
 
 pytestmark = pytest.mark.parallel
 
@@ -30,7 +31,12 @@ Exported = Callable[[str, str, str], dict[str, Tensor]]
 
 ADAPTED_KINDS = [f"{model} with adapters" for model in ADAPTED]
 TRAINED = [
-    *((objective, kind) for kind in ("tied", *FAMILIES) for objective in OBJECTIVES),
+    *(
+        (objective, kind)
+        for kind in ("tied", *FAMILIES)
+        for objective in OBJECTIVES
+        if EVERYTHING or trains_usually(objective, kind)
+    ),
     *(("gdpo_db", kind) for kind in ADAPTED_KINDS),
 ]
 MESHES = {
@@ -43,7 +49,11 @@ MESHES = {
 GRADIENTS = [
     *(("one rank", objective, kind) for objective, kind in TRAINED),
     *(("TP2 x PP2 with SP", objective, "tied") for objective in OBJECTIVES),
-    *(("TP2 x PP2 with SP, packed", "gdpo_db", kind) for kind in FAMILIES),
+    *(
+        ("TP2 x PP2 with SP, packed", "gdpo_db", kind)
+        for kind in FAMILIES
+        if EVERYTHING or kind in USUAL_FAMILIES
+    ),
     *(
         (mesh, "gdpo_db", "tied with adapters")
         for mesh in ("TP2", "TP2 with SP", "TP2 x PP2 with SP")

@@ -155,6 +155,7 @@ def two_ranks(
     return workdir, _round_trip(workdir, *others, ranks=2)
 
 
+@pytest.mark.nightly
 def test_two_ranks_restore_what_they_saved_and_what_one_saved(
     two_ranks: tuple[Path, list[dict[str, Any]]],
 ) -> None:
@@ -166,6 +167,7 @@ def test_two_ranks_restore_what_they_saved_and_what_one_saved(
         assert found["other_equal"]
 
 
+@pytest.mark.nightly
 def test_failures_are_one_line_on_every_rank_and_leave_nothing(
     two_ranks: tuple[Path, list[dict[str, Any]]],
 ) -> None:

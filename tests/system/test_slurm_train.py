@@ -297,6 +297,7 @@ def test_preemption_in_the_reference_and_again_in_training(
     assert_reference_went_on(job)
 
 
+@pytest.mark.nightly
 def test_the_limit_in_the_reference_and_preemption_with_a_time_of_grace(
     submit: Callable[..., Job], whole: Path
 ) -> None:
