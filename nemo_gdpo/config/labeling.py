@@ -56,7 +56,7 @@ class SelectSection(LedgerConfig):
     strategy: Literal["uncertain", "random"] = "uncertain"
     """Pairs with the smallest |margin| first, or in an order that `seed` draws: the control arm."""
     margins: PathText | None = None
-    """margins.jsonl of `nemo-gdpo label margins`. For `random` it only notes what the model thinks
+    """A file that `nemo-gdpo label margins` wrote. For `random` it only notes what the model thinks
     of each pair."""
     count: Count = 100
     """Pairs of the round."""

@@ -56,7 +56,7 @@ def select(config: SelectConfig) -> AskedNow:
         given(
             label.margins,
             "label.margins",
-            "give margins.jsonl of nemo-gdpo label margins, or set label.strategy=random",
+            "give a file of nemo-gdpo label margins, or set label.strategy=random",
         )
     identity, pairs = keyed_pairs(
         path, format=data.reader_format, split=data.split, on_bad_pair=data.on_bad_pair

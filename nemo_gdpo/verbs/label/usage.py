@@ -18,7 +18,7 @@ Asks people and judges which response of a pair is better, and keeps the answers
 
   nemo-gdpo label margins --config runs/adpo/config.yaml
   nemo-gdpo label select label.ledger=labels.sqlite data.train_path=pairs.jsonl \\
-    label.margins=runs/adpo/margins.jsonl label.count=200 label.budget=1000
+    label.margins=runs/adpo/margins/step_00000040.jsonl label.count=200 label.budget=1000
   nemo-gdpo label export label.ledger=labels.sqlite label.output=tasks.json
   nemo-gdpo label import label.ledger=labels.sqlite label.answers=project-1.json
   nemo-gdpo label status label.ledger=labels.sqlite
