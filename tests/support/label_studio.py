@@ -18,9 +18,9 @@ from typing import Any
 
 from nemo_gdpo.launch.ports import free_port
 
-STARTS = 600.0
+STARTS = 1800.0
 """Seconds until it has to answer: some 300 migrations of an empty database come first, of which a
-core that it has to itself makes a minute and a half."""
+core makes a minute and a half of its own time. A server that ends is seen at once."""
 STOPS = 30.0
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that nothing listens at: whatever the server asks of another machine fails at once."""
