@@ -367,6 +367,10 @@ ELSEWHERE = {
     "trainer.num_nodes": "nodes of a job: tests/system/test_slurm_generate.py",
     "model.attention_backend": "there is one on a CPU",
     "lora.export_peft": "of a run with adapters: tests/system/test_lora.py",
+    **dict.fromkeys(
+        ("label.budget", "label.most_open", "label.sources"),
+        "of a run that asks people: tests/system/test_live_labels.py",
+    ),
     "trainer.max_minutes": "ends a start early: tests/system/test_stops.py",
     **{
         f"logger.{name}": "a service: tests/training/test_trackers.py"
@@ -400,6 +404,8 @@ NO_OTHER = {
     "data.preset": "its columns are those of other files",
     "data.label_threshold": "of rows that are no pairs: tests/data/test_unpaired.py",
     "lora.restore_from_path": "of a run with adapters: tests/system/test_lora.py",
+    "reference_model": "of a run that goes on from another: tests/system/test_reference_model.py",
+    "data.group_size": "of rows that are no pairs: tests/parallel/meshes.py",
 }
 
 
