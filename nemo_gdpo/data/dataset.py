@@ -262,11 +262,6 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         metas.append(json.dumps(pair.meta, sort_keys=True, default=str))
     if len(labels) not in (0, len(ids)):
         raise ValueError(f"{len(ids)} items, of which {len(labels)} are unpaired rows")
-    unpaired = {
-        "labels": np.array(labels, dtype=np.bool_).reshape(-1, 2),
-        "second_tokens": np.array(seconds, dtype=np.int32),
-        "second_offsets": np.array(second_offsets, dtype=np.int64),
-    }
     return PairArrays(
         np.array(tokens, dtype=np.int32),
         np.array(offsets, dtype=np.int64),
@@ -276,7 +271,9 @@ def collect_arrays(pairs: Iterable[TokenizedPair]) -> PairArrays:
         metas,
         _numbers(weights, "weight"),
         _numbers(margins, "margin"),
-        **(unpaired if labels else {}),
+        np.array(labels, dtype=np.bool_).reshape(-1, 2) if labels else None,
+        np.array(seconds, dtype=np.int32) if labels else None,
+        np.array(second_offsets, dtype=np.int64) if labels else None,
     )
 
 
