@@ -111,8 +111,9 @@ def _unpaired(data: PreferenceDataset, kind: str) -> list[TokenizedPair]:
         for pair in data
         for one, label in zip(pair.sequences, (True, False), strict=True)
     ]
-    if kind == "unpaired":  # good ones together, and bad ones; an odd number of them
-        rows = [row for row in rows if row[-1]] + [row for row in rows if not row[-1]][:-1]
+    if kind == "unpaired":  # any with any, and an odd number of them
+        random.Random(7).shuffle(rows)
+        rows.pop()
     found = []
     for number in range(0, len(rows), 2):
         first, second = rows[number], rows[min(number + 1, len(rows) - 1)]
