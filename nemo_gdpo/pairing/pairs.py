@@ -84,7 +84,8 @@ def make_pairs(config: PairsConfig, cache: Cache) -> Pairs:
         if isinstance(outcome, NoPair):
             found.without[outcome.reason] += 1
             continue
-        found.rows.append(_row(name, same[0], *(answers[index] for index in outcome), config))
+        chosen, rejected = outcome
+        found.rows.append(_row(name, same[0], answers[chosen], answers[rejected], config))
     if not found.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.without.items())
         raise UserError(
