@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from nemo_gdpo.config.base import Section
 from nemo_gdpo.config.composition import compose, read_config
 from nemo_gdpo.config.generation import GENERATE
-from nemo_gdpo.config.root import Root
-from nemo_gdpo.config.rounds import ROUNDS, RoundsConfig
+from nemo_gdpo.config.pairs import PAIRS, PairsConfig
+from nemo_gdpo.config.rounds import GROUPS, ROUNDS, SCORE, RoundsConfig
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.conversion.atomic import staged_directory
 from nemo_gdpo.generation.manifest import MANIFEST
+from nemo_gdpo.io.arrays import Cache
 from nemo_gdpo.launch.signals import StopRequest
-from nemo_gdpo.launch.verbs import VERBS
+from nemo_gdpo.pairing.pairs import make_pairs
+from nemo_gdpo.rounds.groups import make_groups
+from nemo_gdpo.rounds.score import score
 from tests.support.data import WORDS, write_jsonl
 
 PROMPTS = ["a film", "a book", "a play", "a song"]
@@ -67,12 +69,6 @@ def words_of(prompts: list[Any], responses: list[str]) -> list[float]:
     return [len(text.split()) / 2 for text in responses]
 
 
-def read(file: Path, root: Root[Any]) -> Section:
-    found = read_config(file, root)
-    assert isinstance(found, Section)
-    return found
-
-
 class Runner:
     """Carries stages out; may crash before or after one."""
 
@@ -96,10 +92,25 @@ def _carry_out(verb: list[str], file: Path) -> int:
         return _generate(read_config(file, GENERATE))
     if verb == ["train"]:
         return _train(read_config(file, TRAIN))
-    from nemo_gdpo.cli import main
+    if verb == ["pairs"]:
+        return _pairs(read_config(file, PAIRS))
+    with Cache(file.parent / "cache" / "arrays.sqlite") as cache:
+        if verb == ["rounds", "score"]:
+            score(read_config(file, SCORE), cache)
+        else:
+            assert verb == ["rounds", "groups"]
+            make_groups(read_config(file, GROUPS), cache)
+    return 0
 
-    assert {"rounds", "pairs"} & {verb[0]} and any(one.name == verb[0] for one in VERBS)
-    return main([*verb, "--config", str(file)])
+
+def _pairs(config: PairsConfig) -> int:
+    output = Path(config.output_dir)
+    with Cache(output / "cache" / "arrays.sqlite") as cache:
+        found = make_pairs(config, cache)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "pairs.jsonl").write_text(found.text())
+    (output / "stats.json").write_text(json.dumps(found.stats()))
+    return 0
 
 
 def _generate(config: Any) -> int:
