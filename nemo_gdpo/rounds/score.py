@@ -77,6 +77,8 @@ def read_samples(directory: Path) -> list[Sampled]:
         log_probs = _numbers(plain, "cumulative_logprobs", count, where)
         tokens = _numbers(plain, "token_counts", count, where)
         found.append(Sampled(row, log_probs, tuple(None if n is None else int(n) for n in tokens)))
+    if not found:
+        raise UserError(f"score.samples: {directory} has no complete row yet; sample again")
     return sorted(found, key=lambda sampled: (sampled.row.id, str(sampled.row.sampling)))
 
 

@@ -182,12 +182,11 @@ class Settings:
         config = self.config
         first = config.model.restore_from_path
         is_first = config.rounds.reference == "first" and number > 1
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"reference_model": first if is_first else None}
         if config.reference == "cache":
             found["reference_cache_dir"] = config.reference_cache_dir or str(
                 self.output / "reference"
             )
-            found["reference_model"] = first if is_first else None
         if self.uses_adapter:
             adapter = self._adapter(number - 1)
             found["lora"] = config.lora.model_copy(update={"restore_from_path": adapter})

@@ -114,7 +114,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([], "has no generations|no rows"),
+        ([], "has no complete row yet"),
         (["{"], "line 1: damaged"),
         ([row([])], "line 1: outputs is not a list"),
         ([row(["a"], cumulative_logprobs=["x"])], "line 1: cumulative_logprobs are not numbers"),

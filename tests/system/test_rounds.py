@@ -54,7 +54,7 @@ def command(root: Path, output: str, *more: str) -> list[str]:
 
 def rounds(*overrides: str) -> Result:
     with started("rounds", *overrides) as process:
-        out, err = process.communicate(timeout=900)
+        out, err = process.communicate(timeout=1800)
     return Result(process.returncode, out, err)
 
 
