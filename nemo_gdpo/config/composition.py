@@ -11,6 +11,7 @@ import contextlib
 import importlib.resources
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_gdpo.config.base import Section, defaults_of, plain_data
+from nemo_gdpo.config.base import Section, defaults_of, fields_of, plain_data
 from nemo_gdpo.config.lengths import resolve_lengths
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.root import Root
@@ -41,6 +42,8 @@ resolve_lengths()
 
 _PROBE = "parallel"
 """A folder that the directory of presets always has."""
+_COMPLETE = "# @package _global_"
+"""First line of a preset that describes a complete run."""
 _HOME = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[=:,\[{\s])(~[^\s,:\[\]{}'"]*)""")
 """Quoted text, or a path that begins with `~` in the place of a value."""
 
@@ -80,16 +83,34 @@ def group_options(directory: Path, root: Root[Any]) -> dict[str, list[str]]:
     """Group name -> names of its presets.
 
     A file named with a leading underscore is a part of others. The sections of the root's choice
-    are presets without a file.
+    are presets without a file. An experiment that sets sections of another verb is none of this.
     """
     found = {
-        group: {f.stem for f in (directory / group).glob("*.yaml") if not f.stem.startswith("_")}
+        group: {
+            f.stem
+            for f in (directory / group).glob("*.yaml")
+            if not f.stem.startswith("_") and _is_of(f, root)
+        }
         | ({preset} if preset is not None else set())
         for group, preset in root.groups.items()
     }
     if root.choice is not None:
         found[root.choice] |= set(root.sections)
     return {group: sorted(names) for group, names in sorted(found.items())}
+
+
+@cache
+def _sections_of(preset: Path) -> frozenset[str]:
+    """What a preset of complete runs sets; nothing of one that fills a section."""
+    text = preset.read_text(encoding="utf-8")
+    if not text.startswith(_COMPLETE):
+        return frozenset()
+    return frozenset(map(str, read_yaml_mapping(preset))) - {"defaults"}
+
+
+def _is_of(preset: Path, root: Root[Any]) -> bool:
+    """Whether a verb has all sections that a preset sets."""
+    return _sections_of(preset) <= set(fields_of(root.schema))
 
 
 def _with_homes(override: str) -> str:

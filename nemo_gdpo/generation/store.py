@@ -28,6 +28,8 @@ from nemo_gdpo.io.output_lock import hold
 from nemo_gdpo.io.remedies import remedy_of
 from nemo_gdpo.io.rows import RowFile, complete_lines, encode_row, repair
 
+SKIPPED = "skipped.jsonl"
+"""What the last run made no row of."""
 _SHARD = re.compile(r"generations-(\d{5,})\.jsonl")
 
 Key = tuple[str, SamplingPoint]

@@ -343,6 +343,67 @@ data.train_path takes, and stats.json, which counts the prompts without a pair a
         "command goes on from there",
     ),
     Verb(
+        "rounds",
+        "sample, score, make pairs or groups, train, and again",
+        """\
+usage: nemo-gdpo rounds model.restore_from_path=DIR rounds.prompts_path=FILE output_dir=DIR
+         [group=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
+       nemo-gdpo rounds next|score|groups --help
+
+Each round samples answers (generate), scores them by constraints and a reward, makes pairs of them,
+or groups for objective=gflownet, and trains on these. All keys of train mean what they mean there,
+for every round. Each stage is a command with its configuration in output_dir/round_001/, ...
+Stopped or killed at any place, the same command goes on.
+
+  nemo-gdpo rounds objective=gflownet data.group_size=4 constraints.max_words=30 \\
+    rounds.rewards=[vader] rounds.prompts_path=prompts.jsonl output_dir=runs/rounds \\
+    model.restore_from_path=DIR trainer.max_steps=50
+""",
+        "nemo_gdpo.rounds.cli:run",
+        "nemo_gdpo.config.rounds:ROUNDS",
+        stopped="stopped by {signal}; what is complete is kept, and the same command goes on",
+        followers=(
+            Verb(
+                "next",
+                "print what can begin now, for a scheduler",
+                """\
+usage: nemo-gdpo rounds next [arguments of rounds]
+
+Starts nothing: records the stages whose results are there, writes the configurations of those that
+can begin, and prints a line for each: its name, its configuration, its verb. Without a line all
+rounds are done.
+""",
+                "nemo_gdpo.rounds.cli:next_stages",
+                "nemo_gdpo.config.rounds:ROUNDS",
+            ),
+            Verb(
+                "score",
+                "score samples by constraints and a reward",
+                """\
+usage: nemo-gdpo rounds score score.samples=DIR score.rewards=[KIND] output_dir=DIR [key=value] ...
+
+Scores what `nemo-gdpo generate` wrote. output_dir gets answers.jsonl (answers of each prompt),
+scores.jsonl (which pairs.scores_path takes) and metrics.json.
+""",
+                "nemo_gdpo.rounds.cli:score",
+                "nemo_gdpo.config.rounds:SCORE",
+            ),
+            Verb(
+                "groups",
+                "make groups of scored answers",
+                """\
+usage: nemo-gdpo rounds groups groups.scored=[DIR, ...] groups.round=N groups.size=K output_dir=DIR
+         [key=value] ...
+
+Makes groups of K answers, new ones and replayed ones, of what `rounds score` wrote. output_dir gets
+groups.jsonl, which data.format=groups takes, and stats.json.
+""",
+                "nemo_gdpo.rounds.cli:groups",
+                "nemo_gdpo.config.rounds:GROUPS",
+            ),
+        ),
+    ),
+    Verb(
         "doctor",
         "what is installed here and what this machine can do",
         "",

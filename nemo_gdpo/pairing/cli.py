@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_gdpo.config.pairs import PAIRS, PairsConfig
+from nemo_gdpo.config.pairs import PAIRS, PairRules, PairsConfig
 from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, UserError
@@ -61,35 +61,35 @@ def _problems(config: PairsConfig) -> Iterator[Problem]:
             f"scores come from one source, and {given}{many} gives them",
             "set exactly one of pairs.scores_path, pairs.score_column and pairs.rewards=[KIND]",
         )
-    yield from _unread(config)
+    yield from unread_rules(pairs)
+    if pairs.encoder != type(pairs)().encoder:
+        yield from _unread(pairs, "encoder", ("divpo", "redipo"))
 
 
-def _unread(config: PairsConfig) -> Iterator[Problem]:
-    """Settings that the method does not read."""
+def unread_rules(pairs: PairRules) -> Iterator[Problem]:
+    """Rules that the method does not read."""
     readers = {
         "min_gap": ("best_worst", "divpo"),
         "threshold": ("divpo", "redipo"),
         "share": ("divpo",),
         "rarity": ("divpo",),
         "similar": ("redipo",),
-        "encoder": ("divpo", "redipo"),
     }
-    method, defaults = config.pairs.method, type(config.pairs)()
-    values, usual = config.pairs.model_dump(), defaults.model_dump()
     for name, methods in readers.items():
-        if method not in methods and values[name] != usual[name]:
-            yield Problem(
-                f"pairs.{name}",
-                f"nothing reads it with pairs.method={method}",
-                f"leave it out, or set pairs.method={methods[0]}",
-            )
-    if (
-        method == "divpo"
-        and config.pairs.threshold is not None
-        and values["share"] != usual["share"]
-    ):
+        if getattr(pairs, name) != getattr(PairRules(), name):
+            yield from _unread(pairs, name, methods)
+    if pairs.method == "divpo" and pairs.threshold is not None and pairs.share != PairRules().share:
         yield Problem(
             "pairs.share", "nothing reads it with a threshold", "set pairs.threshold=null"
+        )
+
+
+def _unread(pairs: PairRules, name: str, methods: tuple[str, ...]) -> Iterator[Problem]:
+    if pairs.method not in methods:
+        yield Problem(
+            f"pairs.{name}",
+            f"nothing reads it with pairs.method={pairs.method}",
+            f"leave it out, or set pairs.method={methods[0]}",
         )
 
 

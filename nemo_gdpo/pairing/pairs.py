@@ -84,8 +84,8 @@ def make_pairs(config: PairsConfig, cache: Cache) -> Pairs:
         if isinstance(outcome, NoPair):
             found.without[outcome.reason] += 1
             continue
-        chosen, rejected = (answers[index] for index in outcome)
-        found.rows.append(_row(name, same[0], chosen, rejected, config))
+        chosen, rejected = outcome
+        found.rows.append(_row(name, same[0], answers[chosen], answers[rejected], config))
     if not found.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.without.items())
         raise UserError(

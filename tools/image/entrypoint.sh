@@ -9,7 +9,7 @@ set -euo pipefail
 
 case "${1:---help}" in
   # Verbs first, because some are names of other programs, too (ImageMagick has a convert).
-  validate | prepare | convert | reference | train | generate | evaluate | doctor | label | pairs | plan | help | -*)
+  validate | prepare | convert | reference | train | generate | evaluate | doctor | label | pairs | plan | rounds | help | -*)
     set -- nemo-gdpo "$@"
     ;;
   *)

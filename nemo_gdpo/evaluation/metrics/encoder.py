@@ -147,11 +147,10 @@ class Encoder:
         return result
 
 
-def embed_rows(
-    rows: Sequence[Row], encoder: Encoder, cache: Cache, batch_tokens: int
+def embed_texts(
+    texts: Sequence[str], encoder: Encoder, cache: Cache, batch_tokens: int
 ) -> list[npt.NDArray[np.float32]]:
-    """[responses, D] for each prompt, from the cache or computed now."""
-    texts = [text for row in rows for text in row.outputs]
+    """[D] for each text, from the cache or computed now."""
 
     def embed(batch: Sequence[str]) -> list[Array]:
         return list(encoder(batch))
@@ -164,8 +163,16 @@ def embed_rows(
         length_batches(encoder.length, batch_tokens),
         label="embeddings",
     )
-    flat = iter(vectors)
-    return [np.stack([next(flat).astype(np.float32) for _ in row.outputs]) for row in rows]
+    return [vector.astype(np.float32) for vector in vectors]
+
+
+def embed_rows(
+    rows: Sequence[Row], encoder: Encoder, cache: Cache, batch_tokens: int
+) -> list[npt.NDArray[np.float32]]:
+    """[responses, D] for each prompt, from the cache or computed now."""
+    texts = [text for row in rows for text in row.outputs]
+    flat = iter(embed_texts(texts, encoder, cache, batch_tokens))
+    return [np.stack([next(flat) for _ in row.outputs]) for row in rows]
 
 
 def embed(

@@ -248,6 +248,23 @@ def _bars(values: Sequence[Interval]) -> list[list[float]]:
     return [list(below), list(above)]
 
 
+def curve_figure(xs: Sequence[float], ys: Sequence[float], axis: str, palette: Palette) -> Figure:
+    """One value along a whole number, as a line with a mark at each.
+
+    Args:
+        xs: whole numbers.
+        ys: a value each.
+        axis: what `xs` counts.
+        palette: colours.
+    """
+    figure, axes = _plane(palette, SWEEP)
+    (line,) = axes.plot(xs, ys, color=palette.runs[0], linewidth=1.1, marker="o", markersize=5)
+    line.set_gid("series-0.line")
+    axes.set_xticks(list(xs) if len(xs) <= LABEL_LIMIT else [xs[0], xs[len(xs) // 2], xs[-1]])
+    axes.set_xlabel(axis, parse_math=False)
+    return figure
+
+
 def _plane(palette: Palette, size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_alpha(0.0)
