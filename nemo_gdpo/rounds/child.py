@@ -7,6 +7,7 @@ behind that holds the round's directory.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -67,9 +68,9 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     """The verb, as the command line runs it."""
     end_with_parent(signal.SIGKILL)  # what it wrote is whole, and the next start goes on from there
-    from nemo_gdpo.cli import main as verb
-
-    return verb(sys.argv[1:])
+    # By its name, as verbs are found by theirs: the command line is above this room.
+    status: int = importlib.import_module("nemo_gdpo.cli").main(sys.argv[1:])
+    return status
 
 
 if __name__ == "__main__":

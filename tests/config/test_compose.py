@@ -42,7 +42,8 @@ def _leaves(node: object, prefix: str = "") -> set[str]:
 
 
 def test_the_groups_of_the_command_line() -> None:
-    expected = ["adpo", "dpo", "gdpo", "gdpo_released", "gflownet", "ipo", "odpo", "spl"]
+    expected = ["adpo", "dpo", "gdpo", "gdpo_released", "gflownet", "gflownet_subtb"]
+    expected += ["ipo", "odpo", "spl"]
     assert GROUPS["objective"] == expected
     assert GROUPS["precision"] == [
         "bf16",
