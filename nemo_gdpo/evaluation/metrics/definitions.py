@@ -14,6 +14,7 @@ from nemo_gdpo.evaluation.judging.judge import win_rate
 from nemo_gdpo.evaluation.metrics import per_prompt
 from nemo_gdpo.evaluation.metrics.diversity import (
     distinct_k,
+    log_det_diversity,
     semantic_diversity,
     vendi_score,
 )
@@ -181,6 +182,22 @@ DIVERSITY_ROWS = (
         lambda prompt: _map_optional(prompt.cosine_KK, vendi_score),
         needs="encoder",
         columns=("vendi",),
+    ),
+    Metric(
+        "log_det",
+        "diversity",
+        "higher",
+        "nats",
+        "log det(I + S), S the cosines of the responses (Kulesza & Taskar 2012)",
+        Reading(
+            "Volume that the responses to one prompt span in the space of a sentence encoder, over "
+            "all subsets of them: log(1 + K) when all say the same, K log 2 when no two have "
+            "anything in common.",
+            "It inherits the encoder's idea of similarity and grows with the number of samples; "
+            "a few outliers raise it little, and gibberish raises it most.",
+        ),
+        lambda prompt: _map_optional(prompt.cosine_KK, log_det_diversity),
+        needs="encoder",
     ),
     Metric(
         "distinct_k",

@@ -47,7 +47,7 @@ def test_order_of_a_report() -> None:
     assert names(*ALL) == [
         "semantic_diversity",
         *("distinct_1", "distinct_2", "distinct_3", "ead_1", "ead_2", "ead_3"),
-        *("distinct_openings", "self_bleu", "vendi", "distinct_k"),
+        *("distinct_openings", "self_bleu", "vendi", "log_det", "distinct_k"),
         *("reward.vader", "reward.vader.best", "reward.vader.worst", "reward.vader.std"),
         *("reward.mine", "reward.mine.best", "reward.mine.worst", "reward.mine.std"),
         *("utility_k", "perplexity", "surprise", "valid", "finished", "repetition", "ascii"),
@@ -93,7 +93,15 @@ def test_what_is_not_defined_is_none() -> None:
     metrics = {m.name: m for m in metrics_of(settings(*ALL))}
     single = prompt(["one"], mine=[1.0])
     for name in (
-        *("semantic_diversity", "vendi", "distinct_k", "self_bleu", "distinct_2", "ead_2"),
+        *(
+            "semantic_diversity",
+            "vendi",
+            "log_det",
+            "distinct_k",
+            "self_bleu",
+            "distinct_2",
+            "ead_2",
+        ),
         *("reward.mine.std", "utility_k", "repetition", "length_tokens"),
         *("perplexity", "surprise", "kl", "kl_token", "kl_sampled", "kl_k3"),
     ):
@@ -132,4 +140,4 @@ def test_columns_of_the_console_are_metrics() -> None:
 def test_the_contract_names_stay() -> None:
     for name in contract.__all__:
         assert vars(contract)[name] is vars(diversity)[name]
-    assert len(contract.__all__) == 7
+    assert len(contract.__all__) == 8
