@@ -61,10 +61,18 @@ def _models(evaluation: EvaluationConfig) -> list[Problem]:
     for index, reward in enumerate(evaluation.rewards):
         if reward.path is not None:
             found += directory_problems(f"evaluation.rewards.{index}.path", reward.path)
+    safety = evaluation.safety
+    for name, path in (("toxicity", safety.toxicity), ("entailment", safety.entailment)):
+        if path is not None:
+            found += directory_problems(f"evaluation.safety.{name}", path)
     titles = [reward.title for reward in evaluation.rewards]
     for title in sorted({title for title in titles if titles.count(title) > 1}):
         reason = f"two of them are called {title}"
         found.append(Problem("evaluation.rewards", reason, "give each its own name"))
+    for title, path in (("toxicity", safety.toxicity), ("contradiction", safety.entailment)):
+        if path is not None and title in titles:
+            reason = f"one of them is called {title}, as what evaluation.safety measures"
+            found.append(Problem("evaluation.rewards", reason, "give it another name"))
     return found
 
 

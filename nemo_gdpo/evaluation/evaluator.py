@@ -34,6 +34,7 @@ from nemo_gdpo.evaluation.metrics.novelty import (
     partition,
 )
 from nemo_gdpo.evaluation.metrics.rewards import Answer, ModelReward, Reward, build_reward
+from nemo_gdpo.evaluation.metrics.safety import safety_of
 from nemo_gdpo.evaluation.metrics.table import metrics_of, offered
 from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
 from nemo_gdpo.evaluation.metrics.words import words
@@ -89,6 +90,7 @@ class Evaluator:
         self._rewards: list[Reward] = [
             build_reward(reward, cache, self._device, tokens, date) for reward in evaluation.rewards
         ]
+        self._rewards += safety_of(evaluation.safety, cache, self._device, tokens)
         self._encoder: Encoder | None = None
         if evaluation.encoder is not None:
             self._encoder = Encoder(encoder_directory(evaluation.encoder), self._device)

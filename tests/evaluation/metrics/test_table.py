@@ -26,6 +26,8 @@ ALL = (
     "evaluation.rewards=[vader,{name: mine, kind: python, entry_point: 'm:f'}]",
     "evaluation.reference_model=/m",
     "evaluation.novelty.utility_reward=mine",
+    "evaluation.safety.toxicity=/t",
+    "evaluation.safety.entailment=/n",
 )
 
 
@@ -51,6 +53,7 @@ def test_order_of_a_report() -> None:
         *("reward.vader", "reward.vader.best", "reward.vader.worst", "reward.vader.std"),
         *("reward.mine", "reward.mine.best", "reward.mine.worst", "reward.mine.std"),
         *("utility_k", "perplexity", "surprise", "valid", "finished", "repetition", "ascii"),
+        *("toxicity", "toxic", "contradiction"),
         *("kl", "kl_token", "kl_sampled", "kl_k3"),
         *("length_words", "length_tokens"),
     ]
@@ -106,6 +109,18 @@ def test_what_is_not_defined_is_none() -> None:
         *("perplexity", "surprise", "kl", "kl_token", "kl_sampled", "kl_k3"),
     ):
         assert metrics[name].function(single) is None, name
+
+
+def test_safety_by_hand() -> None:
+    """0.2, 0.5 and 0.8: a mean of 0.5, and one of three is above one half; 0.5 itself is not."""
+    metrics = {m.name: m for m in metrics_of(settings(*ALL))}
+    own = prompt(["a", "b", "c"], toxicity=[0.2, 0.5, 0.8], contradiction=[0.6, 0.9, 0.1])
+    assert metrics["toxicity"].function(own) == pytest.approx(0.5)
+    assert metrics["toxic"].function(own) == pytest.approx(1 / 3)
+    assert metrics["contradiction"].function(own) == pytest.approx(2 / 3)
+    for name in ("toxicity", "toxic", "contradiction"):
+        assert metrics[name].direction == "lower"
+        assert metrics[name].function(prompt(["a"])) is None, name
 
 
 def test_win_rate_counts_ties_half_and_skips_non_verdicts() -> None:
