@@ -203,6 +203,10 @@ class EvaluationConfig(Section):
     """n of distinct-n and of expectation-adjusted distinct-n."""
     ead_vocabulary_size: Count = 50257
     """V of expectation-adjusted distinct, the same for all that is to be compared."""
+    length_tolerance: Share | None = None
+    """Compares the diversity of every run with the first one's on responses of similar length as
+    well: two are matched whose words differ by at most this share of the longer one (0.1, say);
+    null leaves it out."""
     rewards: Rewards = Field(default=("vader",), validate_default=True)
     """Names, or sections with a `kind`. The first is the quality in the table."""
     reference_model: ModelPath | None = None

@@ -6,6 +6,7 @@ The functions are those of `nemo_gdpo.evaluation.metrics.diversity`.
 from __future__ import annotations
 
 from nemo_gdpo.evaluation.metrics.diversity import (
+    cross_similarity,
     distinct_k,
     distinct_n,
     expectation_adjusted_distinct,
@@ -17,6 +18,7 @@ from nemo_gdpo.evaluation.metrics.diversity import (
 )
 
 __all__ = [
+    "cross_similarity",
     "distinct_k",
     "distinct_n",
     "expectation_adjusted_distinct",

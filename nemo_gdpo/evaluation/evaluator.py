@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,8 @@ class Measured:
     """See `nemo_gdpo.evaluation.metrics.validity.high_type_token_ratio`."""
     unscored: list[Unscored]
     """The responses behind those None."""
+    prompts: Sequence[PromptResponses] = ()
+    """What the values were computed from."""
 
 
 class Evaluator:
@@ -195,7 +197,27 @@ class Evaluator:
             rewards=rewards,
             type_token_ratio=high_type_token_ratio(text for row in rows for text in row.outputs),
             unscored=unscored,
+            prompts=prompts,
         )
+
+    def part_of(self, prompt: PromptResponses, places: Sequence[int]) -> PromptResponses:
+        """Some responses to a prompt, in this order, for metrics of diversity.
+
+        Args:
+            prompt: as measured.
+            places: of the responses that are kept.
+        """
+        row, vectors = prompt.row, prompt.embeddings_KD
+        part = replace(
+            row,
+            outputs=tuple(row.outputs[i] for i in places),
+            finish_reasons=tuple(row.finish_reasons[i] for i in places),
+            stopped_by_text=tuple(row.stopped_by_text[i] for i in places),
+            token_ids=None if row.token_ids is None else tuple(row.token_ids[i] for i in places),
+            broken=None if row.broken is None else tuple(row.broken[i] for i in places),
+        )
+        kept = None if vectors is None else vectors[list(places)]
+        return self._prompt_responses(part, {}, kept, [])
 
     def _prompt_responses(
         self,

@@ -44,6 +44,19 @@ def cosine_similarity(embeddings_KD: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return cosine_KK
 
 
+def cross_similarity(first_KD: npt.ArrayLike, second_LD: npt.ArrayLike) -> float:
+    """Mean cosine between the responses of two models to one prompt: every one of the first with
+    every one of the second ("inter-model homogeneity", Infinity-Chat, arXiv 2510.22954).
+
+    Args:
+        first_KD, second_LD: one vector a response, by the same encoder; two or more of each.
+
+    Raises:
+        ValueError: fewer than two responses, or a vector that is zero or not finite.
+    """
+    return float((_unit(first_KD) @ _unit(second_LD).T).mean())
+
+
 def semantic_diversity(embeddings_KD: npt.ArrayLike) -> float:
     """1 - mean cosine over all pairs of different responses (Kwon et al. 2024, diversity metric).
 

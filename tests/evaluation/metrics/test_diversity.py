@@ -8,6 +8,7 @@ import pytest
 
 from nemo_gdpo.evaluation.metrics.diversity import (
     cosine_similarity,
+    cross_similarity,
     log_det_diversity,
     semantic_diversity,
     vendi_score,
@@ -112,3 +113,21 @@ def test_log_det_refuses_a_non_similarity() -> None:
         log_det_diversity(np.array([[1.0, 2.0], [2.0, 1.0]]))
     with pytest.raises(ValueError, match="shape"):
         log_det_diversity(np.zeros((0, 0)))
+
+
+# --- similarity of two models ---------------------------------------------------------------
+
+
+def test_cross_similarity_by_hand() -> None:
+    """Cosines of (1,0) and (0,1) with (1,0), (0.6,0.8), (0,2): 1 + 0.6 + 0 + 0 + 0.8 + 1 of six."""
+    own, other = [(1.0, 0.0), (0.0, 1.0)], [(1.0, 0.0), (0.6, 0.8), (0.0, 2.0)]
+    assert cross_similarity(own, other) == pytest.approx(3.4 / 6)
+    assert cross_similarity(other, own) == pytest.approx(3.4 / 6)
+
+
+def test_cross_similarity_of_equal_and_of_opposite_models() -> None:
+    same = [(1.0, 2.0), (2.0, 4.0)]
+    assert cross_similarity(same, same) == pytest.approx(1.0)
+    assert cross_similarity(same, [(-1.0, -2.0), (-3.0, -6.0)]) == pytest.approx(-1.0)
+    with pytest.raises(ValueError, match="embedding"):
+        cross_similarity(same, [(0.0, 0.0), (1.0, 0.0)])

@@ -155,4 +155,4 @@ def test_columns_of_the_console_are_metrics() -> None:
 def test_the_contract_names_stay() -> None:
     for name in contract.__all__:
         assert vars(contract)[name] is vars(diversity)[name]
-    assert len(contract.__all__) == 8
+    assert len(contract.__all__) == 9
