@@ -135,6 +135,13 @@ class Evaluator:
         if reference is None:
             return None
         path = self._evaluation.models.get(run.name)
+        if run.is_verbalised:
+            if path is not None:
+                raise UserError(
+                    f"evaluation.models.{run.name}: its answers were verbalised several at a time, "
+                    "not sampled one by one, so they have no KL; leave it out"
+                )
+            return None
         if path is None:
             return reference if run.model_hash == reference.weights else None
         policy = open_model(f"evaluation.models.{run.name}", Path(path))
