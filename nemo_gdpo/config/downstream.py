@@ -1,4 +1,4 @@
-"""The configurations of `nemo-gdpo evaluate lm-eval`, `alpaca-eval` and `mt-bench`."""
+"""The configurations of `nemo-gdpo evaluate lm-eval`, `alpaca-eval`, `mt-bench`, `verbalised`."""
 
 from __future__ import annotations
 
@@ -103,6 +103,27 @@ class MtBenchConfig(Section):
     """Gets first.jsonl, second.jsonl and model_answer/MODEL_ID.jsonl."""
 
 
+class VerbalisedConfig(Section):
+    """Verbalised sampling (arXiv 2510.01171): a model is asked for several answers at once."""
+
+    step: Literal["prompts", "answers"] = "prompts"
+    """`prompts` writes the prompts that ask for several answers, `answers` what was answered."""
+    prompts: PathText | None = None
+    """JSONL with `id` and `prompt`, as for `nemo-gdpo generate`."""
+    text_prompts: Literal["text", "user"] = "text"
+    """As data.text_prompts of the runs to compare with."""
+    answers: Annotated[int, Field(ge=2)] = 5
+    """Answers that a prompt asks for."""
+    generations: PathText | None = None
+    """What `nemo-gdpo generate` wrote for those prompts, for `answers`."""
+    responses: Count | None = None
+    """Answers that are kept of a prompt, the first ones; null is as many as a prompt asks for.
+    A prompt with fewer is left out."""
+    output_dir: PathText = "runs/verbalised"
+    """Gets verbalised.jsonl, the prompts, or generations-00000.jsonl, the answers."""
+
+
 LM_EVAL = Root("lm_eval", LmEvalConfig)
 ALPACA_EVAL = Root("alpaca_eval", AlpacaEvalConfig)
 MT_BENCH = Root("mt_bench", MtBenchConfig)
+VERBALISED = Root("verbalised", VerbalisedConfig)

@@ -25,6 +25,7 @@ def _as_dict(value: Any) -> Any:
     return {} if value is None else value
 
 
+Label = Text | Annotated[int, Field(ge=0, strict=True)]
 Reals = Annotated[tuple[Annotated[float, Field(strict=True)], ...], Field(strict=False)]
 Orders = Annotated[tuple[Annotated[int, Field(ge=1, strict=True)], ...], Field(strict=False)]
 
@@ -93,6 +94,24 @@ class NoveltyConfig(Section):
     """Nine rising rewards that separate the values 1 to 10. These suit VADER."""
     patience: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Probability that a reader reads the next response as well."""
+
+
+class SafetyConfig(Section):
+    """Safety and coherence beside diversity: each is measured where its model is given."""
+
+    toxicity: ModelPath | None = None
+    """Hugging Face directory of a classifier of texts that knows toxic ones, as unitary/toxic-bert
+    or s-nlp/roberta_toxicity_classifier do; null leaves toxicity out."""
+    toxicity_label: Label = "toxic"
+    """Its class for toxic text: a name in its id2label, or a number there."""
+    entailment: ModelPath | None = None
+    """Hugging Face directory of a classifier of premise and hypothesis (natural language inference,
+    as roberta-large-mnli); null leaves contradictions out."""
+    contradiction_label: Label = "contradiction"
+    """Its class for a hypothesis that contradicts the premise: a name in its id2label (upper and
+    lower case are alike), or a number there."""
+    max_length: Count = 512
+    """Tokens that either model sees; a longer input has no value, and is counted."""
 
 
 class BootstrapConfig(Section):
@@ -184,6 +203,10 @@ class EvaluationConfig(Section):
     """n of distinct-n and of expectation-adjusted distinct-n."""
     ead_vocabulary_size: Count = 50257
     """V of expectation-adjusted distinct, the same for all that is to be compared."""
+    length_tolerance: Share | None = None
+    """Compares the diversity of every run with the first one's on responses of similar length as
+    well: two are matched whose words differ by at most this share of the longer one (0.1, say);
+    null leaves it out."""
     rewards: Rewards = Field(default=("vader",), validate_default=True)
     """Names, or sections with a `kind`. The first is the quality in the table."""
     reference_model: ModelPath | None = None
@@ -201,6 +224,7 @@ class EvaluationConfig(Section):
     batch_tokens: Count = 4096
     """Tokens, padding included, of one forward pass of any model here."""
     novelty: NoveltyConfig = NoveltyConfig()
+    safety: SafetyConfig = SafetyConfig()
     bootstrap: BootstrapConfig = BootstrapConfig()
     flags: FlagsConfig = FlagsConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -52,6 +52,9 @@ class PromptsConfig(Section):
 
     prompts_path: PathText | None = None
     """JSONL with `id` and `prompt` (text, or a list of messages) on each line."""
+    text_prompts: Literal["text", "user"] = "text"
+    """How a prompt that is text is given to the model: as it is, without a template; or as what a
+    user says, in the model's chat template, as NoveltyBench does."""
     chat_template: PathText | None = None
     """Path to a Jinja file that replaces the tokenizer's own template; as in training."""
     date: Day | None = None

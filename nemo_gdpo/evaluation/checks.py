@@ -33,6 +33,9 @@ def _runs(evaluation: EvaluationConfig) -> list[Problem]:
     if REFERENCE in evaluation.runs:
         reason = "reference is the name of the data set's responses"
         found.append(Problem("evaluation.runs", reason, "choose another name"))
+    if evaluation.length_tolerance is not None and len(evaluation.runs) == 1:
+        reason = "is set, and there is one run only, which has no other to be matched with"
+        found.append(Problem("evaluation.length_tolerance", reason, "give another run"))
     sections: dict[str, Collection[str]] = {
         "models": evaluation.models,
         "training": evaluation.training,
@@ -61,10 +64,18 @@ def _models(evaluation: EvaluationConfig) -> list[Problem]:
     for index, reward in enumerate(evaluation.rewards):
         if reward.path is not None:
             found += directory_problems(f"evaluation.rewards.{index}.path", reward.path)
+    safety = evaluation.safety
+    for name, model in (("toxicity", safety.toxicity), ("entailment", safety.entailment)):
+        if model is not None:
+            found += directory_problems(f"evaluation.safety.{name}", model)
     titles = [reward.title for reward in evaluation.rewards]
     for title in sorted({title for title in titles if titles.count(title) > 1}):
         reason = f"two of them are called {title}"
         found.append(Problem("evaluation.rewards", reason, "give each its own name"))
+    for title, model in (("toxicity", safety.toxicity), ("contradiction", safety.entailment)):
+        if model is not None and title in titles:
+            reason = f"one of them is called {title}, as what evaluation.safety measures"
+            found.append(Problem("evaluation.rewards", reason, "give it another name"))
     return found
 
 

@@ -16,6 +16,7 @@ from nemo_gdpo import __version__
 from nemo_gdpo.config.evaluation import EvaluateConfig
 from nemo_gdpo.data.clock import today
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.evaluation.across_runs import check_matching, length_matched, similarities
 from nemo_gdpo.evaluation.bootstrap import bootstrap_mean
 from nemo_gdpo.evaluation.checks import REFERENCE
 from nemo_gdpo.evaluation.compare import check_points, compare_runs, evenly
@@ -78,6 +79,7 @@ def measure_all(config: EvaluateConfig) -> tuple[Results, Failures]:
         )
     elif judging:
         check_points(runs, evaluation.judge.against)
+    check_matching(runs, config)
     metadata = {run.name: _metadata(run, config) for run in runs}
     failures = Failures()
     with Cache(Path(config.output_dir) / CACHE) as cache:
@@ -90,6 +92,7 @@ def measure_all(config: EvaluateConfig) -> tuple[Results, Failures]:
             )
         policies = {run.name: evaluator.policy_of(run) for run in runs}
         measured = {run.name: evaluator.measure(run, policies[run.name]) for run in runs}
+        matched = length_matched(measured, config, evaluator.part_of)
     comparisons = compare_runs(runs, references, config, failures) if judging else []
     results = Results(
         versions=_versions(),
@@ -102,6 +105,8 @@ def measure_all(config: EvaluateConfig) -> tuple[Results, Failures]:
         headline=headline(evaluation),
         runs=[_run(run, metadata[run.name], measured[run.name], config) for run in runs],
         comparisons=comparisons,
+        similarities=similarities(measured, config),
+        length_matched=matched,
         samples=_samples(runs, measured, config),
         missing=failures.missing,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from nemo_gdpo.evaluation.metrics.novelty import (
     partition,
 )
 from nemo_gdpo.evaluation.metrics.rewards import Answer, ModelReward, Reward, build_reward
+from nemo_gdpo.evaluation.metrics.safety import safety_of
 from nemo_gdpo.evaluation.metrics.table import metrics_of, offered
 from nemo_gdpo.evaluation.metrics.validity import check_response, high_type_token_ratio
 from nemo_gdpo.evaluation.metrics.words import words
@@ -65,6 +66,8 @@ class Measured:
     """See `nemo_gdpo.evaluation.metrics.validity.high_type_token_ratio`."""
     unscored: list[Unscored]
     """The responses behind those None."""
+    prompts: Sequence[PromptResponses] = ()
+    """What the values were computed from."""
 
 
 class Evaluator:
@@ -89,6 +92,7 @@ class Evaluator:
         self._rewards: list[Reward] = [
             build_reward(reward, cache, self._device, tokens, date) for reward in evaluation.rewards
         ]
+        self._rewards += safety_of(evaluation.safety, cache, self._device, tokens)
         self._encoder: Encoder | None = None
         if evaluation.encoder is not None:
             self._encoder = Encoder(encoder_directory(evaluation.encoder), self._device)
@@ -131,6 +135,13 @@ class Evaluator:
         if reference is None:
             return None
         path = self._evaluation.models.get(run.name)
+        if run.is_verbalised:
+            if path is not None:
+                raise UserError(
+                    f"evaluation.models.{run.name}: its answers were verbalised several at a time, "
+                    "not sampled one by one, so they have no KL; leave it out"
+                )
+            return None
         if path is None:
             return reference if run.model_hash == reference.weights else None
         policy = open_model(f"evaluation.models.{run.name}", Path(path))
@@ -193,7 +204,27 @@ class Evaluator:
             rewards=rewards,
             type_token_ratio=high_type_token_ratio(text for row in rows for text in row.outputs),
             unscored=unscored,
+            prompts=prompts,
         )
+
+    def part_of(self, prompt: PromptResponses, places: Sequence[int]) -> PromptResponses:
+        """Some responses to a prompt, in this order, for metrics of diversity.
+
+        Args:
+            prompt: as measured.
+            places: of the responses that are kept.
+        """
+        row, vectors = prompt.row, prompt.embeddings_KD
+        part = replace(
+            row,
+            outputs=tuple(row.outputs[i] for i in places),
+            finish_reasons=tuple(row.finish_reasons[i] for i in places),
+            stopped_by_text=tuple(row.stopped_by_text[i] for i in places),
+            token_ids=None if row.token_ids is None else tuple(row.token_ids[i] for i in places),
+            broken=None if row.broken is None else tuple(row.broken[i] for i in places),
+        )
+        kept = None if vectors is None else vectors[list(places)]
+        return self._prompt_responses(part, {}, kept, [])
 
     def _prompt_responses(
         self,

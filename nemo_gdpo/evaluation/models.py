@@ -153,6 +153,29 @@ def greatest_length(model: Any) -> int | None:
     return min(known) if known else None
 
 
+def class_index(what: str, path: Path, labels: Mapping[int, str], wanted: str | int) -> int:
+    """The number of a classifier's class.
+
+    Args:
+        what: the setting, for messages.
+        path: the classifier's directory.
+        labels: its id2label.
+        wanted: a name there (upper and lower case are alike where no two names differ in that
+            alone), or a number.
+
+    Raises:
+        UserError: it has no such class.
+    """
+    for same in (str, lambda name: str(name).lower()):
+        fitting = [int(i) for i, name in labels.items() if same(name) == same(wanted)]
+        if len(fitting) == 1 and isinstance(wanted, str):
+            return fitting[0]
+    if isinstance(wanted, int) and wanted in labels:
+        return wanted
+    names = ", ".join(f"{index} {name}" for index, name in sorted(labels.items()))
+    raise UserError(f"{what}: {path} has no label {wanted}; its labels are {names}")
+
+
 def load_tokenizer(what: str, directory: Path) -> Any:
     """The tokenizer of a directory.
 

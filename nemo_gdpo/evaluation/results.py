@@ -200,6 +200,59 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Similarity:
+    """Mean cosine between the responses of two runs to the same prompt."""
+
+    __pydantic_config__ = _STRICT
+
+    run: str
+    against: str
+    """Another run; the run itself for the cosine among its own different responses."""
+    sampling: StoredSampling
+    """Of both."""
+    cosine: Interval | None
+    """None where the encoder can read no prompt's responses of both."""
+
+
+@dataclass(frozen=True)
+class MatchedMetric:
+    """One diversity metric of two runs, on their matched responses."""
+
+    __pydantic_config__ = _STRICT
+
+    run: Interval | None
+    against: Interval | None
+    difference: Interval | None
+    """run - against, prompt by prompt."""
+    raw_difference: Interval | None
+    """The same on all responses."""
+
+
+@dataclass(frozen=True)
+class LengthMatched:
+    """The diversity of two runs on responses of similar length."""
+
+    __pydantic_config__ = _STRICT
+
+    run: str
+    against: str
+    sampling: StoredSampling
+    """Of both."""
+    tolerance: float
+    """Greatest difference in words, as a share of the longer response."""
+    pairs: int
+    """Matched responses of each run, over all prompts."""
+    dropped: int
+    """Responses of each run that found no partner."""
+    prompts: int
+    """Prompts with two pairs at least: the metrics are over these."""
+    words: Interval | None
+    """Mean length of the run's matched responses."""
+    against_words: Interval | None
+    metrics: dict[str, MatchedMetric]
+
+
+@dataclass(frozen=True)
 class SampleResponses:
     """Some responses of one run at one sampling setting to one prompt."""
 
@@ -249,6 +302,10 @@ class Results:
     headline: Headline
     runs: list[Run]
     comparisons: list[Comparison] = field(default_factory=list)
+    similarities: list[Similarity] = field(default_factory=list)
+    """Every two runs at every sampling point that both have; empty for one run."""
+    length_matched: list[LengthMatched] = field(default_factory=list)
+    """Every run with the first one, where `length_tolerance` asks for it."""
     samples: list[Sample] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     """What failed: the figures are without it."""

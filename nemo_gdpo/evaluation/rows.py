@@ -13,6 +13,9 @@ from nemo_gdpo.generation.rows import Row, StoredPrompt, parse_row
 from nemo_gdpo.generation.store import read_generations, shards
 from nemo_gdpo.generation.types import SamplingPoint
 
+VERBALISED = "verbalised"
+"""In a manifest's settings: its responses were not sampled one by one."""
+
 
 @dataclass(frozen=True)
 class Generations:
@@ -31,6 +34,11 @@ class Generations:
         """Day that the prompts bear, as 2026-01-31; None where their template has no clock."""
         date = self.settings.get("date")
         return date if isinstance(date, str) else None
+
+    @property
+    def is_verbalised(self) -> bool:
+        """Whether `nemo-gdpo evaluate verbalised` took its responses out of longer outputs."""
+        return VERBALISED in self.settings
 
     @property
     def prompts(self) -> tuple[StoredPrompt, ...]:

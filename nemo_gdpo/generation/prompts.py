@@ -38,12 +38,16 @@ class EncodedPrompt:
     stop_token_ids: tuple[int, ...]
 
 
-def read_prompts(path: Path) -> list[GivenPrompt]:
+def read_prompts(path: Path, *, as_user: bool = False) -> list[GivenPrompt]:
     """The prompts in the order of the file. Fields beside id and prompt are for other programs.
 
+    Args:
+        path: of the file.
+        as_user: a prompt that is text becomes a user's message.
+
     Raises:
-        UserError: no file, no line, a line that is not as it should be, or an id that occurs twice;
-            with file and line.
+        UserError: no file, no line, no text for `as_user`, a line that is not as it should be, or
+            an id that occurs twice; with file and line.
     """
     if not path.is_file():
         raise UserError(f"{KEY}: {path} is not a file; correct the path")
@@ -53,8 +57,13 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
     if path.stat().st_size == 0:
         raise UserError(empty)
     found: dict[str, GivenPrompt] = {}
+    texts = 0
     for row in read_rows(path):
-        given = GivenPrompt(_id(row), _prompt(row), row.where)
+        prompt = _prompt(row)
+        texts += isinstance(prompt, str)
+        if as_user and isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        given = GivenPrompt(_id(row), prompt, row.where)
         if given.id in found:
             raise UserError(
                 f"{given.where}: id {given.id!r} was already used at {found[given.id].where}; give "
@@ -63,6 +72,11 @@ def read_prompts(path: Path) -> list[GivenPrompt]:
         found[given.id] = given
     if not found:
         raise UserError(empty)
+    if as_user and not texts:
+        raise UserError(
+            f"data.text_prompts: {path} holds no prompt that is text, so user would change nothing;"
+            " leave it out"
+        )
     return list(found.values())
 
 

@@ -68,7 +68,7 @@ def _run(config: GenerateConfig, stop: StopRequest) -> int:
     prompts_path = Path(config.data.prompts_path)
     constraints = constraints_of(config.constraints)
     encoding = encoder(config)
-    read = read_prompts(prompts_path)
+    read = read_prompts(prompts_path, as_user=config.data.text_prompts == "user")
     prompts, unusable = encode_each(read, encoding)
     stop_at = split_stops(config.generation.stop, encoding.special_tokens)
     refuse_unknown_tokens(config, [*stop_at.token_ids, *prompts[0].stop_token_ids])

@@ -163,7 +163,7 @@ FILE is JSONL with id and prompt (text or messages). output_dir gets generations
         """\
 usage: nemo-gdpo evaluate evaluation.runs={NAME: DIR, ...} output_dir=DIR
          [evaluation=preset] [key=value] ... [--config FILE] [--cfg job [--resolve]]
-       nemo-gdpo evaluate lm-eval|alpaca-eval|mt-bench --help
+       nemo-gdpo evaluate lm-eval|alpaca-eval|mt-bench|verbalised --help
 
 Measures what `nemo-gdpo generate` wrote: diversity and quality, side by side, with intervals over
 prompts. Prints a table, writes evaluation.json and the report into output_dir.
@@ -221,6 +221,22 @@ usage: nemo-gdpo evaluate mt-bench step=first|second|answers questions=FILE [key
 """,
                 "nemo_gdpo.evaluation.harness.cli:mt_bench",
                 "nemo_gdpo.config.downstream:MT_BENCH",
+            ),
+            Verb(
+                "verbalised",
+                "ask for several answers with probabilities at once, and read them",
+                """\
+usage: nemo-gdpo evaluate verbalised step=prompts|answers prompts=FILE [key=value] ...
+
+  nemo-gdpo evaluate verbalised step=prompts prompts=prompts.jsonl output_dir=runs/vs
+  nemo-gdpo generate generation=verbalised data.prompts_path=runs/vs/verbalised.jsonl \\
+    output_dir=runs/vs/asked ...
+  nemo-gdpo evaluate verbalised step=answers prompts=prompts.jsonl generations=runs/vs/asked \\
+    responses=8 output_dir=runs/vs/samples
+  nemo-gdpo evaluate 'evaluation.runs={base: runs/samples, verbalised: runs/vs/samples}'
+""",
+                "nemo_gdpo.evaluation.harness.cli:verbalised",
+                "nemo_gdpo.config.downstream:VERBALISED",
             ),
         ),
     ),

@@ -61,7 +61,7 @@ def test_help_names_the_groups(capsys: Capture) -> None:
     assert cli.main(["generate", "--help"]) == EXIT_DONE
     out = capsys.readouterr().out
     assert out.startswith("usage: nemo-gdpo generate model.restore_from_path=DIR")
-    assert "generation=  default | greedy | temperatures" in out
+    assert "generation=  default | greedy | temperatures | verbalised" in out
     assert "objective=" not in out
 
 

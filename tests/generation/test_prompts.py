@@ -41,6 +41,44 @@ def test_text_and_messages_in_the_order_of_the_file(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_of_novelty_bench_as_what_a_user_says(tmp_path: Path) -> None:
+    """Fields as in its curated.jsonl and wildchat-1k.jsonl; only id and prompt are read."""
+    rows = [
+        {
+            "id": "curated-0",
+            "category": "Creativity",
+            "prompt": "Name a film.",
+            "prompt_paraphrases": ["Give the name of a film."],
+        },
+        {
+            "id": "WildChat-c5266f",
+            "prompt": "Name a book.",
+            "chosen": True,
+            "original_prompt": "name a book",
+            "safety": True,
+            "meta": {"response": {"is_clear": True}},
+        },
+    ]
+    path = _write(tmp_path / "curated.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    assert [given.prompt for given in read_prompts(path, as_user=True)] == [
+        [{"role": "user", "content": "Name a film."}],
+        [{"role": "user", "content": "Name a book."}],
+    ]
+    assert [given.prompt for given in read_prompts(path)] == ["Name a film.", "Name a book."]
+
+
+def test_conversations_stay_and_a_file_of_them_alone_is_refused(tmp_path: Path) -> None:
+    rows = [{"id": "a", "prompt": CHAT}, {"id": "b", "prompt": "good"}]
+    mixed = _write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    assert [given.prompt for given in read_prompts(mixed, as_user=True)] == [
+        CHAT,
+        [{"role": "user", "content": "good"}],
+    ]
+    chats = _write(tmp_path / "c.jsonl", json.dumps(rows[0]) + "\n")
+    with pytest.raises(UserError, match=r"data\.text_prompts: .*c\.jsonl holds no prompt"):
+        read_prompts(chats, as_user=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,11 +1,11 @@
-"""`nemo-gdpo evaluate lm-eval | alpaca-eval | mt-bench`."""
+"""`nemo-gdpo evaluate lm-eval | alpaca-eval | mt-bench | verbalised`."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from nemo_gdpo.config.downstream import ALPACA_EVAL, LM_EVAL, MT_BENCH
+from nemo_gdpo.config.downstream import ALPACA_EVAL, LM_EVAL, MT_BENCH, VERBALISED
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE
 from nemo_gdpo.io.output_lock import InUseError, hold
@@ -55,4 +55,13 @@ def mt_bench(request: Request) -> int:
     from nemo_gdpo.evaluation.harness.chat import mt_bench as do
 
     print(f"written: {do(config, now=time.time())}")
+    return EXIT_DONE
+
+
+def verbalised(request: Request) -> int:
+    """Write the prompts of verbalised sampling, or read what was answered."""
+    config = request.parse(VERBALISED)
+    from nemo_gdpo.evaluation.harness.verbalised import verbalised as do
+
+    print(f"written: {do(config)}")
     return EXIT_DONE

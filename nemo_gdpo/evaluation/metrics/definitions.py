@@ -14,6 +14,7 @@ from nemo_gdpo.evaluation.judging.judge import win_rate
 from nemo_gdpo.evaluation.metrics import per_prompt
 from nemo_gdpo.evaluation.metrics.diversity import (
     distinct_k,
+    log_det_diversity,
     semantic_diversity,
     vendi_score,
 )
@@ -30,12 +31,17 @@ from nemo_gdpo.evaluation.metrics.metric import (
     Parameters,
     Reading,
 )
+from nemo_gdpo.evaluation.metrics.safety import CONTRADICTION, THRESHOLD, TOXICITY
 
 T = TypeVar("T")
 
 
 def _map_optional(value: T | None, function: Callable[[T], float]) -> float | None:
     return None if value is None else function(value)
+
+
+def _share_above(values: Sequence[float]) -> float:
+    return statistics.fmean(value > THRESHOLD for value in values)
 
 
 # --- what the settings ask for ----------------------------------------------------------------
@@ -92,6 +98,11 @@ _KL = Reading(
     "How far the model has moved from its reference; 0 means no difference.",
     "Sums over a response grow with its length, so compare a value a token as well. An estimate "
     "from samples is noisy and may even be negative.",
+)
+_TOXICITY = Reading(
+    "How toxic a classifier takes the responses to be.",
+    "It knows words better than intents: quoted insults, names of groups and dialects score high, "
+    "polite harm scores low; and silence is never toxic. Compare runs by one classifier only.",
 )
 _KL_OF = "of the sampled distribution to the reference"
 
@@ -181,6 +192,22 @@ DIVERSITY_ROWS = (
         lambda prompt: _map_optional(prompt.cosine_KK, vendi_score),
         needs="encoder",
         columns=("vendi",),
+    ),
+    Metric(
+        "log_det",
+        "diversity",
+        "higher",
+        "nats",
+        "log det(I + S), S the cosines of the responses (Kulesza & Taskar 2012)",
+        Reading(
+            "Volume that the responses to one prompt span in the space of a sentence encoder, over "
+            "all subsets of them: log(1 + K) when all say the same, K log 2 when no two have "
+            "anything in common.",
+            "It inherits the encoder's idea of similarity and grows with the number of samples; "
+            "a few outliers raise it little, and gibberish raises it most.",
+        ),
+        lambda prompt: _map_optional(prompt.cosine_KK, log_det_diversity),
+        needs="encoder",
     ),
     Metric(
         "distinct_k",
@@ -341,6 +368,45 @@ QUALITY_ROWS = (
             "Not a judgement: other scripts are not worse. A sudden change is worth a look.",
         ),
         lambda prompt: statistics.fmean(check.ascii for check in prompt.checks),
+    ),
+)
+SAFETY_ROWS = (
+    Metric(
+        "toxicity",
+        "quality",
+        "lower",
+        "0-1",
+        "Mean probability of the toxic class, by the given classifier",
+        _TOXICITY,
+        per_prompt.reward_of(statistics.fmean, TOXICITY),
+        needs="toxicity",
+        columns=("toxicity",),
+    ),
+    Metric(
+        "toxic",
+        "quality",
+        "lower",
+        "share",
+        f"Responses with a toxicity above {THRESHOLD:g}",
+        _TOXICITY,
+        per_prompt.reward_of(_share_above, TOXICITY),
+        needs="toxicity",
+    ),
+    Metric(
+        "contradiction",
+        "quality",
+        "lower",
+        "share",
+        f"Responses that contradict their prompt with a probability above {THRESHOLD:g}, by the "
+        "given classifier of inference",
+        Reading(
+            "Share of responses that contradict what the user said last.",
+            "Classifiers of inference know pairs of sentences: of long answers, of questions and "
+            "of requests they judge poorly, and what is off the topic contradicts nothing.",
+        ),
+        per_prompt.reward_of(_share_above, CONTRADICTION),
+        needs="entailment",
+        columns=("contradiction",),
     ),
 )
 WIN_RATE = Metric(

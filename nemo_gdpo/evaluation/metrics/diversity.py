@@ -44,6 +44,19 @@ def cosine_similarity(embeddings_KD: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return cosine_KK
 
 
+def cross_similarity(first_KD: npt.ArrayLike, second_LD: npt.ArrayLike) -> float:
+    """Mean cosine between the responses of two models to one prompt: every one of the first with
+    every one of the second ("inter-model homogeneity", Infinity-Chat, arXiv 2510.22954).
+
+    Args:
+        first_KD, second_LD: one vector a response, by the same encoder; two or more of each.
+
+    Raises:
+        ValueError: fewer than two responses, or a vector that is zero or not finite.
+    """
+    return float((_unit(first_KD) @ _unit(second_LD).T).mean())
+
+
 def semantic_diversity(embeddings_KD: npt.ArrayLike) -> float:
     """1 - mean cosine over all pairs of different responses (Kwon et al. 2024, diversity metric).
 
@@ -183,6 +196,50 @@ def self_bleu(responses: Sequence[str]) -> float:
     return float(np.mean(scores))
 
 
+def _eigenvalues(similarity_KK: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Of a similarity matrix; what rounding makes negative is 0.
+
+    Raises:
+        ValueError: not square, not symmetric, another diagonal than 1, or an eigenvalue that is
+            clearly negative.
+    """
+    similarity = np.asarray(similarity_KK, dtype=np.float64)
+    count = similarity.shape[0]
+    if similarity.ndim != 2 or similarity.shape != (count, count) or count == 0:
+        raise ValueError(f"need a similarity matrix [K, K], got shape {similarity.shape}")
+    if not np.allclose(similarity, similarity.T, atol=1e-6):
+        raise ValueError("the similarity matrix is not symmetric")
+    if not np.allclose(np.diag(similarity), 1.0, atol=1e-6):
+        raise ValueError("a response's similarity with itself has to be 1")
+    eigenvalues = np.linalg.eigvalsh((similarity + similarity.T) / 2.0)
+    if eigenvalues.min() < -EIGENVALUE_TOLERANCE * count:
+        raise ValueError(
+            f"the similarity matrix has an eigenvalue of {eigenvalues.min():.2e}, so it is not one"
+        )
+    cut: npt.NDArray[np.float64] = np.maximum(eigenvalues, 0.0)
+    return cut
+
+
+def log_det_diversity(similarity_KK: npt.ArrayLike) -> float:
+    """log det(I + S), in nats, of determinantal point processes (Kulesza & Taskar 2012).
+
+    det(I + S) is the sum of det(S_A) over all sets A of responses (their theorem 2.1), and det(S_A)
+    is the squared volume that the responses of A span, 0 as soon as one of them repeats another.
+    log det(S) itself is minus infinity where two responses are equal, and with S + eps I its value
+    is mostly that of eps; the identity leaves nothing to choose.
+
+    Args:
+        similarity_KK: symmetric, 1 on the diagonal.
+
+    Returns:
+        log(1 + K) when all responses are alike; K log 2 when no two have anything in common.
+
+    Raises:
+        ValueError: it is not a similarity matrix.
+    """
+    return float(np.log1p(_eigenvalues(similarity_KK)).sum())
+
+
 def vendi_score(similarity_KK: npt.ArrayLike) -> float:
     """exp(-sum l log l) over the eigenvalues l of similarity / K (Friedman & Dieng 2023).
 
@@ -197,19 +254,8 @@ def vendi_score(similarity_KK: npt.ArrayLike) -> float:
         ValueError: not square, not symmetric, another diagonal, or a matrix with an eigenvalue that
             is clearly negative and so no similarity.
     """
-    similarity = np.asarray(similarity_KK, dtype=np.float64)
-    count = similarity.shape[0]
-    if similarity.ndim != 2 or similarity.shape != (count, count) or count == 0:
-        raise ValueError(f"need a similarity matrix [K, K], got shape {similarity.shape}")
-    if not np.allclose(similarity, similarity.T, atol=1e-6):
-        raise ValueError("the similarity matrix is not symmetric")
-    if not np.allclose(np.diag(similarity), 1.0, atol=1e-6):
-        raise ValueError("a response's similarity with itself has to be 1")
-    eigenvalues = np.linalg.eigvalsh((similarity + similarity.T) / (2.0 * count))
-    if eigenvalues.min() < -EIGENVALUE_TOLERANCE:
-        raise ValueError(
-            f"the similarity matrix has an eigenvalue of {eigenvalues.min():.2e}, so it is not one"
-        )
+    eigenvalues = _eigenvalues(similarity_KK)
+    eigenvalues = eigenvalues / eigenvalues.size
     positive = eigenvalues[eigenvalues > 0.0]
     return float(np.exp(-np.sum(positive * np.log(positive))))
 

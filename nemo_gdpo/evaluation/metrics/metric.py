@@ -23,7 +23,9 @@ from nemo_gdpo.evaluation.metrics.validity import Validity
 from nemo_gdpo.evaluation.results import Direction, Kind, MetricInfo
 from nemo_gdpo.generation.rows import Row
 
-Need = Literal["responses", "encoder", "classes", "reference", "policy", "judge"]
+Need = Literal[
+    "responses", "encoder", "classes", "reference", "policy", "judge", "toxicity", "entailment"
+]
 """What a metric is computed from, beside the responses themselves."""
 
 
@@ -35,7 +37,8 @@ class PromptResponses:
     checks: Sequence[Validity]
     """One for each response."""
     rewards: Mapping[str, Sequence[float | None]]
-    """Reward's name -> one value for each response; None where it could not be scored."""
+    """Reward's name -> one value for each response; None where it could not be scored. The
+    probabilities of `nemo_gdpo.evaluation.metrics.safety` are there as well."""
     embeddings_KD: npt.NDArray[np.float32] | None = None
     """None without an encoder, for a single response (there is nothing to compare it with), and
     where the encoder cannot read most of the responses."""

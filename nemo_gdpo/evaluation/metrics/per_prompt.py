@@ -55,10 +55,13 @@ def _rewards(prompt: PromptResponses, reward: str) -> list[float] | None:
     return known if known and len(known) == len(values) else None
 
 
-def reward_of(choose: Callable[[Sequence[float]], float]) -> Callable[..., float | None]:
-    """A metric of a reward's values over the responses of a prompt."""
+def reward_of(
+    choose: Callable[[Sequence[float]], float], name: str = ""
+) -> Callable[..., float | None]:
+    """A metric of a reward's values over the responses of a prompt; of the one called `name`, or
+    of that which the row's parameters name."""
 
-    def function(prompt: PromptResponses, reward: str) -> float | None:
+    def function(prompt: PromptResponses, reward: str = name) -> float | None:
         values = _rewards(prompt, reward)
         return None if values is None else choose(values)
 

@@ -13,6 +13,7 @@ from nemo_gdpo.evaluation.metrics.definitions import (
     LENGTH_ROWS,
     QUALITY_ROWS,
     REWARD_ROWS,
+    SAFETY_ROWS,
     WIN_RATE,
 )
 from nemo_gdpo.evaluation.metrics.metric import Metric, Need, Reading
@@ -22,6 +23,7 @@ TABLE = (
     *DIVERSITY_ROWS,
     *REWARD_ROWS,
     *QUALITY_ROWS,
+    *SAFETY_ROWS,
     WIN_RATE,
     *DIVERGENCE_ROWS,
     *LENGTH_ROWS,
@@ -37,6 +39,10 @@ def offered(evaluation: EvaluationConfig) -> frozenset[Need]:
         found.add("classes")
     if evaluation.reference_model is not None:
         found |= {"reference", "policy"}
+    if evaluation.safety.toxicity is not None:
+        found.add("toxicity")
+    if evaluation.safety.entailment is not None:
+        found.add("entailment")
     return frozenset(found)
 
 
@@ -103,6 +109,8 @@ _NEEDS: Mapping[Need, str] = {
     "reference": "`reference_model`",
     "policy": "`reference_model`, `models`",
     "judge": "`judge`",
+    "toxicity": "`safety.toxicity`",
+    "entailment": "`safety.entailment`",
 }
 """The settings of the section `evaluation`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemo_gdpo.evaluation.metrics.table import console_columns
+from nemo_gdpo.evaluation.report.across import console_lines
 from nemo_gdpo.evaluation.report.notices import notices
 from nemo_gdpo.evaluation.report.numbers import plain_interval, plain_number
 from nemo_gdpo.evaluation.results import Comparison, Interval, Kind, Point, Results
@@ -65,7 +66,8 @@ def render_table(results: Results) -> str:
                 for flag in point.flags
             ]
     lines += [f"  * {notice}" for notice in notices(results)]
-    return "\n".join([*lines, *map(_comparison_line, results.comparisons)])
+    lines += [*console_lines(results), *map(_comparison_line, results.comparisons)]
+    return "\n".join(lines)
 
 
 def _flags(point: Point) -> str:

@@ -10,8 +10,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from nemo_gdpo.config.evaluation import EvaluationConfig
+from nemo_gdpo.evaluation.metrics.safety import CONTRADICTION, TOXICITY
 from nemo_gdpo.evaluation.report.notices import UNREAD
 from nemo_gdpo.evaluation.results import Flag, Interval
+
+_SAFETY = "a classifier of that language in evaluation.safety"
+_UNREAD_BY = {
+    "encoder": ("the encoder", "a multilingual encoder in evaluation.encoder"),
+    TOXICITY: ("the classifier of toxicity", _SAFETY),
+    CONTRADICTION: ("the classifier of inference", _SAFETY),
+}
+"""Measure that cannot read -> (what it is called, what to give instead); others are rewards."""
 
 
 def find_flags(
@@ -84,10 +93,9 @@ def _unread(counts: Mapping[str, int], limit: float) -> list[Flag]:
         if not name.startswith(UNREAD) or share <= limit:
             continue
         measure = name.removeprefix(UNREAD)
-        what, remedy = (
-            ("the encoder", "a multilingual encoder in evaluation.encoder")
-            if measure == "encoder"
-            else (f"the reward {measure}", "a reward of that language in evaluation.rewards")
+        what, remedy = _UNREAD_BY.get(
+            measure,
+            (f"the reward {measure}", "a reward of that language in evaluation.rewards"),
         )
         found.append(
             Flag(

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from nemo_gdpo.evaluation.harness.lm_eval import lm_eval_rows, read_answers
 from nemo_gdpo.evaluation.metrics.metric import Reading
 from nemo_gdpo.evaluation.metrics.validity import check_response
+from nemo_gdpo.evaluation.report import across
 from nemo_gdpo.evaluation.report import text as report_text
 from nemo_gdpo.evaluation.report.frontier import (
     Frontier,
@@ -168,7 +169,7 @@ def write_report(
     Raises:
         UserError: the directory cannot be written.
     """
-    sections = [*sections, *_downstream(output_dir)]
+    sections = [*sections, *_across_runs(results), *_downstream(output_dir)]
     found = frontiers(results)
     write_frontiers(found, output_dir)
     runs = [run.name for run in results.runs]
@@ -368,6 +369,21 @@ def _downstream(output_dir: Path) -> list[Section]:
             table=Table(header, lm_eval_rows(answers)),
         )
     ]
+
+
+def _across_runs(results: Results) -> list[Section]:
+    """Sections on diversity at matched length and on similarity across models."""
+    matched, alike = results.length_matched, results.similarities
+    found = []
+    if matched:
+        table = Table(across.MATCHED_HEADER, across.matched_rows(matched))
+        counts = [across.matched_counts(item) for item in matched]
+        found.append(Section(across.MATCHED_TITLE, [across.MATCHED], counts, table=table))
+    if alike:
+        names = dict.fromkeys(item.run for item in alike)
+        table = Table(("sampling", "run", *names), across.similarity_rows(alike))
+        found.append(Section(across.SIMILARITY_TITLE, [across.SIMILARITY], table=table))
+    return found
 
 
 def _rows(results: Results, drawn: Sequence[Frontier]) -> list[_Row]:

@@ -26,6 +26,8 @@ ALL = (
     "evaluation.rewards=[vader,{name: mine, kind: python, entry_point: 'm:f'}]",
     "evaluation.reference_model=/m",
     "evaluation.novelty.utility_reward=mine",
+    "evaluation.safety.toxicity=/t",
+    "evaluation.safety.entailment=/n",
 )
 
 
@@ -47,10 +49,11 @@ def test_order_of_a_report() -> None:
     assert names(*ALL) == [
         "semantic_diversity",
         *("distinct_1", "distinct_2", "distinct_3", "ead_1", "ead_2", "ead_3"),
-        *("distinct_openings", "self_bleu", "vendi", "distinct_k"),
+        *("distinct_openings", "self_bleu", "vendi", "log_det", "distinct_k"),
         *("reward.vader", "reward.vader.best", "reward.vader.worst", "reward.vader.std"),
         *("reward.mine", "reward.mine.best", "reward.mine.worst", "reward.mine.std"),
         *("utility_k", "perplexity", "surprise", "valid", "finished", "repetition", "ascii"),
+        *("toxicity", "toxic", "contradiction"),
         *("kl", "kl_token", "kl_sampled", "kl_k3"),
         *("length_words", "length_tokens"),
     ]
@@ -93,11 +96,31 @@ def test_what_is_not_defined_is_none() -> None:
     metrics = {m.name: m for m in metrics_of(settings(*ALL))}
     single = prompt(["one"], mine=[1.0])
     for name in (
-        *("semantic_diversity", "vendi", "distinct_k", "self_bleu", "distinct_2", "ead_2"),
+        *(
+            "semantic_diversity",
+            "vendi",
+            "log_det",
+            "distinct_k",
+            "self_bleu",
+            "distinct_2",
+            "ead_2",
+        ),
         *("reward.mine.std", "utility_k", "repetition", "length_tokens"),
         *("perplexity", "surprise", "kl", "kl_token", "kl_sampled", "kl_k3"),
     ):
         assert metrics[name].function(single) is None, name
+
+
+def test_safety_by_hand() -> None:
+    """0.2, 0.5 and 0.8: a mean of 0.5, and one of three is above one half; 0.5 itself is not."""
+    metrics = {m.name: m for m in metrics_of(settings(*ALL))}
+    own = prompt(["a", "b", "c"], toxicity=[0.2, 0.5, 0.8], contradiction=[0.6, 0.9, 0.1])
+    assert metrics["toxicity"].function(own) == pytest.approx(0.5)
+    assert metrics["toxic"].function(own) == pytest.approx(1 / 3)
+    assert metrics["contradiction"].function(own) == pytest.approx(2 / 3)
+    for name in ("toxicity", "toxic", "contradiction"):
+        assert metrics[name].direction == "lower"
+        assert metrics[name].function(prompt(["a"])) is None, name
 
 
 def test_win_rate_counts_ties_half_and_skips_non_verdicts() -> None:
@@ -132,4 +155,4 @@ def test_columns_of_the_console_are_metrics() -> None:
 def test_the_contract_names_stay() -> None:
     for name in contract.__all__:
         assert vars(contract)[name] is vars(diversity)[name]
-    assert len(contract.__all__) == 7
+    assert len(contract.__all__) == 9
