@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -64,13 +65,12 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)  # helpers of one that was killed
 
 
-def main() -> int:
+def main() -> None:
     """The verb, as the command line runs it."""
     end_with_parent(signal.SIGKILL)  # what it wrote is whole, and the next start goes on from there
-    from nemo_gdpo.cli import main as verb
-
-    return verb(sys.argv[1:])
+    # By its name, as a user starts it: the command line imports this room, and not the reverse.
+    runpy.run_module("nemo_gdpo.cli", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
