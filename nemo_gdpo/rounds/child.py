@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -65,13 +66,12 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)  # helpers of one that was killed
 
 
-def main() -> int:
+def main() -> None:
     """The verb, as the command line runs it."""
     end_with_parent(signal.SIGKILL)  # what it wrote is whole, and the next start goes on from there
-    # By its name, as verbs are found by theirs: the command line is above this room.
-    status: int = importlib.import_module("nemo_gdpo.cli").main(sys.argv[1:])
-    return status
+    # By its name, as a user starts it: the command line imports this room, and not the reverse.
+    runpy.run_module("nemo_gdpo.cli", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
