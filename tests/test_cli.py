@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
     assert done.stdout == ""
     assert done.stderr == (
         "nemo-gdpo: error: objective=gdpoo: unknown choice (did you mean gdpo?); "
-        "the choices are adpo, dpo, gdpo, gdpo_released, ipo, odpo, spl\n"
+        "the choices are adpo, dpo, gdpo, gdpo_released, gflownet, gflownet_subtb, ipo, odpo, spl\n"
     )
 
 

@@ -39,7 +39,7 @@ def samples(tmp_path: Path) -> Path:
     directory = tmp_path / "samples"
     directory.mkdir()
     text = "".join(json.dumps(one) + "\n" for one in rows)
-    (directory / "generations-0.jsonl").write_text(text)
+    (directory / "generations-00000.jsonl").write_text(text)
     return directory
 
 
@@ -81,8 +81,8 @@ def test_the_same_command_writes_the_same_bytes(samples: Path) -> None:
     path = samples.parent / "out" / "pairs.jsonl"
     run(config_of(samples, score_column="scores"))
     before = path.read_bytes()
-    (samples / "generations-0.jsonl").write_text(
-        "".join(reversed((samples / "generations-0.jsonl").read_text().splitlines(True)))
+    (samples / "generations-00000.jsonl").write_text(
+        "".join(reversed((samples / "generations-00000.jsonl").read_text().splitlines(True)))
     )
     run(config_of(samples, score_column="scores"))
     assert path.read_bytes() == before
@@ -139,12 +139,12 @@ def test_log_probs_are_rare_where_they_are_small(samples: Path) -> None:
     outputs = [GOOD, "A film.", BAD]
     one = row("a", outputs, scores=[1.0, 0.9, 0.0], token_ids=[[1, 2], [1], [1]],
               cumulative_logprobs=[-2.0, -3.0, -1.0])  # fmt: skip
-    (samples / "generations-0.jsonl").write_text(json.dumps(one) + "\n")
+    (samples / "generations-00000.jsonl").write_text(json.dumps(one) + "\n")
     settings = {"method": "divpo", "threshold": 0.5, "score_column": "scores"}
     rows, _ = run(config_of(samples, rarity="log_prob", **settings))
     assert (rows[0]["chosen"], rows[0]["rejected"]) == ("A film.", BAD)
     del one["cumulative_logprobs"]
-    (samples / "generations-0.jsonl").write_text(json.dumps(one) + "\n")
+    (samples / "generations-00000.jsonl").write_text(json.dumps(one) + "\n")
     with pytest.raises(UserError, match="line 1: no cumulative_logprobs"):
         run(config_of(samples, rarity="log_prob", **settings))
 
@@ -152,7 +152,7 @@ def test_log_probs_are_rare_where_they_are_small(samples: Path) -> None:
 def test_redipo_by_embeddings_is_no_data_for_odpo(samples: Path) -> None:
     outputs = ["I love cats.", "I love cats!", "The stock market fell by nine points."]
     one = row("a", outputs, scores=[0.55, 0.52, 0.5])
-    (samples / "generations-0.jsonl").write_text(json.dumps(one) + "\n")
+    (samples / "generations-00000.jsonl").write_text(json.dumps(one) + "\n")
     rows, _ = run(config_of(samples, method="redipo", score_column="scores"))
     assert rows[0]["chosen"] == outputs[2] and rows[0]["rejected"] in outputs[:2]
     assert rows[0]["score_of_chosen"] == 0.5 and "chosen_score" not in rows[0]
