@@ -13,10 +13,14 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_gdpo.config.base import CONTENT, FIXED, FREE, default_of, fields_of
 from nemo_gdpo.config.evaluation import RewardConfig
+from nemo_gdpo.config.generation import GENERATE
 from nemo_gdpo.config.help import describe_type, keys
+from nemo_gdpo.config.root import Root
+from nemo_gdpo.config.rounds import ROUNDS, SCORE
 from nemo_gdpo.config.schema import TRAIN
 from nemo_gdpo.evaluation.metrics.table import as_markdown
 from nemo_gdpo.launch.verbs import VERBS
@@ -42,6 +46,20 @@ METRICS_HEAD = f"""{MADE}
 What `nemo-gdpo evaluate` can measure; the settings decide what is measured. Definitions and traps
 are in [Evaluation](../evaluation.md).
 """
+
+
+SHARED: dict[str, tuple[Root[Any], ...]] = {
+    ROUNDS.name: (TRAIN, GENERATE),
+    SCORE.name: (GENERATE,),
+}
+"""Name of a configuration -> those whose tables have some of its keys, which its own does not
+repeat."""
+NOTES = {
+    ROUNDS.name: "All keys of `train`, with `generation.*` and `constraints.*` of `generate`, are "
+    "as there but for these, and there are these beside them:",
+    SCORE.name: "All keys `constraints.*` are as those of `generate`, and beside them there are:",
+}
+"""What is said of that."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -80,7 +98,11 @@ def keys_page() -> str:
         root = roots[reads]
         assert root is not None
         rows: list[tuple[str, ...]] = []
+        others = SHARED.get(root.name, ())
+        told = {(key.name, key.default, key.help) for one in others for key in keys(one)}
         for key in keys(root):
+            if (key.name, key.default, key.help) in told:
+                continue
             owners = f" ({', '.join(key.owners)})" if key.owners else ""
             row = [f"`{key.name}`{owners}", key.kind, f"`{key.default}`", key.help]
             if root is TRAIN:
@@ -90,7 +112,8 @@ def keys_page() -> str:
             if key.name == "evaluation.rewards":
                 rows += reward_rows()
         head = ["key", "type", "default", *(["on resume"] if root is TRAIN else []), "meaning"]
-        sections.append(f"## {title}\n\n{table(head, rows)}")
+        note = f"{NOTES[root.name]}\n\n" if others else ""
+        sections.append(f"## {title}\n\n{note}{table(head, rows)}")
     return "\n".join(sections)
 
 

@@ -19,7 +19,7 @@ from examples.film_reviews.pairs import Pairing
 from examples.film_reviews.prepare import prepare
 from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
-PROMPTS = 16
+PROMPTS = 8
 FORBIDDEN = "[masterpiece, unforgettable, journey]"
 
 
@@ -69,7 +69,7 @@ def stages(run: Path, overrides: list[str]) -> None:
         "model.micro_batch_size=2",
         "optim=adamw_constant",
         "optim.lr=2e-4",
-        "trainer.max_steps=8",
+        "trainer.max_steps=6",
         "trainer.max_epochs=null",
         "logger.tensorboard=false",
         *overrides,

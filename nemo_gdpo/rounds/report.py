@@ -15,7 +15,7 @@ from nemo_gdpo.config.rounds import RoundsConfig
 from nemo_gdpo.evaluation.report.numbers import number, plain_number
 from nemo_gdpo.evaluation.report.page import visible
 from nemo_gdpo.evaluation.report.plots import curve_figure, raw_svg
-from nemo_gdpo.evaluation.report.style import PLACEHOLDERS
+from nemo_gdpo.evaluation.report.style import DARK_RUNS, LIGHT_RUNS, PLACEHOLDERS
 from nemo_gdpo.evaluation.report.svg import page_svg
 from nemo_gdpo.generation.rows import StoredPrompt
 from nemo_gdpo.io.files import write_output
@@ -135,6 +135,9 @@ def page(settings: Settings, lines: Sequence[Mapping[str, Any]]) -> str:
         lstrip_blocks=True,
     )
     css = (files("nemo_gdpo.evaluation.report") / "templates" / "report.css").read_text("utf-8")
+    # The line's colour, which the evaluation's page defines for as many runs as it has.
+    css += f":root {{ --run-0: {LIGHT_RUNS[0]}; }}\n"
+    css += f"@media (prefers-color-scheme: dark) {{ :root {{ --run-0: {DARK_RUNS[0]}; }} }}\n"
     name = settings.config.objective.name
     return environment.get_template("rounds.html.j2").render(
         title="Rounds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,9 @@ def test_the_report_draws_each_number_over_the_rounds(
     (straight / "out/report.html").unlink()
     for title in ("reward", "entropy", "kl", "log z", "words", "replayed"):
         assert f"<figcaption><b>{title}</b>" in page
+    # Every colour that a drawing asks for is there.
+    asked = set(re.findall(r"var\((--[a-z0-9-]+)\)", page))
+    assert "--run-0" in asked and asked <= set(re.findall(r"(--[a-z0-9-]+):", page))
     assert "round 1: 0.000; round 2: 0.500" in page  # the replayed share, in words
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["round", "1", "2"]
