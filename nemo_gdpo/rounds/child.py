@@ -7,7 +7,6 @@ behind that holds the round's directory.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import runpy
 import signal
