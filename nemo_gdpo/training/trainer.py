@@ -91,6 +91,8 @@ class PreferenceTrainer:
         self.total_steps = total_steps(config, len(train.data))
         self.progress = Progress(queries=QueryCount(len(train.data)))
         self._last_saved = -1
+        self._batch: list[int] | None = None
+        """The global batch that the next update trains on, once it was asked for."""
         self._entry: dict[str, Any] | None = None
         """The line of the newest update, while its validation was stopped and is still to come."""
         self.clock = RunClock()
@@ -247,16 +249,14 @@ class PreferenceTrainer:
         self.optimizer.step()
         return grad_norm, float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(self, indices: list[int] | None = None) -> dict[str, Any]:
+    def train_step(self) -> dict[str, Any]:
         """One update, made or left out. Returns the line for the log.
-
-        Args:
-            indices: of the global batch; None takes the next one.
 
         Raises:
             NotFiniteError: something is not finite, and no further update may be left out.
         """
-        indices = self.supply.next_batch() if indices is None else indices
+        indices = self.supply.next_batch() if self._batch is None else self._batch
+        self._batch = None
         assert indices is not None, self.supply.waiting_for
         step, begun = self.progress.step, time.perf_counter()
         pair_ids = [self.train.data[i].id for i in indices]
@@ -416,11 +416,11 @@ class PreferenceTrainer:
         entry, self._entry = self._entry, None
         if entry is not None:
             return entry
-        indices = self.supply.next_batch()
-        if indices is None:
+        self._batch = self.supply.next_batch()
+        if self._batch is None:
             return None
         with computing(f"step {self.progress.step}"):
-            return self.train_step(indices) | saved
+            return self.train_step() | saved
 
     def _stopped(self) -> Outcome:
         if self.progress.step:  # before the first update there is nothing to keep

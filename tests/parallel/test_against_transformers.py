@@ -130,8 +130,15 @@ def test_each_objective_changes_the_weights_in_its_own_way(exported: Exported) -
         assert cosine < 0.995, f"{one} and {other} pull in the same direction ({cosine:.4f})"
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        (size, kind)
+        for size in (1, 4)
+        for kind in MODELS
+        if EVERYTHING or size == 1 or kind not in FAMILIES or kind in USUAL_FAMILIES
+    ],
+)
 def test_log_probs_of_every_token(world: World, folder: Path, kind: str, size: int) -> None:
     """Label and tempered EOS, which are what is cached, at every response position."""
     four = {"tied": "TP2 PP2 SP", "untied": "TP2 PP2", "llama3": "TP2 PP2"}
