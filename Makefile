@@ -121,6 +121,7 @@ image-test: ## build the image for CPUs and run it, without a Docker engine (as 
 label-test: ## push pairs to a real Label Studio, answer them in a real browser, pull (RENEW=1 writes the kept answers and picture)
 	@$(PYTHON) tools/environment.py label-studio >/dev/null
 	@NEMO_GDPO_LABEL_TEST=$(if $(RENEW),renew,1) "$(TRAINING)" -m pytest tests/system/test_label_studio.py
+	@"$$($(PYTHON) tools/environment.py label)" -m pytest tests/labeling/test_sync.py
 
 docs: ## build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict

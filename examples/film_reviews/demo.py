@@ -7,18 +7,15 @@ diversity. Every stage leaves its result in the run directory and is reused by t
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import time
 from itertools import islice
 from pathlib import Path
 
-from examples.film_reviews.inputs import ROOT, base_model, cli, rated_snippets, say
+from examples.film_reviews.inputs import base_model, cli, rated_snippets, run_stages, say
 from examples.film_reviews.pairs import Pairing
 from examples.film_reviews.prepare import prepare
-from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 PROMPTS = 12
 SAMPLES = 8
@@ -56,20 +53,7 @@ def last_metrics(run: Path) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run all stages; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "demo")
-    parser.add_argument("overrides", nargs="*", help="overrides for `nemo-gdpo train`")
-    arguments = parser.parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        stages(arguments.run_dir.absolute(), arguments.overrides)
-    except UserError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return EXIT_DONE
+    return run_stages("demo", __doc__, stages, "train", argv)
 
 
 def stages(run: Path, overrides: list[str]) -> None:

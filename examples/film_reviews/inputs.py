@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
+
+
+def run_stages(
+    name: str,
+    description: str | None,
+    stages: Callable[[Path, list[str]], None],
+    verb: str,
+    argv: list[str] | None,
+) -> int:
+    """The program around a chain of commands; returns the exit status.
+
+    Args:
+        name: of the program, and of its directory below runs/.
+        description: for `--help`.
+        stages: all of it, given that directory and overrides.
+        verb: of nemo-gdpo that the overrides are for.
+        argv: arguments; None: those of this process.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / name)
+    parser.add_argument("overrides", nargs="*", help=f"overrides for `nemo-gdpo {verb}`")
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        stages(arguments.run_dir.absolute(), arguments.overrides)
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return EXIT_DONE
 
 
 def say(text: str) -> None:

@@ -7,17 +7,14 @@ adapter; the report shows both rounds. Stopped at any place, the same command go
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from itertools import islice
 from pathlib import Path
 
-from examples.film_reviews.inputs import ROOT, base_model, cli, rated_snippets, say
+from examples.film_reviews.inputs import base_model, cli, rated_snippets, run_stages, say
 from examples.film_reviews.pairs import Pairing
 from examples.film_reviews.prepare import prepare
-from nemo_gdpo.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 PROMPTS = 8
 FORBIDDEN = "[masterpiece, unforgettable, journey]"
@@ -79,20 +76,7 @@ def stages(run: Path, overrides: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run all of it; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "rounds")
-    parser.add_argument("overrides", nargs="*", help="overrides for `nemo-gdpo rounds`")
-    arguments = parser.parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        stages(arguments.run_dir.absolute(), arguments.overrides)
-    except UserError as error:
-        print(f"rounds: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return EXIT_DONE
+    return run_stages("rounds", __doc__, stages, "rounds", argv)
 
 
 if __name__ == "__main__":

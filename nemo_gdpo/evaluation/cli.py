@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from nemo_gdpo.config.evaluation import EVALUATE, EvaluateConfig
 from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.errors import EXIT_DONE, RunError, UserError
+from nemo_gdpo.evaluation.local_models import local_models
 from nemo_gdpo.io.output_lock import hold
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 
@@ -34,23 +34,12 @@ def evaluate(config: EvaluateConfig) -> int:
     Raises:
         UserError: see `run`.
     """
-    # Nothing here is ever downloaded: all models are directories.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     interrupts = (
         f"stopped by a signal; what was computed is kept in {config.output_dir}, and the same "
         "command resumes from there"
     )
-    with StopRequest(ALL_SIGNALS, interrupts=interrupts):
-        try:
-            return _run(config)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
-                raise
-            raise UserError(
-                f"the package {error.name} is not installed; install nemo_gdpo with the extra "
-                "evaluate"
-            ) from None
+    with StopRequest(ALL_SIGNALS, interrupts=interrupts), local_models():
+        return _run(config)
 
 
 def _run(config: EvaluateConfig) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_gdpo.config.pairs import PAIRS, PairRules, PairsConfig
 from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
-from nemo_gdpo.errors import EXIT_DONE, UserError
+from nemo_gdpo.errors import EXIT_DONE
+from nemo_gdpo.evaluation.local_models import local_models
 from nemo_gdpo.io.files import write_output
 from nemo_gdpo.io.output_lock import hold
 
@@ -24,17 +24,8 @@ def run(request: Request) -> int:
     """
     config = request.parse(PAIRS)
     raise_problems(problems(config))
-    # Nothing here is ever downloaded: all models are directories.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
+    with local_models():
         return _run(config)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
-            raise
-        raise UserError(
-            f"the package {error.name} is not installed; install nemo_gdpo with the extra evaluate"
-        ) from None
 
 
 def problems(config: PairsConfig) -> list[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from nemo_gdpo.config.problem import raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.config.rounds import GROUPS, ROUNDS, SCORE, RoundsConfig
 from nemo_gdpo.errors import EXIT_DONE, UserError
+from nemo_gdpo.evaluation.local_models import local_models
 from nemo_gdpo.io.output_lock import hold
 
 if TYPE_CHECKING:
@@ -110,19 +110,10 @@ def groups(request: Request) -> int:
 
 def _with_models(output_dir: str, cache_dir: str | None, work: Callable[[Cache], str]) -> int:
     """Carry out what may load models, and print what it says."""
-    # Nothing here is ever downloaded: all models are directories.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from nemo_gdpo.io.arrays import Cache
 
     output = Path(output_dir)
-    try:
-        with hold(output), Cache(Path(cache_dir or output / "cache") / "arrays.sqlite") as cache:
-            print(work(cache))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "nemo_gdpo":
-            raise
-        raise UserError(
-            f"the package {error.name} is not installed; install nemo_gdpo with the extra evaluate"
-        ) from None
+    place = Path(cache_dir or output / "cache") / "arrays.sqlite"
+    with local_models(), hold(output), Cache(place) as cache:
+        print(work(cache))
     return EXIT_DONE

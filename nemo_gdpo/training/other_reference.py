@@ -15,8 +15,10 @@ from nemo_gdpo.training.mesh import Mesh
 from nemo_gdpo.training.model_source import ModelSource, open_source
 
 
-def open_reference(config: RunConfig, source: ModelSource, mesh: Mesh) -> ModelSource | None:
+def open_reference(config: RunConfig, start: AdapterStart, mesh: Mesh) -> ModelSource | None:
     """Open the model that `reference_model` names, None without one. Collective.
+
+    Where it is another model than training starts from, it is said that step 0 checks nothing.
 
     Raises:
         UserError: on every rank, also when it is not of the policy's architecture.
@@ -28,7 +30,7 @@ def open_reference(config: RunConfig, source: ModelSource, mesh: Mesh) -> ModelS
         divisible_by=config.model.make_vocab_size_divisible_by,
         cache_converted=config.model.cache_converted, key="reference_model",
     )  # fmt: skip
-    ours, theirs = source.model_config.to_dict(), other.model_config.to_dict()
+    ours, theirs = start.source.model_config.to_dict(), other.model_config.to_dict()
     differing = [name for name, value in ours.items() if theirs.get(name) != value]
     if differing:
         name = differing[0]
@@ -38,6 +40,12 @@ def open_reference(config: RunConfig, source: ModelSource, mesh: Mesh) -> ModelS
         )
         error.agreed = True
         raise error
+    if mesh.is_main and other.fingerprint != start.fingerprint:
+        print(
+            f"reference_model: {other.name} is another model than training starts from; the losses "
+            "of step 0 are not compared with those of equal models",
+            flush=True,
+        )
     return other
 
 

@@ -175,7 +175,7 @@ class Run:
             cache_converted=config.model.cache_converted,
         )
         start = open_start(config, source)
-        other = open_reference(config, source, mesh)
+        other = open_reference(config, start, mesh)
         identity = identity_of(config, start.fingerprint)
         identity["settings"] |= {REFERENCE_WEIGHTS: None if other is None else other.fingerprint}
         identity |= model_identity(start.fingerprint, source.model_config)

@@ -90,6 +90,13 @@ def test_the_policy_goes_on_from_the_second_model(setting: Setting) -> None:
     assert abs(line["loss"] - 0.693147) > 1e-3
 
 
+def test_that_step_0_checks_nothing_is_said(setting: Setting) -> None:
+    said = "the losses of step 0 are not compared"
+    assert all(said in setting.done[f"second, {name}"].out for name in ("computed", "found"))
+    assert said not in setting.done["itself"].out
+    assert said not in setting.done["adapter"].out
+
+
 def test_a_reference_that_is_the_start_changes_nothing(setting: Setting) -> None:
     assert setting.lines("itself") == setting.lines("first")
 
