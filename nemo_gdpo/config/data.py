@@ -20,6 +20,15 @@ from nemo_gdpo.config.base import (
 from nemo_gdpo.config.lengths import USUAL_LENGTH, fitting_prompt
 
 Length = Annotated[int, Field(ge=1)]
+PairFormat = Literal["auto", "trl", "nemo_aligner", "nemo_rl"]
+"""Columns of files whose rows are pairs."""
+Preset = Literal[
+    "anthropic_hh",
+    "ultrafeedback_binarized",
+    "tldr_comparisons",
+    "odpo_json",
+]
+"""Public data sets in the columns they are published with."""
 
 
 class DataConfig(Section):
@@ -28,7 +37,7 @@ class DataConfig(Section):
     on_resume: ClassVar[OnResume | None] = CONTENT
     name: Annotated[Text, FREE] = "jsonl"
     """What the data set is called in messages."""
-    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl", "unpaired", "groups"] = "auto"
+    format: Literal[PairFormat, "unpaired", "groups"] = "auto"
     """Columns of the files; auto looks at the first row. unpaired: rows of one response each, with
     a label, for objectives that compare none. groups: a row is a prompt with `group_size` answers
     and their scores, for objective=gflownet."""
@@ -38,15 +47,7 @@ class DataConfig(Section):
     label_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """With `format=unpaired`: a row's `score` makes it a good one from here on; null reads its
     `label`, true or false."""
-    preset: (
-        Literal[
-            "anthropic_hh",
-            "ultrafeedback_binarized",
-            "tldr_comparisons",
-            "odpo_json",
-        ]
-        | None
-    ) = None
+    preset: Preset | None = None
     """A public data set in the columns it is published with; takes the place of `format`."""
     train_path: Text | None = from_environment("NEMO_GDPO_TRAIN")
     """File (.jsonl, .parquet), data set directory, prepared directory, or hub name."""

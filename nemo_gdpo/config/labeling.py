@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from nemo_gdpo.config.base import PathText, Section, Text, Written, from_environment
+from nemo_gdpo.config.data import PairFormat, Preset
 from nemo_gdpo.config.evaluation import JudgeServerConfig
+from nemo_gdpo.config.live_labels import LabelSource
 from nemo_gdpo.config.root import Root
 
 Count = Annotated[int, Field(ge=1)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-LabelSource = Literal["person", "judge", "pseudo", "data"]
 KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
 
 
@@ -23,11 +24,9 @@ def _as_dict(value: Any) -> Any:
 class LabelDataConfig(Section):
     """The pairs to choose from; the keys of training, with the same values."""
 
-    format: Literal["auto", "trl", "nemo_aligner", "nemo_rl"] = "auto"
+    format: PairFormat = "auto"
     """Columns of the file; auto looks at the first row."""
-    preset: (
-        Literal["anthropic_hh", "ultrafeedback_binarized", "tldr_comparisons", "odpo_json"] | None
-    ) = None
+    preset: Preset | None = None
     """A public data set in the columns it is published with; takes the place of `format`."""
     train_path: Text | None = from_environment("NEMO_GDPO_TRAIN")
     """File (.jsonl, .parquet), data set directory, or hub name; not a prepared directory, which

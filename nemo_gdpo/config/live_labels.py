@@ -8,6 +8,9 @@ from pydantic import Field
 
 from nemo_gdpo.config.base import FIXED, FREE, OnResume, PathText, Section
 
+LabelSource = Literal["person", "judge", "pseudo", "data"]
+"""Who may have given an answer."""
+
 
 class LiveLabelsConfig(Section):
     """With a ledger, `objective=adpo` asks people; without one, the data stands for them."""
@@ -24,7 +27,5 @@ class LiveLabelsConfig(Section):
     and goes on when there are answers. Null asks about all that it is unsure of first."""
     seed: Annotated[int, Field(ge=0), FIXED] = 1234
     """Seed of the left/right order in which the responses are shown."""
-    sources: tuple[Literal["person", "judge", "pseudo", "data"], ...] = Field(
-        default=("person", "judge", "data"), strict=False
-    )
+    sources: tuple[LabelSource, ...] = Field(default=("person", "judge", "data"), strict=False)
     """Whose answers count."""

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
+from nemo_gdpo.config.live_labels import LabelSource
 from nemo_gdpo.labeling.pairs import Words
 
 Outcome = Literal["left", "right", "tie", "skip"]
-Source = Literal["person", "judge", "pseudo", "data"]
+Source = LabelSource
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 SOURCES: tuple[Source, ...] = get_args(Source)
 
