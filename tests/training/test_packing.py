@@ -69,3 +69,16 @@ def test_what_fits_padded_fits_packed() -> None:
     assert packed_row(several) == 600
     assert packed_row(packed("data.packing=false")) is None
     refuse_long_pairs(packed("data.packing=false", "data.pack_tokens=null"), DATA)
+
+
+def test_a_group_has_to_fit_as_a_whole() -> None:
+    """Two pairs a group: 15 + 35 positions, and 5 + 5."""
+    data = dataset_of([*PAIRS, pair("d", 1, 1, 2)], end_token_id=2, pad_token_id=0)
+    grouped = [
+        "objective=gflownet", "data.format=groups", "data.group_size=4",
+        "model.global_batch_size=4", "model.micro_batch_size=2",
+    ]  # fmt: skip
+    refuse_long_pairs(packed(*grouped, "data.pack_tokens=56"), data)
+    said = r"the group of 4 answers that begins with pair 'a' takes 50 positions .* 56 or more"
+    with pytest.raises(UserError, match=said):
+        refuse_long_pairs(packed(*grouped, "data.pack_tokens=48"), data)
