@@ -1,0 +1,1 @@
+"""The experiment: arms, pairs, training, measuring, and what came of it."""
