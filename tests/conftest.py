@@ -5,6 +5,7 @@ converted models go to a cache of the session, not to the user's, and tests are 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item.get_closest_marker("nightly") is None]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: a run that is stopped for its time has no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        said = (report.longreprtext.splitlines() or [""])[-1]
+        print(f"\nfailed ({report.when}): {report.nodeid}: {said}", file=sys.__stdout__, flush=True)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

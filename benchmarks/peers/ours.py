@@ -23,6 +23,7 @@ from nemo_gdpo.data.dataset import PreferenceDataset
 from nemo_gdpo.data.sampler import PreferenceSampler
 from nemo_gdpo.training.mesh import leave_world
 from nemo_gdpo.training.run import Run
+from nemo_gdpo.training.supply import AllPairs
 from nemo_gdpo.training.trainer import PreferenceTrainer
 
 PACKED, SHARED = "data.packing=true", "data.prefix_sharing=true"
@@ -125,6 +126,7 @@ def measured(config: RunConfig, warm_ups: int) -> dict[str, Any]:
         ended, used = now()
         trainer = run.build_trainer(references, stop)
         trainer.sampler = FileOrder(len(data), 0, data.fingerprint)
+        trainer.supply = AllPairs(trainer.sampler, trainer.batch_size)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         steps = updates(trainer, trainer.total_steps)

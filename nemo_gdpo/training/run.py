@@ -291,7 +291,7 @@ class Run:
     @property
     def starts_at_reference(self) -> bool:
         """Whether policy and reference are one model before the first update."""
-        return self.reference_weights == self.weights
+        return self.other is None or self.other.fingerprint == self.weights
 
     def reference_directory(self, name: str, key: ReferenceKey) -> Path:
         """Place of the cache of a split; in a directory that runs share each key has its own."""

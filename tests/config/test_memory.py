@@ -19,8 +19,11 @@ from nemo_gdpo.plan.shape import KNOWN
 from tests.support.ranks import ROOT
 
 PRESETS = ROOT / "conf"
+# Those of rounds are of another verb, and what they train is checked with theirs.
 SHIPPED = sorted(
-    path.stem for path in (PRESETS / "experiment").glob("*.yaml") if not path.stem.startswith("_")
+    path.stem
+    for path in (PRESETS / "experiment").glob("*.yaml")
+    if not path.stem.startswith(("_", "rounds_"))
 )
 NF4 = "lora.base_precision=nf4"
 HUGE = ("parallel=tp8", "model.micro_batch_size=64", "data.max_length=131072")

@@ -75,6 +75,9 @@ def test_it_goes_on_with_the_tokens_it_began_with(
         "lora.alpha": 32.0,
         "lora.targets": list(TARGETS),
         "lora.base_precision": "run",
+        "label.ledger": None,
+        "label.seed": 1234,
+        "weights of reference_model": None,
     }
 
 
