@@ -74,11 +74,12 @@ rounds: ## two rounds of a GFlowNet with a constraint, on SmolLM2-135M and film 
 	$(GENERATION)
 	@"$(TRAINING)" -m examples.film_reviews.rounds
 
-HOURS ?= 2
-SEEDS ?= 3
-experiment: ## compare the objectives by quality and diversity (HOURS=2 SEEDS=3; resumes where it was stopped)
-	$(GENERATION)
-	@"$(TRAINING)" -m examples.film_reviews.experiment --hours $(HOURS) --seeds $(SEEDS)
+HOURS ?= 4
+SEEDS ?= 5
+PROFILE ?= $(if $(QUICK),quick,cpu)
+EXPERIMENT_PYTHON = $(if $(filter gpu,$(PROFILE)),$(GPU_PYTHON),$(TRAINING))
+experiment: ## which objective? (HOURS=4 SEEDS=5; goes on where it was stopped; QUICK=1: in minutes; PROFILE=gpu)
+	@"$(EXPERIMENT_PYTHON)" -m examples.film_reviews.evidence --profile $(PROFILE) --hours $(HOURS) --seeds $(SEEDS)
 
 test-fast: ## the tests that start no ranks, engines, browsers or Slurm (under 3 minutes on 2 cores)
 	@"$(TRAINING)" -m pytest -m "not slow" -n auto

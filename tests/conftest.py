@@ -84,12 +84,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @cache
 def worker_group(file: str) -> str:
-    """Which files share a worker: those with tests marked `parallel` do, any other has its own.
+    """Which files share a worker: those with tests marked `parallel` do, and those marked
+    `engine`, so that one of each kind runs at a time; any other has its own.
 
     The controller of xdist knows no marks, only names of tests, so the file's text is read.
     """
     path = TESTS.parent / file
-    alone = path.relative_to(TESTS).parts[0] in RANK_ROOMS or "mark.parallel" in path.read_text()
+    text = path.read_text()
+    if "mark.engine" in text:
+        return "engine"
+    alone = path.relative_to(TESTS).parts[0] in RANK_ROOMS or "mark.parallel" in text
     return "parallel" if alone else file
 
 

@@ -40,7 +40,7 @@ from .sampled_runs import (
     rows,
 )
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 
 TEMPERATURES = (0.7, 1.0)
 

@@ -16,7 +16,7 @@ from tests.support.models import save_model
 
 from .sampled_runs import PROMPTS, Rows, generate, rows
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 
 
 @dataclass(frozen=True)

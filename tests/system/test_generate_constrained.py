@@ -14,7 +14,7 @@ from tests.support.models import save_model
 
 from .sampled_runs import generate, rows
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 
 PATTERN = "(good|bad|dull) film( and (long|short))?"
 GRAMMAR = 'root ::= word " film"\nword ::= "good" | "bad"\n'

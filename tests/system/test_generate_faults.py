@@ -17,7 +17,7 @@ from tests.support.models import save_model
 
 from .sampled_runs import generate, rows
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 WORDS = ["good film", "the review was", "liked it"]
 
 

@@ -24,7 +24,7 @@ from tests.support.ranks import ROOT, clean_environment
 
 from .sampled_runs import NUM_SAMPLES, Sampled, Trained, generate, rows
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 
 
 @dataclass

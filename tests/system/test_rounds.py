@@ -12,7 +12,7 @@ from tests.support.commands import QUIET, Result, finish, started, steps
 from tests.support.data import write_jsonl
 from tests.support.models import save_model
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 
 TEXTS = ["good film", "dull review", "very long", "liked it"]
 

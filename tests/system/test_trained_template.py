@@ -14,7 +14,7 @@ from tests.support.data import pairs, write_jsonl
 from tests.support.models import save_model
 from tests.support.tokenizers import LLAMA3
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.engine
 
 
 def test_the_template_of_the_training_is_the_one_that_is_exported(tmp_path: Path) -> None:

@@ -222,7 +222,9 @@ def test_few_seeds_of_a_main_claim_are_named(directory: Path) -> None:
 
 def test_records_that_do_not_compare_are_refused(directory: Path) -> None:
     write(directory, "spl", 1, {(40, 1.0): point(0.4, 0.7)}, model="another")
-    with pytest.raises(UserError, match=r"spl--seed-1\.json: other prompts, model or settings than"):
+    with pytest.raises(
+        UserError, match=r"spl--seed-1\.json: other prompts, model or settings than"
+    ):
         read_records(directory)
     (directory / "spl--seed-1.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):

@@ -1,1 +1,0 @@
-"""Compares the objectives by quality and diversity; `__main__.py` is the program."""
