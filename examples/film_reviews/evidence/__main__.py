@@ -50,6 +50,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="of the main arms; default 5")
     parser.add_argument("--arms", nargs="+", choices=list(BY_NAME), help="default: all")
     parser.add_argument("--workers", type=int, help="jobs at once; default: one a core, 2 at most")
+    parser.add_argument(
+        "--pilot", action="store_true", help="seeds of its own, records in run-dir: for power.py"
+    )
     parser.add_argument("--plan", action="store_true", help="print the jobs and end")
     parser.add_argument("--page-only", action="store_true", help="write the page from the records")
     return parser.parse_args(argv)
@@ -98,10 +101,12 @@ def _asked(options: argparse.Namespace) -> tuple[World, list[Job]]:
         if source is not None and source not in names:
             raise UserError(f"--arms {name}: takes its number of labels from {source}; add that")
     run_dir = (options.run_dir or ROOT / "runs" / f"evidence-{options.profile}").absolute()
-    results = options.results_dir or (run_dir if quick else _kept(options.profile))
+    apart = quick or options.pilot
+    results = options.results_dir or (run_dir if apart else _kept(options.profile))
     world = World(run_dir, results.absolute() / "records", options.profile)
     seeds = 1 if quick else options.seeds
-    return world, jobs(tuple(arm for arm in ARMS if arm.name in names), seeds)
+    arms = tuple(arm for arm in ARMS if arm.name in names)
+    return world, jobs(arms, seeds, pilot=options.pilot)
 
 
 def _kept(profile: str) -> Path:
@@ -158,6 +163,9 @@ def _finish(world: World, outcome: Outcome, options: argparse.Namespace) -> int:
     if not any(job.arm.name == BASE for job in outcome.done):
         print("experiment: the untouched model was not measured; see above", file=sys.stderr)
         return EXIT_FAILED
+    if options.pilot:
+        say(f"records of the pilot: {world.records_dir}")
+        return EXIT_FAILED if outcome.failed else EXIT_DONE
     page = publish(world, notes=_notes(outcome))
     say(f"page: {page}")
     return EXIT_FAILED if outcome.failed else EXIT_DONE

@@ -109,14 +109,19 @@ class Job:
         return f"{self.arm.name}--seed-{self.seed}"
 
 
-def jobs(arms: tuple[Arm, ...], seeds: int) -> list[Job]:
+PILOT = 100
+"""Seeds of a pilot come after this one: the main runs have none of them."""
+
+
+def jobs(arms: tuple[Arm, ...], seeds: int, *, pilot: bool = False) -> list[Job]:
     """The most important arms with all their seeds before the others."""
+    first = PILOT if pilot else 0
     main = [arm for arm in arms if arm.family in (BASE, "dpo", "gdpo-tb")]
     rest = [arm for arm in arms if arm not in main]
     found = []
     for some in (main, rest):
         for seed in range(1, seeds + 1):
-            found += [Job(arm, seed) for arm in some if seed <= max(arm.seeds, 1)]
+            found += [Job(arm, first + seed) for arm in some if seed <= arm.seeds]
     return found
 
 

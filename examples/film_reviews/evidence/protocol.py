@@ -1,123 +1,153 @@
-"""The protocol as data: what is asked, which difference would matter, what is left out.
+"""The protocol as data: what is asked, which difference would matter, what takes no part.
 
-`protocol.yaml` is committed before the runs that answer it.
+`protocol.yaml` is committed before the runs that answer it. What these classes lack is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nemo_gdpo.errors import UserError
 
 PATH = Path(__file__).with_name("protocol.yaml")
-Kind = Literal["matched", "scaled", "last", "no_worse"]
-T = TypeVar("T")
-KINDS = ("matched", "scaled", "last", "no_worse")
+KINDS = ("matched", "last", "no_worse")
+GROUPS = ("diversity", "divergence", "temperature", "ablation", "pairs", "labels")
+OUTCOMES = ("held", "refuted", "undecided")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
     """One sentence that the records hold, refute or leave undecided."""
 
     id: str
     text: str
-    kind: Kind
-    """matched: y at equal x along the runs; scaled: the second side is swept over temperatures
-    instead; last: y after the last update; no_worse: the same, and losing less than the margin is
-    enough."""
+    group: str
+    """One of GROUPS, by which the page puts claims together."""
+    kind: str
+    """matched: y at equal x; last: y after the last update; no_worse: the same, where losing less
+    than the margin is enough."""
     first: str
     second: str
+    """Arms; of `matched` claims families as well."""
     y: str
     margin: float
     """The smallest difference that would matter to a user."""
     x: str = "reward"
+    first_sweep: bool = False
+    second_sweep: bool = False
+    """Whether the side's curve runs over temperatures instead of along its training."""
+    shares: list[float] = field(default_factory=list)
+    """Where to ask, when not at the protocol's shares."""
     main: bool = False
-    """Whether it was the reason for the experiment."""
-    needs_control: bool = False
-    """Whether it says nothing unless training costs DPO diversity."""
+    """Whether it was a reason for the experiment."""
+    means: dict[str, str] = field(default_factory=dict)
+    """Outcome -> what follows from it for choosing an objective."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Control:
     """What has to happen for a comparison of diversity to mean anything."""
 
     arm: str
-    metrics: tuple[str, ...]
+    metrics: list[str]
+    """One of them is enough."""
     fall: float
+    guards: list[str]
+    """Metrics of which nothing is claimed when it fails."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exclusions:
     """Points that take no part, by their means."""
 
     valid: float
-    """Less than this share of responses is text."""
+    """When a smaller share of the responses is text."""
     perplexity: float
-    """More than so many times the untouched model's."""
+    """When it is more than so many times the untouched model's."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Protocol:
     """All of it."""
 
-    shares: tuple[float, ...]
-    """Levels at which curves are compared, as shares of the gain that both sides reach."""
-    least_gain: dict[str, float]
-    """x -> gain below which there is nothing to compare."""
     resamples: int
     least_seeds: int
-    """Of a main claim."""
+    """Of a main claim; fewer are named beside its outcome."""
+    power: str
+    """Where the number of seeds comes from, in words."""
+    shares: list[float]
+    """Where curves are compared: shares of the gain in x that both sides reach."""
+    least_gain: dict[str, float]
+    """x -> gain below which there is nothing to compare."""
     control: Control
     exclusions: Exclusions
-    claims: tuple[Claim, ...]
-    fingerprint: str
-
-    def claim(self, name: str) -> Claim:
-        """By its id."""
-        (found,) = (claim for claim in self.claims if claim.id == name)
-        return found
+    claims: list[Claim]
+    sha256: str = ""
+    """Of the file; it is not written in it."""
 
 
 def read_protocol(path: Path = PATH) -> Protocol:
     """Read it, and refuse what it should not have.
 
     Raises:
-        UserError: it is missing, has a field too many or too few, or an unknown kind.
+        UserError: it cannot be read, has a field too many or too few or of another type, a key that
+            is there twice, or a value that means nothing.
     """
     try:
         text = path.read_bytes()
-        plain: dict[str, Any] = yaml.safe_load(text)
-        claims = tuple(_make(Claim, claim) for claim in plain.pop("claims"))
-        control = dict(plain.pop("control"))
-        control["metrics"] = tuple(control["metrics"])
-        protocol = _make(
-            Protocol,
-            {
-                **plain,
-                "shares": tuple(plain["shares"]),
-                "claims": claims,
-                "control": _make(Control, control),
-                "exclusions": _make(Exclusions, plain["exclusions"]),
-                "fingerprint": hashlib.sha256(text).hexdigest(),
-            },
+        made = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(Protocol), OmegaConf.create(text.decode()))
         )
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a protocol ({error}); see protocol.py for its form") from None
-    for claim in claims:
-        if claim.kind not in KINDS:
-            raise UserError(f"{path}: {claim.id}: kind {claim.kind}: one of {', '.join(KINDS)}")
-    if len({claim.id for claim in claims}) != len(claims):
-        raise UserError(f"{path}: two claims have the same id; rename one")
-    return protocol
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name the protocol's file") from None
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: not a protocol ({why}); protocol.py has its form") from None
+    assert isinstance(made, Protocol)
+    if made.sha256:
+        raise UserError(f"{path}: sha256 is computed; take it out")
+    for problem in _problems(made):
+        raise UserError(f"{path}: {problem}")
+    made.sha256 = hashlib.sha256(text).hexdigest()
+    return made
 
 
-def _make(kind: type[T], values: dict[str, Any]) -> T:
-    unknown = set(values) - {one.name for one in fields(kind)}  # type: ignore[arg-type]
-    if unknown:
-        raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
-    return kind(**values)
+def _problems(protocol: Protocol) -> list[str]:
+    found = []
+    if protocol.resamples < 100 or protocol.least_seeds < 1:
+        found.append("resamples and least_seeds: at least 100 and 1")
+    if not protocol.shares:
+        found.append("shares: name at least one")
+    ids = [claim.id for claim in protocol.claims]
+    found += [f"claim {name} is there twice; rename one" for name in ids if ids.count(name) > 1]
+    for claim in protocol.claims:
+        found += [f"claim {claim.id}: {problem}" for problem in _of_claim(protocol, claim)]
+    return found
+
+
+def _of_claim(protocol: Protocol, claim: Claim) -> list[str]:
+    found = []
+    for name, value, known in (("kind", claim.kind, KINDS), ("group", claim.group, GROUPS)):
+        if value not in known:
+            found.append(f"{name} {value}: one of {', '.join(known)}")
+    if claim.margin <= 0:
+        found.append("margin: must be above 0")
+    shares = [*protocol.shares, *claim.shares]
+    if any(not 0 < share <= 1 for share in shares):
+        found.append("shares: between 0 and 1")
+    if claim.kind == "matched" and claim.x not in protocol.least_gain:
+        found.append(f"x {claim.x}: least_gain has none for it")
+    if claim.kind != "matched" and (claim.first_sweep or claim.second_sweep or claim.shares):
+        found.append("sweeps and shares are read with kind matched only; take them out")
+    for outcome in claim.means:
+        if outcome not in OUTCOMES:
+            found.append(f"means {outcome}: one of {', '.join(OUTCOMES)}")
+    if claim.main and set(claim.means) != set(OUTCOMES):
+        found.append(f"means: a main claim says what follows from {', '.join(OUTCOMES)}")
+    return found

@@ -18,11 +18,11 @@ class Settings:
     """Of a seed."""
     validation: int = 32
     updates: int = 100
-    batch: int = 32
+    batch: int = 16
     micro_batch: int = 16
-    learning_rate: float = 3.0e-4
+    learning_rate: float = 2.0e-4
     warmup: int = 10
-    saves: tuple[int, ...] = (20, 40, 70, 100)
+    saves: tuple[int, ...] = (25, 50, 100)
     """Updates after which the model is measured; multiples of their greatest common divisor."""
     prompt_words: int = 3
     """First words of a held-out snippet, which the model goes on from."""
@@ -35,9 +35,9 @@ class Settings:
     """Of the untouched model: what lowering the temperature alone does."""
     last_temperatures: tuple[float, ...] = (1.25, 1.5)
     """At which arms that are scaled by temperature are sampled as well, after the last update."""
-    answers: int = 8
+    answers: int = 6
     """To each prompt of the pairs that are selected for diversity."""
-    label_temperature: float = 0.25
+    label_temperature: float = 0.1
     """Of the Bradley-Terry labels, in units of the reward: how often the lower one is preferred."""
     score_scale: float = 5.0
     """Scores in the data are so many times the reward: ODPO's offset is log(score gap)."""
