@@ -51,6 +51,7 @@ def test_lengths_have_to_fit_into_the_tokens(capsys: pytest.CaptureFixture[str])
     assert "--tokens 8192 is no multiple of twice each of --lengths" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parallel
 def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

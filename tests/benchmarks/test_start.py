@@ -55,6 +55,7 @@ def test_a_start_goes_on_where_another_ended(capsys: pytest.CaptureFixture[str])
     assert "--starts resumed goes on where cold ended: name both" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parallel
 def test_our_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ def bench(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_both_train_the_same(tmp_path: Path, trl: Path) -> None:
     done = bench(tmp_path, "--trl-path", str(trl), "--arms", *ARMS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,6 +61,7 @@ def test_both_train_the_same(tmp_path: Path, trl: Path) -> None:
             assert own["logps/chosen"] == pytest.approx(other["logps/chosen"], abs=1e-3)
 
 
+@pytest.mark.nightly
 def test_all_heads_have_the_same_values(tmp_path: Path, trl: Path) -> None:
     """`make bench BENCH=heads` in small; it fails by itself where a value differs."""
     environ = clean_environment() | {"PYTHONPATH": f"{trl}:{ROOT}"}
@@ -72,6 +74,7 @@ def test_all_heads_have_the_same_values(tmp_path: Path, trl: Path) -> None:
     assert [row[1] for row in rows[1:]] == 2 * list(ARMS_OF_HEADS)
 
 
+@pytest.mark.nightly
 def test_another_mix_and_vocabulary(tmp_path: Path) -> None:
     """Without TRL: the model and the pairs are those that were asked for."""
     arms = ("--arms", "ours, packed, live")
@@ -82,6 +85,7 @@ def test_another_mix_and_vocabulary(tmp_path: Path) -> None:
     assert (settings["lengths"]["prompt"], settings["model"]["vocab_size"]) == (380, 700)
 
 
+@pytest.mark.nightly
 def test_an_arm_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
     # This Python has no TRL, and the setting is none of ours.
     done = bench(tmp_path, "--arms", *ARMS[:2], "--set", "model.no_such_key=1")

@@ -99,7 +99,7 @@ def from_pilot(
         first, second: arms or families; arms where x is None.
         y: metric.
         margin: the smallest difference that would matter.
-        x: compare where this metric is equal, at the last of the protocol's shares; None: after the
+        x: compare where this metric is equal, at the first of the protocol's shares; None: after the
             last update.
 
     Raises:
@@ -115,7 +115,8 @@ def from_pilot(
         if x is None:
             level = comparison.last(first, second, [seed], y)
         else:
-            shares, least = protocol.shares[-1:], protocol.least_gain.get(x, 0.0)
+            # Half of the gain: near its end a single seed's curve is not reached by every draw.
+            shares, least = protocol.shares[:1], protocol.least_gain.get(x, 0.0)
             (level,) = comparison.matched(
                 Side(first), Side(second), [seed], x=x, y=y, shares=shares, least_gain=least
             )
