@@ -99,8 +99,8 @@ def from_pilot(
         first, second: arms or families; arms where x is None.
         y: metric.
         margin: the smallest difference that would matter.
-        x: compare where this metric is equal, at the first of the protocol's shares; None: after the
-            last update.
+        x: compare where this metric is equal, at the first of the protocol's shares; None: after
+            the last update.
 
     Raises:
         UserError: a side was not run, or fewer than two seeds can be compared.
