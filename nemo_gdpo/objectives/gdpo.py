@@ -75,6 +75,8 @@ class GDPO(GDPOSettings, PairwiseObjective):
         """
         sums = pair_sums(policy, reference)
         metrics = sums.metrics(beta=1.0)
+        if targets.chosen_label_N is not None and targets.rejected_label_N is not None:
+            metrics |= sums.metrics_of_rows(targets.chosen_label_N, targets.rejected_label_N)
         chosen_bonus_N, rejected_bonus_N = self._bonuses(targets, sums.reference_chosen)
         chosen = self._path(policy.chosen, reference.chosen, chosen_bonus_N)
         rejected = self._path(policy.rejected, reference.rejected, rejected_bonus_N)

@@ -148,6 +148,27 @@ class PairSums:
             self.reference_chosen - self.reference_rejected
         )
 
+    def metrics_of_rows(
+        self, first_is_good_N: Tensor, second_is_good_N: Tensor
+    ) -> dict[str, Tensor]:
+        """Margins and accuracies of unpaired rows, two of which stand in each place, [N].
+
+        A row's reward counts as it is where the row is good, and turned round where it is bad: two
+        rows with different labels have the margin of a pair. The accuracy is the share of rows
+        whose reward has the sign of their label. Which two rows share a place changes no mean.
+        """
+        first = (self.policy_chosen - self.reference_chosen).detach()
+        second = (self.policy_rejected - self.reference_rejected).detach()
+        signed = [
+            torch.where(is_good, reward, -reward)
+            for is_good, reward in ((first_is_good_N, first), (second_is_good_N, second))
+        ]
+        right = [(reward > 0).to(reward.dtype) for reward in signed]
+        return {
+            "rewards/margins": signed[0] + signed[1],
+            "rewards/accuracies": (right[0] + right[1]) / 2,
+        }
+
     def metrics(self, beta: float) -> dict[str, Tensor]:
         """TRL's names; rewards are beta (log pi - log pi_ref)."""
         chosen = (beta * (self.policy_chosen - self.reference_chosen)).detach()

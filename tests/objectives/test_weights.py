@@ -19,6 +19,7 @@ from nemo_gdpo.objectives import (
     PairTargets,
     Step0Inputs,
 )
+from nemo_gdpo.objectives.pairwise import PairSums
 from tests.objectives.synthetic import (
     NO_TARGETS,
     OBJECTIVES,
@@ -177,6 +178,18 @@ def test_unpaired_rows_have_the_loss_of_their_own_label(form: str) -> None:
     both = losses(True, True) + losses(False, False)
     assert torch.allclose(both, pairs + turned)
     assert not torch.allclose(losses(True, True), pairs)
+
+
+def test_margins_and_accuracies_of_unpaired_rows() -> None:
+    """By hand: log-ratios +2 (good) and +3 (bad) make 2 - 3 = -1, and one of two is right; which
+    of them stands first changes nothing. Of two good ones: 5, and both."""
+    sums = PairSums(*(torch.tensor([value] * 3) for value in (-10.0, -20.0, -12.0, -23.0)))
+    first, second = torch.tensor([True, False, True]), torch.tensor([False, True, True])
+    found = sums.metrics_of_rows(first, second)
+    assert found["rewards/margins"].tolist() == [-1.0, 1.0, 5.0]
+    assert found["rewards/accuracies"].tolist() == [0.5, 0.5, 1.0]
+    turned = PairSums(*(torch.tensor([value] * 3) for value in (-20.0, -10.0, -23.0, -12.0)))
+    assert turned.metrics_of_rows(second, first)["rewards/margins"].tolist() == [-1.0, 1.0, 5.0]
 
 
 @pytest.mark.parametrize("form", ["db", "subtb"])
