@@ -43,15 +43,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--profile", choices=list(SETTINGS), default="cpu")
     parser.add_argument("--run-dir", type=Path, help="default: runs/evidence-PROFILE")
+    parser.add_argument("--results-dir", type=Path, help="of records and page; default: run-dir")
     parser.add_argument(
-        "--results-dir", type=Path, help="default: benchmarks/evidence; quick: in run-dir"
+        "--publish", action="store_true", help="write docs/evidence.md and benchmarks/evidence too"
     )
     parser.add_argument("--hours", type=float, default=4.0, help="time in all; default 4")
     parser.add_argument("--seeds", type=int, default=5, help="of the main arms; default 5")
     parser.add_argument("--arms", nargs="+", choices=list(BY_NAME), help="default: all")
     parser.add_argument("--workers", type=int, help="jobs at once; default: one a core, 2 at most")
     parser.add_argument(
-        "--pilot", action="store_true", help="seeds of its own, records in run-dir: for power.py"
+        "--pilot", action="store_true", help="seeds and records of its own, for power.py"
     )
     parser.add_argument("--plan", action="store_true", help="print the jobs and end")
     parser.add_argument("--page-only", action="store_true", help="write the page from the records")
@@ -101,17 +102,11 @@ def _asked(options: argparse.Namespace) -> tuple[World, list[Job]]:
         if source is not None and source not in names:
             raise UserError(f"--arms {name}: takes its number of labels from {source}; add that")
     run_dir = (options.run_dir or ROOT / "runs" / f"evidence-{options.profile}").absolute()
-    apart = quick or options.pilot
-    results = options.results_dir or (run_dir if apart else _kept(options.profile))
+    results = options.results_dir or (run_dir / "pilot" if options.pilot else run_dir)
     world = World(run_dir, results.absolute() / "records", options.profile)
     seeds = 1 if quick else options.seeds
     arms = tuple(arm for arm in ARMS if arm.name in names)
     return world, jobs(arms, seeds, pilot=options.pilot)
-
-
-def _kept(profile: str) -> Path:
-    """Records are kept with the code: hours of work, and what the page is computed from."""
-    return ROOT / "benchmarks" / ("evidence" if profile == "cpu" else f"evidence-{profile}")
 
 
 def _run(
@@ -158,7 +153,7 @@ def _workers() -> int:
 
 def _finish(world: World, outcome: Outcome, options: argparse.Namespace) -> int:
     """The page, from all records of this profile."""
-    from examples.film_reviews.evidence.publish import publish
+    from examples.film_reviews.evidence.publish import publish, write
 
     if not any(job.arm.name == BASE for job in outcome.done):
         print("experiment: the untouched model was not measured; see above", file=sys.stderr)
@@ -166,7 +161,9 @@ def _finish(world: World, outcome: Outcome, options: argparse.Namespace) -> int:
     if options.pilot:
         say(f"records of the pilot: {world.records_dir}")
         return EXIT_FAILED if outcome.failed else EXIT_DONE
-    page = publish(world, notes=_notes(outcome))
+    page = write(world, notes=_notes(outcome))
+    if options.publish:
+        page = publish(world, notes=_notes(outcome))
     say(f"page: {page}")
     return EXIT_FAILED if outcome.failed else EXIT_DONE
 
