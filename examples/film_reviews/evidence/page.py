@@ -221,8 +221,8 @@ def _made(
         "",
         *tables.settings(settings),
         "",
-        "Every value of every prompt is in `benchmarks/evidence/records`, every outcome in "
-        "`benchmarks/evidence/results.json`.",
+        "Every value of every prompt is in the records, every outcome in `results.json` beside "
+        "them; those that docs/evidence.md stands on are in `benchmarks/evidence`.",
     ]
 
 

@@ -62,7 +62,7 @@ def test_the_same_command_goes_on_to_the_page(run_dir: Path) -> None:
         "base--seed-1.json", "dpo-b0.1--seed-1.json", "gdpo-tb-k5--seed-1.json",
     ]  # fmt: skip
     text = (run_dir / "evidence.md").read_text()
-    assert "3 runs (3 arms, profile quick)" in text
+    assert "computed from 3 runs of 3 arms, over 4 prompts" in text
     assert (run_dir / "images" / "evidence.png").stat().st_size > 10_000
     assert json.loads((run_dir / "results.json").read_text())["schema"] == 1
 
