@@ -375,6 +375,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, model: Path, data: Path) -
 def test_the_time_is_up(tmp_path: Path, model: Path, data: Path) -> None:
     """Far from its last step a run saves by itself, before its time, and the next one goes on."""
     output = tmp_path / "run"
+    # Long enough to start and take a step where other tests fill the cores.
     limited = common(model, data, output, *steps(100000), "trainer.max_minutes=0.6")
     begun = time.monotonic()
     done = several(tmp_path / "logs", {"limited": ["train", *limited]})

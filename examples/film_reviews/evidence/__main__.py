@@ -20,7 +20,9 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from examples.film_reviews.evidence.arms import ARMS, BASE, BY_NAME, Job, jobs
 from examples.film_reviews.evidence.schedule import Children, Outcome, run_jobs
@@ -30,6 +32,7 @@ from examples.film_reviews.inputs import ROOT, say
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 
 QUICK_ARMS = (BASE, "dpo-b0.1", "gdpo-tb-k5")
+STOPPED = "stopped by a signal; the same command goes on"
 RESERVE = 120.0
 """Seconds for the page at the end."""
 
@@ -59,6 +62,20 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+class _StoppedError(Exception):
+    """A signal asked to stop."""
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """While inputs are made: each appears when it is whole, so nothing is lost but the one."""
+    raise _StoppedError
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run it; returns the exit status."""
     options = arguments(argv)
@@ -75,23 +92,24 @@ def main(argv: list[str] | None = None) -> int:
             say(f"{job.name:32}{'done' if job in done else ''}")
         return EXIT_DONE
     children = Children()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: children.stop())
     try:
         outcome = Outcome(done=done)
         if not options.page_only:
             outcome = _run(world, todo, done, children, options, began)
         if outcome.stopped:
-            print("experiment: stopped by a signal; the same command goes on", file=sys.stderr)
-            return EXIT_REQUEUE
+            raise _StoppedError
         return _finish(world, outcome, options)
+    except _StoppedError:
+        print(f"experiment: {STOPPED}", file=sys.stderr)
+        return EXIT_REQUEUE
     except UserError as error:
         print(f"experiment: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
 
 
 def _asked(options: argparse.Namespace) -> tuple[World, list[Job]]:
-    if options.hours <= 0 or options.seeds < 1 or (options.workers or 1) < 1:
+    workers = 1 if options.workers is None else options.workers
+    if options.hours <= 0 or options.seeds < 1 or workers < 1:
         raise UserError("--hours, --seeds and --workers: must be positive")
     quick = options.profile == "quick"
     names = options.arms or list(QUICK_ARMS if quick else BY_NAME)
@@ -120,9 +138,12 @@ def _run(
     missing = [job for job in todo if job not in done]
     if not missing:
         return Outcome(done=done)
+    _on_signals(_stop_at_once)
     selected = any(job.arm.data in ("divpo", "redipo") for job in missing)
     make_inputs(world, sorted({job.seed for job in missing}), selected)
     world.refuse_other_models(done)
+    # From here on the jobs are asked to stop, which save what they have.
+    _on_signals(lambda number, frame: children.stop())
     # What an arm is measured beside lies in the run's directory, not in the record.
     again = [j for j in done if j.arm.name == BASE and not world.kept(j.seed).is_file()]
     wanted = {job.seed for job in missing}
@@ -155,6 +176,11 @@ def _finish(world: World, outcome: Outcome, options: argparse.Namespace) -> int:
     """The page, from all records of this profile."""
     from examples.film_reviews.evidence.publish import publish, write
 
+    if options.page_only and not outcome.done:
+        raise UserError(
+            f"{world.records_dir}: holds no record of these arms with the present settings; run "
+            "without --page-only"
+        )
     if not any(job.arm.name == BASE for job in outcome.done):
         print("experiment: the untouched model was not measured; see above", file=sys.stderr)
         return EXIT_FAILED

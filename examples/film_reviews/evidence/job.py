@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from datetime import date
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from examples.film_reviews.evidence.settings import SETTINGS
 from examples.film_reviews.evidence.world import World
 from examples.film_reviews.pairs import write_atomically
 from nemo_gdpo.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
+from nemo_gdpo.io.processes import end_with_parent
+from nemo_gdpo.rounds import child as rounds_child
 
+VERB = rounds_child.MODULE
 DRAW_SEED = 1000
 """Of the measured responses: a job's seed is added, the same for every arm and update."""
 
@@ -53,18 +57,12 @@ def train_overrides(job: Job, world: World, train_path: Path) -> list[str]:
         f"optim.sched.warmup_steps={s.warmup}",
         "optim.sched.name=constant",
         f"trainer.max_steps={s.updates}",
-        f"trainer.save_interval={_interval(s.saves)}",
+        f"trainer.save_interval={gcd(*s.saves)}",
         f"trainer.keep_checkpoints={s.updates}",
         "logger.tensorboard=false",
         "export_hf=false",
         f"output_dir={world.job_dir(job) / 'train'}",
     ]
-
-
-def _interval(saves: tuple[int, ...]) -> int:
-    from math import gcd
-
-    return gcd(*saves)
 
 
 def train_path(job: Job, world: World) -> Path:
@@ -83,6 +81,7 @@ def train_path(job: Job, world: World) -> Path:
     if other is None:
         raise UserError(f"{job.name}: needs the record of {source}, which is not finished")
     lines = (directory / "train.jsonl").read_text().splitlines()
+    # An update takes a whole batch of different pairs; the record says how many it was.
     asked = min(max(int(other["labels"]), world.settings.batch), len(lines))
     drawn = sorted(random.Random(job.seed).sample(range(len(lines)), asked))
     path = world.job_dir(job) / "pairs.jsonl"
@@ -114,8 +113,8 @@ class Child:
         Raises:
             SystemExit: it failed, or was stopped.
         """
-        command = [sys.executable, "-m", "nemo_gdpo.cli", *arguments]
-        self.running = subprocess.Popen(command)
+        # By the module whose process ends with this one: it would hold the run's directory.
+        self.running = subprocess.Popen([sys.executable, "-m", VERB, *arguments])
         status = self.running.wait()
         self.running = None
         if self.stopped:
@@ -146,8 +145,8 @@ def run(job: Job, world: World, child: Child) -> None:
             convert_megatron_to_hf(checkpoint, target)
             models.append((update, target))
     began = time.monotonic()
-    lm = CausalLM.load(world.model)
-    untouched = world.untouched(lm, CausalLM.load(world.other))
+    lm = CausalLM(world.model)
+    untouched = world.untouched(lm, CausalLM(world.other))
     points = [point for m in models for point in _measured(job, world, untouched, *m)]
     seconds["measure"] = round(time.monotonic() - began, 1)
     record = {
@@ -192,7 +191,7 @@ def _measured(
     temperatures = s.temperatures if is_base else (1.0,)
     if job.arm.scaled and update == s.saves[-1]:
         temperatures += s.last_temperatures
-    lm = untouched.lm if is_base else CausalLM.load(model)
+    lm = untouched.lm if is_base else CausalLM(model)
     kept_path = world.kept(job.seed)
     # Temperature 1 first: the others are compared with it.
     points = []
@@ -233,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--records-dir", required=True, type=Path)
     options = parser.parse_args(argv)
     world = World(options.run_dir, options.records_dir, options.profile)
+    end_with_parent(signal.SIGTERM)
     try:
         run(Job(BY_NAME[options.arm], options.seed), world, Child())
     except UserError as error:

@@ -19,9 +19,8 @@ from examples.film_reviews.evidence.sampling import (
     CausalLM,
     Response,
     likeliest,
-    log_softmax_of,
     sample,
-    sequence_log_probs,
+    scores,
 )
 from nemo_gdpo.evaluation.across_runs import match_by_length
 from nemo_gdpo.evaluation.metrics import diversity
@@ -60,7 +59,9 @@ def find_modes(lm: CausalLM, prompts: Sequence[str], count: int, max_tokens: int
     """The reference's most probable responses, with their log-probabilities."""
     modes = [likeliest(lm, prompt, count, max_tokens) for prompt in prompts]
     log_probs = [
-        sequence_log_probs(lm, lm.prompt_ids(prompt), found).tolist() if found else []
+        [one.reference_logp for one in scores(lm, None, lm.prompt_ids(prompt), found)]
+        if found
+        else []
         for prompt, found in zip(prompts, modes, strict=True)
     ]
     return {"prompts": list(prompts), "modes": modes, "log_probs": log_probs}
@@ -176,20 +177,14 @@ def _perplexity(other: CausalLM, prompt: str, texts: Sequence[str]) -> float | N
     end = other.tokenizer.eos_token_id
     ids = other.prompt_ids(prompt)
     rows = [[*other.prompt_ids(text), end] for text in texts]
-    nats = -float(sequence_log_probs(other, ids, rows).sum())
-    return math.exp(nats / sum(map(len, rows)))
+    found = scores(other, None, ids, rows)
+    return math.exp(-sum(one.reference_logp for one in found) / sum(one.tokens for one in found))
 
 
-def _kl(
-    lm: CausalLM, base: CausalLM, prompt: str, tokens: Sequence[tuple[int, ...]]
-) -> float | None:
+def _kl(lm: CausalLM, base: CausalLM, prompt: str, tokens: Sequence[tuple[int, ...]]) -> float:
     """KL of the model from the untouched one in nats a response: exact at every sampled prefix."""
-    if lm is base:
-        return 0.0
-    ids = lm.prompt_ids(prompt)
-    own, _, mask = log_softmax_of(lm, ids, tokens)
-    theirs, _, _ = log_softmax_of(base, ids, tokens)
-    return float((((own.exp() * (own - theirs)).sum(-1)) * mask).sum(-1).mean())
+    found = scores(base, lm, lm.prompt_ids(prompt), tokens)
+    return float(np.mean([one.exact_kl for one in found]))
 
 
 def _coverage(lm: CausalLM, untouched: Untouched, prompt: str, place: int) -> float | None:
@@ -198,7 +193,8 @@ def _coverage(lm: CausalLM, untouched: Untouched, prompt: str, place: int) -> fl
     if not modes:
         return None
     before = np.array(untouched.mode_log_probs[place])
-    now = sequence_log_probs(lm, lm.prompt_ids(prompt), modes).cpu().numpy()
+    found = scores(lm, None, lm.prompt_ids(prompt), modes)
+    now = np.array([one.reference_logp for one in found])
     return float((now >= before - KEPT).mean())
 
 

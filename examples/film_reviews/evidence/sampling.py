@@ -15,6 +15,14 @@ import torch
 from torch import Tensor
 
 from examples.film_reviews.inputs import quiet_transformers
+from nemo_gdpo.evaluation.metrics.divergence import (
+    CausalModel,
+    SequenceScores,
+    TokenSequence,
+    score_batch,
+)
+from nemo_gdpo.evaluation.models import load_tokenizer, resolve_device
+from nemo_gdpo.generation.types import SamplingPoint
 
 ROWS = 256
 """Responses that are sampled at once: more gain nothing on a core."""
@@ -30,23 +38,25 @@ class Response:
     finished: bool
 
 
-@dataclass
-class CausalLM:
-    """A model with its tokenizer."""
+class CausalLM(CausalModel):
+    """A model that is sampled from as well, with its tokenizer.
 
-    model: Any
-    tokenizer: Any
-    device: torch.device
+    Args:
+        directory: of Hugging Face, with safetensors; on the GPU where there is one.
 
-    @classmethod
-    def load(cls, directory: Path) -> CausalLM:
-        """From a Hugging Face directory, in float32; on the GPU where there is one."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    Raises:
+        UserError: see `CausalModel`.
+    """
 
+    def __init__(self, directory: Path) -> None:
         quiet_transformers()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(directory), device)
+        super().__init__("model", directory, resolve_device("auto"))
+        self.tokenizer = load_tokenizer("model", directory)
+
+    @property
+    def network(self) -> Any:
+        """The model of transformers."""
+        return self._model
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Tokens of a text prompt, as training tokenises it."""
@@ -104,10 +114,10 @@ def _continue(
     end = lm.tokenizer.eos_token_id
     drawn: list[list[int]] = [[] for _ in rows]
     alive = torch.arange(len(rows), device=lm.device)
-    cache = DynamicCache(config=lm.model.config)
+    cache = DynamicCache(config=lm.network.config)
     step = rows
     for _ in range(max_tokens):
-        logits = lm.model(
+        logits = lm.network(
             input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
         token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
@@ -123,32 +133,16 @@ def _continue(
     return drawn
 
 
-@torch.no_grad()
-def log_softmax_of(lm: CausalLM, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> Any:
-    """Log-probabilities over the vocabulary at every position of responses to one prompt.
-
-    Returns:
-        (log_probs [K, T, V], labels [K, T], mask [K, T]); T is the longest response.
-    """
-    longest = max(map(len, responses))
-    pad = lm.tokenizer.eos_token_id
-    rows = [[*prompt, *r, *[pad] * (longest - len(r))] for r in responses]
-    tokens = torch.tensor(rows, device=lm.device)
-    mask = torch.tensor(
-        [[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=lm.device
-    ).bool()
-    logits = lm.model(input_ids=tokens[:, :-1]).logits[:, len(prompt) - 1 :]
-    return logits.log_softmax(-1), tokens[:, len(prompt) :], mask
-
-
-def sequence_log_probs(
-    lm: CausalLM, prompt: Sequence[int], responses: Sequence[Sequence[int]]
-) -> Tensor:
-    """log p(response | prompt) in nats, [K]."""
-    log_probs, labels, mask = log_softmax_of(lm, prompt, responses)
-    of_label = log_probs.gather(-1, labels[..., None])[..., 0]
-    total: Tensor = (of_label * mask).sum(-1)
-    return total
+def scores(
+    reference: CausalModel,
+    policy: CausalModel | None,
+    prompt: Sequence[int],
+    responses: Sequence[Sequence[int]],
+) -> list[SequenceScores]:
+    """Log-probabilities of responses to one prompt, and with a policy its exact KL, as `nemo-gdpo
+    evaluate` computes them."""
+    batch = [TokenSequence(tuple(prompt), tuple(response)) for response in responses]
+    return score_batch(reference, policy, batch, SamplingPoint())
 
 
 @torch.no_grad()
@@ -159,7 +153,7 @@ def likeliest(lm: CausalLM, prompt: str, count: int, max_tokens: int) -> list[tu
     """
     ids = lm.prompt_ids(prompt)
     end = lm.tokenizer.eos_token_id
-    out = lm.model.generate(
+    out = lm.network.generate(
         torch.tensor([ids], device=lm.device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=lm.device),
         do_sample=False,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.film_reviews.evidence.arms import Job, needed
-from nemo_gdpo.errors import EXIT_REQUEUE
+from nemo_gdpo.errors import EXIT_DONE
 
 FIRST_GUESS = 240.0
 """Seconds of a job, before one was measured."""
@@ -123,7 +123,8 @@ class Children:
             child.terminate()
 
     def run(self, arguments: Sequence[str], log: Path) -> str | None:
-        """A Python module with arguments, one thread; why it failed, or None.
+        """A Python module with arguments, one thread; why it failed, or None when it is done or
+        was stopped by `stop`.
 
         A job has a session of its own: Ctrl-C reaches it through `stop` alone, once.
         """
@@ -143,7 +144,7 @@ class Children:
                 child.terminate()
             status = child.wait()
             self._running.discard(child)
-        if status in (0, EXIT_REQUEUE):
+        if status == EXIT_DONE or self.stopped:
             return None
         return f"status {status}: {_last_words(log)} (complete output: {log})"
 

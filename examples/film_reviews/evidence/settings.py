@@ -23,7 +23,8 @@ class Settings:
     learning_rate: float = 2.0e-4
     warmup: int = 10
     saves: tuple[int, ...] = (25, 50, 100)
-    """Updates after which the model is measured; multiples of their greatest common divisor."""
+    """Updates after which the model is measured. Checkpoints are written at all multiples of their
+    greatest common divisor."""
     prompt_words: int = 3
     """First words of a held-out snippet, which the model goes on from."""
     max_tokens: int = 40

@@ -151,7 +151,7 @@ def make_inputs(world: World, seeds: list[int], selected: bool) -> None:
     measured = openings(held_out, settings.prompt_words)[: settings.prompts]
     seen = [p for p in openings(train, settings.prompt_words) if p not in set(measured)]
     _write_json(world.run_dir / "prompts.json", {"measured": measured})
-    lm = CausalLM.load(world.model)
+    lm = CausalLM(world.model)
     if not (world.run_dir / "modes.json").is_file():
         say(f"modes: the {settings.modes} most probable responses to each prompt")
         found = find_modes(lm, measured, settings.modes, settings.max_tokens)

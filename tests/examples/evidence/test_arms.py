@@ -49,6 +49,17 @@ def test_the_main_arms_have_all_seeds_before_the_others_begin() -> None:
     assert names[14] == "odpo-log--seed-1"
 
 
+def test_main_arms_have_five_seeds_and_the_others_their_own() -> None:
+    todo = jobs(ARMS, 5)
+    for name, seeds in (("dpo-b0.1", 5), ("gdpo-tb-k10", 5), ("gdpo-released", 3), ("ipo", 2)):
+        assert sum(job.arm.name == name for job in todo) == seeds, name
+
+
+def test_a_pilot_has_none_of_the_seeds_of_the_main_runs() -> None:
+    pilot = {job.seed for job in jobs(ARMS, 2, pilot=True)}
+    assert pilot == {101, 102}
+
+
 def test_ipo_has_the_target_of_its_tb() -> None:
     tb, ipo = BY_NAME["gdpo-tb-k5"].objective, BY_NAME["ipo"].objective
     assert -tb["alpha"] * tb["rejected_log_reward"] == 1 / (2 * ipo["beta"]) == 5.0

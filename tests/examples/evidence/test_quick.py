@@ -36,6 +36,20 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiment") / "run"
 
 
+def test_a_stop_while_the_writer_is_made(tmp_path: Path) -> None:
+    """At once, and nothing that is not whole is left."""
+    running = program(tmp_path / "run")
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith("writer: "):
+            break
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == EXIT_REQUEUE
+    assert err == "experiment: stopped by a signal; the same command goes on\n"
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_a_stop_keeps_what_is_done(run_dir: Path) -> None:
     running = program(run_dir)
     record = run_dir / "records" / "base--seed-1.json"
@@ -99,6 +113,8 @@ def test_the_page_alone_is_the_same_again(run_dir: Path) -> None:
     ("words", "said"),
     [
         (["--hours", "0"], "--hours, --seeds and --workers: must be positive"),
+        (["--workers", "0"], "--hours, --seeds and --workers: must be positive"),
+        (["--page-only"], "holds no record of these arms with the present settings"),
         (["--arms", "dpo-b0.1"], "--arms: add base, which everything is compared with"),
         (["--arms", "base", "random-g0.3"], "takes its number of labels from adpo-g0.3; add that"),
     ],

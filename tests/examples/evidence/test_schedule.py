@@ -93,4 +93,9 @@ def test_the_last_words_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_stopped_child_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "stops.py").write_text(f"import sys; sys.exit({EXIT_REQUEUE})\n")
-    assert Children().run(["stops"], tmp_path / "log") is None
+    children = Children()
+    # Somebody else's signal: there is no record, and nobody asked for that.
+    said = children.run(["stops"], tmp_path / "log")
+    assert said is not None and said.startswith(f"status {EXIT_REQUEUE}: ")
+    children.stop()
+    assert children.run(["stops"], tmp_path / "log") is None
