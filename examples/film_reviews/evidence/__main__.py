@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from examples.film_reviews.evidence.arms import ARMS, BASE, BY_NAME, Job, jobs
+from examples.film_reviews.evidence.arms import ARMS, BY_NAME, Job, jobs
+from examples.film_reviews.evidence.records import BASE
 from examples.film_reviews.evidence.schedule import Children, Outcome, run_jobs
 from examples.film_reviews.evidence.settings import SETTINGS
 from examples.film_reviews.evidence.world import World, make_inputs

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-BASE = "base"
+from examples.film_reviews.evidence.records import BASE
+
 Data = Literal["pairs", "divpo", "redipo", "unpaired"]
 BETAS = (0.03, 0.1, 0.3)
 KAPPAS = (2.0, 5.0, 10.0)

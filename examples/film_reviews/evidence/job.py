@@ -19,8 +19,9 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from examples.film_reviews.evidence.arms import BASE, BY_NAME, Job
+from examples.film_reviews.evidence.arms import BY_NAME, Job
 from examples.film_reviews.evidence.measure import Kept, Untouched, Values, draw, measure
+from examples.film_reviews.evidence.records import BASE, SCHEMA
 from examples.film_reviews.evidence.sampling import CausalLM
 from examples.film_reviews.evidence.settings import SETTINGS
 from examples.film_reviews.evidence.world import World
@@ -150,7 +151,7 @@ def run(job: Job, world: World, child: Child) -> None:
     points = [point for m in models for point in _measured(job, world, untouched, *m)]
     seconds["measure"] = round(time.monotonic() - began, 1)
     record = {
-        "schema": 1,
+        "schema": SCHEMA,
         "identity": world.identity(job),
         "arm": job.arm.name,
         "family": job.arm.family,

@@ -17,7 +17,15 @@ from nemo_gdpo.errors import UserError
 
 PATH = Path(__file__).with_name("protocol.yaml")
 KINDS = ("matched", "last", "no_worse")
-GROUPS = ("diversity", "divergence", "temperature", "ablation", "pairs", "labels")
+GROUPS = {
+    "diversity": "Diversity at the same reward",
+    "divergence": "Reward at the same divergence",
+    "temperature": "Temperature instead of training",
+    "ablation": "What each part adds",
+    "pairs": "Which pairs",
+    "labels": "Fewer labels",
+}
+"""Of claims, in the page's order, with their titles."""
 OUTCOMES = ("held", "refuted", "undecided")
 
 

@@ -9,17 +9,9 @@ from typing import Any
 from examples.film_reviews.evidence.answer import differences
 from examples.film_reviews.evidence.claims import NOT_RUN, Judged, Verdict
 from examples.film_reviews.evidence.curves import Comparison
+from examples.film_reviews.evidence.protocol import GROUPS
 from examples.film_reviews.evidence.records import BASE, Records
 
-TITLES = {
-    "diversity": "Diversity at the same reward",
-    "divergence": "Reward at the same divergence",
-    "temperature": "Temperature instead of training",
-    "ablation": "What each part adds",
-    "pairs": "Which pairs",
-    "labels": "Fewer labels",
-}
-"""Groups of claims in the page's order."""
 COLUMNS = (
     {
         "reward": "reward ↑",
@@ -50,7 +42,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def claims(judged: Judged) -> list[str]:
     """A table for each group, with outcome, margin, interval, seeds and notes."""
     lines: list[str] = []
-    for group, title in TITLES.items():
+    for group, title in GROUPS.items():
         rows = [_claim(v) for v in judged.verdicts if v.claim.group == group]
         if rows:
             heads = ("claim", "outcome", "difference [95 %]", "margin", "seeds", "to know")

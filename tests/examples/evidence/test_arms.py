@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.film_reviews.evidence.arms import ARMS, BASE, BY_NAME, Arm, Job, jobs, needed
+from examples.film_reviews.evidence.arms import ARMS, BY_NAME, Arm, Job, jobs, needed
 from examples.film_reviews.evidence.job import train_overrides
 from examples.film_reviews.evidence.protocol import read_protocol
+from examples.film_reviews.evidence.records import BASE
 from examples.film_reviews.evidence.settings import FULL, GPU, QUICK, Settings
 from examples.film_reviews.evidence.world import World
 from nemo_gdpo.config.composition import compose

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.film_reviews.evidence.arms import BASE, BY_NAME, Job
+from examples.film_reviews.evidence.arms import BY_NAME, Job
+from examples.film_reviews.evidence.records import BASE
 from examples.film_reviews.evidence.schedule import FIRST_GUESS, Children, Outcome, run_jobs
 from nemo_gdpo.errors import EXIT_REQUEUE
 
