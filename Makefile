@@ -8,6 +8,8 @@ SHELL := /bin/bash
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
+# The tests start hundreds of processes: without cached bytecode each compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 TRAINING = $$($(PYTHON) tools/environment.py training)
 # Made, or found in a quarter of a second; `nemo-gdpo generate` looks for it in .venv/generation.
@@ -119,10 +121,10 @@ lint-image:
 image-test: ## build the image for CPUs and run it, without a Docker engine (as root; needs podman, runc, debootstrap)
 	@NEMO_GDPO_IMAGE_TEST=1 "$(TRAINING)" -m pytest tests/image
 
-label-test: ## push pairs to a real Label Studio, answer them in a real browser, pull (RENEW=1 writes the kept answers and picture)
+LABEL_TESTS = tests/system/test_label_studio.py tests/system/test_label_studio_training.py tests/labeling/test_sync.py
+label-test: ## ask people through a real Label Studio and browser, train on what they say (RENEW=1 writes the kept answers and picture)
 	@$(PYTHON) tools/environment.py label-studio >/dev/null
-	@NEMO_GDPO_LABEL_TEST=$(if $(RENEW),renew,1) "$(TRAINING)" -m pytest tests/system/test_label_studio.py
-	@"$$($(PYTHON) tools/environment.py label)" -m pytest tests/labeling/test_sync.py
+	@NEMO_GDPO_LABEL_TEST=$(if $(RENEW),renew,1) "$$($(PYTHON) tools/environment.py label)" -m pytest $(LABEL_TESTS)
 
 docs: ## build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 "$$($(PYTHON) tools/environment.py docs)" -m mkdocs build --strict

@@ -27,6 +27,7 @@ from nemo_gdpo.data.tokenize import Limits, TokenizeStats, no_pair_is_left, toke
 from nemo_gdpo.data.types import ReadStats
 from nemo_gdpo.data.unpaired import two_by_two
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.importing import uncollected
 
 FIRST_ROWS = 1000
 """Rows of a split that are looked at, unless all are asked for."""
@@ -63,7 +64,8 @@ def load_tokenizer(assets: Path) -> Any:
     Raises:
         UserError: it has none that can be loaded.
     """
-    from transformers import AutoTokenizer
+    with uncollected():
+        from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(assets)

@@ -9,15 +9,17 @@ from nemo_gdpo.config.generation import GENERATE, GenerateConfig
 from nemo_gdpo.config.problem import Problem, raise_problems
 from nemo_gdpo.config.request import Request
 from nemo_gdpo.generation.environment import find_python, run_in_environment
+from nemo_gdpo.importing import uncollected
 
 
 def problems(config: GenerateConfig) -> list[Problem]:
     """Problems that can be found before the engine's environment is entered."""
-    from nemo_gdpo.constraints import constraint_problems
-    from nemo_gdpo.generation.backends import backend_problems
-    from nemo_gdpo.generation.constrained import sampling_problems
-    from nemo_gdpo.generation.model import model_problems
-    from nemo_gdpo.generation.sweep import sweep_problems
+    with uncollected():
+        from nemo_gdpo.constraints import constraint_problems
+        from nemo_gdpo.generation.backends import backend_problems
+        from nemo_gdpo.generation.constrained import sampling_problems
+        from nemo_gdpo.generation.model import model_problems
+        from nemo_gdpo.generation.sweep import sweep_problems
 
     found = model_problems(config)
     if config.data.prompts_path is None:

@@ -22,6 +22,7 @@ from nemo_gdpo.data.templates import read_template
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.generation.engine_arguments import MAX_RANK
 from nemo_gdpo.generation.manifest import sampled_date
+from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.files import file_sha256
 
 ENCODING_FILES = (
@@ -161,7 +162,8 @@ def encoder(config: GenerateConfig) -> PairEncoder:
     Raises:
         UserError: the tokenizer is missing, or needs custom code.
     """
-    from transformers import AutoTokenizer
+    with uncollected():
+        from transformers import AutoTokenizer
 
     path = Path(str(config.model.restore_from_path))
     try:

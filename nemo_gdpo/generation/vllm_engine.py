@@ -20,6 +20,7 @@ from nemo_gdpo.generation.engine_arguments import (
 )
 from nemo_gdpo.generation.errors import GenerationError
 from nemo_gdpo.generation.types import Completed, EngineSettings, NotMade, Request, Sample
+from nemo_gdpo.importing import uncollected
 
 GIVE_UP_AFTER = 8
 """Rows of logits that are no numbers, before any other: it is the model."""
@@ -27,12 +28,14 @@ GIVE_UP_AFTER = 8
 
 def _platform() -> Any:
     """vLLM's platform; vLLM reads the environment when it is imported."""
-    import torch
+    with uncollected():
+        import torch
 
-    for name, value in environment(cpu=not torch.cuda.is_available()).items():
-        os.environ.setdefault(name, value)
-    os.environ[CHECKS_LOGITS] = "1"
-    from vllm.platforms import current_platform
+        for name, value in environment(cpu=not torch.cuda.is_available()).items():
+            os.environ.setdefault(name, value)
+        os.environ[CHECKS_LOGITS] = "1"
+        from vllm import LLM, SamplingParams  # noqa: F401 - most of it is imported by these
+        from vllm.platforms import current_platform
 
     return current_platform
 

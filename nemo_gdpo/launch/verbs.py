@@ -13,6 +13,7 @@ from typing import Any
 
 from nemo_gdpo.config.request import CONFIG_FLAGS, Request
 from nemo_gdpo.config.root import Root
+from nemo_gdpo.importing import uncollected
 from nemo_gdpo.launch.signals import BEFORE_TRAINING
 
 
@@ -51,7 +52,8 @@ class Verb:
 
 def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
-    return vars(importlib.import_module(module))[name]
+    with uncollected():
+        return vars(importlib.import_module(module))[name]
 
 
 _TRAIN_ROOT = "nemo_gdpo.config.schema:TRAIN"

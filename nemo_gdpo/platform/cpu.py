@@ -73,6 +73,27 @@ class _NullStream:
 
 
 @contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Leave megatron-core's fused functions as they are written while its package is imported.
+
+    The package decorates most of them with `torch.compile` before `disable_jit_fuser` can be
+    called. Nothing here calls them compiled, and the decoration alone imports torch's compiler:
+    a quarter of the time that a process takes to start.
+    """
+    real = torch.compile
+    torch.compile = _as_written  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = real
+
+
+def _as_written(function: Any = None, **settings: Any) -> Any:
+    del settings
+    return _as_written if function is None else function
+
+
+@contextlib.contextmanager
 def _null_stream_context(stream: Any = None) -> Iterator[None]:
     del stream
     yield
@@ -104,9 +125,10 @@ class CpuPlatform:
             return
         if "megatron.core.tensor_parallel" in sys.modules:
             raise RuntimeError("the CPU platform must be installed before megatron is imported")
-        from megatron.core import jit
+        with _nothing_compiled():
+            from megatron.core import jit
 
-        jit.disable_jit_fuser()
+            jit.disable_jit_fuser()
         self._patch_cuda()
         self._patch_random()
         # Entered for the life of the process, on this thread alone: torch's mode stack is per

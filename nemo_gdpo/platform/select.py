@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from nemo_gdpo.errors import UserError
+from nemo_gdpo.importing import uncollected
 from nemo_gdpo.platform.base import Capabilities, Platform
 from nemo_gdpo.platform.capabilities import capabilities_of
 from nemo_gdpo.platform.machine import look_at_machine
@@ -41,6 +42,7 @@ def current_platform() -> Platform:
     Raises:
         UserError: the environment is broken.
     """
-    platform = platform_for(detect_capabilities())
-    platform.install()
+    with uncollected():  # it imports megatron-core
+        platform = platform_for(detect_capabilities())
+        platform.install()
     return platform

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, Stopped, UserError
+from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.processes import end_with_parent
 from nemo_gdpo.launch.failures import guarded, report, report_alone, say
 from nemo_gdpo.launch.rank_log import record_failure
@@ -107,14 +108,17 @@ def _of_all_ranks(
 
 
 def _train(config: RunConfig) -> int:
-    from nemo_gdpo.nemo.classes import model_class
-    from nemo_gdpo.training.run import Run
+    with uncollected():
+        from nemo_gdpo.nemo.classes import model_class
+        from nemo_gdpo.training.run import Run
 
-    return _trained(Run.build(config, nemo_class=model_class(config.objective.name)))
+        nemo_class = model_class(config.objective.name)
+    return _trained(Run.build(config, nemo_class=nemo_class))
 
 
 def _train_plain(config: RunConfig) -> int:
-    from nemo_gdpo.training.run import Run
+    with uncollected():
+        from nemo_gdpo.training.run import Run
 
     return _trained(Run.build(config))
 
@@ -126,15 +130,17 @@ def _trained(run: Run) -> int:
 
 
 def _reference(config: RunConfig) -> int:
-    from nemo_gdpo.training.run import Run
+    with uncollected():
+        from nemo_gdpo.training.run import Run
 
     Run.build(config).compute_reference()
     return EXIT_DONE
 
 
 def _margins(config: RunConfig) -> int:
-    from nemo_gdpo.training.margins import write_margins
-    from nemo_gdpo.training.run import Run
+    with uncollected():
+        from nemo_gdpo.training.margins import write_margins
+        from nemo_gdpo.training.run import Run
 
     write_margins(Run.build(config))
     return EXIT_DONE

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.browser import chromium
-from tests.support.label_studio import LabelStudio, label_studio
+from tests.support.label_studio import LabelStudio
 from tests.support.ranks import ROOT
 from tests.system.labelling_page import Annotator, Click
 
@@ -64,15 +63,6 @@ class Session:
         path = f"/api/projects/{self.project}/export?exportType=JSON&download_all_tasks=true"
         found: list[dict[str, Any]] = self.studio.call("GET", path)
         return sorted(found, key=lambda task: task["data"]["pair"])
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
-    python = ROOT / ".venv" / "label-studio" / "bin" / "python"
-    if not python.exists():
-        pytest.fail("no environment: python3 tools/environment.py label-studio", pytrace=False)
-    with label_studio(python, tmp_path_factory.mktemp("label-studio")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

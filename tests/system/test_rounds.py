@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
+from nemo_gdpo.rounds.plan import Plan
 from tests.support.commands import QUIET, Result, finish, started, steps
 from tests.support.data import write_jsonl
 from tests.support.models import save_model
@@ -101,3 +103,73 @@ def test_a_round_of_pairs(root: Path) -> None:
     ]
     assert pairs and all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
     assert (root / "pairs/round_001/train/hf/model.safetensors").is_file()
+
+
+def stages_done(output: Path) -> int:
+    path = output / "rounds.json"
+    return len(json.loads(path.read_text())["stages"]) if path.is_file() else 0
+
+
+def kept(output: Path) -> dict[str, bytes]:
+    """What the rounds are for: answers, scores, groups, weights, lines; without its own place."""
+    files = [
+        *(path for kind in ("samples/*.jsonl", "scored/*.jsonl", "data/groups.jsonl")
+          for path in output.glob(f"round_*/{kind}")),
+        *output.glob("round_*/train/hf/model.safetensors"),
+        output / "rounds.jsonl",
+    ]  # fmt: skip
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes().replace(bytes(output), b"OUT")
+        for path in files
+    }
+
+
+@pytest.mark.nightly
+def test_killed_after_every_stage_and_resumed_is_uninterrupted(root: Path) -> None:
+    """`kill -9` of the command alone: what it had started ends as well, and nothing is lost."""
+    if not (root / "groups" / "report.html").is_file():
+        assert rounds(*command(root, "groups", *GROUPS)).status == 0
+    output, kills = root / "killed", 0
+    while True:
+        with started("rounds", *command(root, "killed", *GROUPS)) as process:
+            before = stages_done(output)
+            while process.poll() is None and stages_done(output) == before:
+                time.sleep(0.01)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+                kills += 1
+                # Of the same session: the stage that had just begun.
+                wait_for_nobody(process.pid)
+                continue
+        assert process.returncode == 0, process.stderr
+        break
+    assert kills == len(Plan(2).stages())
+    expected, found = kept(root / "groups"), kept(output)
+    assert len(expected) == 9
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def wait_for_nobody(session: int) -> None:
+    """Until no process of a session is left.
+
+    Raises:
+        AssertionError: some live on.
+    """
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        left = [path for path in Path("/proc").glob("[0-9]*") if session_of(path) == session]
+        if not left:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"processes of a killed command live on: {left}")
+
+
+def session_of(process: Path) -> int | None:
+    """Of a process that is no zombie."""
+    try:
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+    except OSError:  # it has ended
+        return None
+    return None if state == "Z" else int(session)

@@ -25,6 +25,7 @@ from nemo_gdpo.evaluation.models import (
     load_strictly,
     load_tokenizer,
 )
+from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.arrays import Cache, content_key
 
 KEY = "evaluation.novelty.classifier"
@@ -110,7 +111,8 @@ class PairClassifier:
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
-        from transformers import AutoModelForSequenceClassification
+        with uncollected():
+            from transformers import AutoModelForSequenceClassification
 
         self._tokenizer = load_tokenizer(KEY, directory)
         self._model = load_strictly(KEY, directory, AutoModelForSequenceClassification, device)

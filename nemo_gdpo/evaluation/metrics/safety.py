@@ -26,6 +26,7 @@ from nemo_gdpo.evaluation.models import (
     load_tokenizer,
 )
 from nemo_gdpo.generation.rows import StoredPrompt
+from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.arrays import Array, Cache, compute_cached, content_key, length_batches
 
 TOXICITY, CONTRADICTION = "toxicity", "contradiction"
@@ -78,7 +79,8 @@ class TextClassifier:
         device: torch.device,
         batch_tokens: int,
     ) -> None:
-        from transformers import AutoModelForSequenceClassification
+        with uncollected():
+            from transformers import AutoModelForSequenceClassification
 
         self.name, self._with_premise = name, with_premise
         self._cache, self._device, self._batch_tokens = cache, device, batch_tokens
