@@ -33,7 +33,7 @@ def test_repeats_the_recorded_trace(traces: tuple[Trace, Trace], objective: str)
     for step, (before, now) in enumerate(zip(recorded[objective], found[objective], strict=True)):
         for key in KEPT:
             # A margin is 0 before the first update, and a difference of sums near -70 later.
-            # Another make of processor sums float32 in another order: up to 1.3e-5 of a squared loss.
+            # Another processor sums float32 in another order: up to 1.3e-5 of a squared loss.
             expected = pytest.approx(before[key], rel=5e-5, abs=1e-5)
             assert now[key] == expected, f"step {step}: {key}"
 
