@@ -45,3 +45,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
         pytest.fail("no environment: python3 tools/environment.py label-studio", pytrace=False)
     with label_studio(python, tmp_path_factory.mktemp("label-studio")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def personal_token(studio: LabelStudio) -> str:
+    """Of the server's account, which may have one at a time."""
+    return studio.personal_token()

@@ -137,7 +137,8 @@ def test_nothing_was_asked_of_another_machine(session: Session) -> None:
     assert hosts == {urlsplit(session.studio.url).netloc}
 
 
-def test_a_personal_token_is_one_that_the_server_takes(session: Session) -> None:
-    token = session.studio.personal_token()
-    access = session.studio.call("POST", "/api/token/refresh/", {"refresh": token})["access"]
-    assert access.count(".") == 2 and access != token
+def test_a_personal_token_is_one_that_the_server_takes(
+    studio: LabelStudio, personal_token: str
+) -> None:
+    access = studio.call("POST", "/api/token/refresh/", {"refresh": personal_token})["access"]
+    assert access.count(".") == 2 and access != personal_token

@@ -111,13 +111,13 @@ def asking(tmp_path_factory: pytest.TempPathFactory, studio: LabelStudio) -> Ask
     return Asking(root, studio, rows)
 
 
-def test_it_trains_on_what_people_click(asking: Asking) -> None:
+def test_it_trains_on_what_people_click(asking: Asking, personal_token: str) -> None:
     simulated = asking.train("simulated")
     assert simulated.status == 0, simulated.err
 
     stopped = asking.live()
     assert stopped.status == 75, stopped.err
-    token = asking.studio.personal_token()
+    token = personal_token
     sent = asking.label("export", "label.title=Films", token=token)
     assert f"{OPEN} tasks sent to project" in sent
     project = sent.split("project ")[1].split(" ")[0]
