@@ -13,8 +13,7 @@ def uncollected() -> Iterator[None]:
 
     An import makes a million objects that live as long as the process, and Python's collector
     walks through all of them again and again: while they come, and once more at the end of the
-    process. That is 40 % of the processor's time of `import vllm`, and of torch with megatron-core
-    (docs/platform.md).
+    process (measured: docs/platform.md, "Start").
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -57,6 +57,7 @@ def overrides(root: Path, output: str) -> list[str]:
         "rounds.encoder=null",
         "rounds.replay.cluster_share=1",
         "generation.backend=vllm",
+        "generation.ray.replicas=1",
         "generation.num_samples=6",
         "generation.max_tokens=48",
         # A random model ends by chance only.
@@ -124,7 +125,7 @@ def test_the_job_samples_while_it_trains_and_resumes(
 
     said = log.read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), said
-    assert "rounds on 2 nodes (n[1-2]), 1 ranks each; n1 train, n2 samples" in said
+    assert "rounds on 2 nodes (n[1-2]), 1 ranks each; 1 train, n2 samples" in said
     assert "ended with 75" in said and "restart 1: 0 of at most" in said
     # Round 2 was sampled from the first model while round 1 trained, or even before.
     begun = re.findall(r": (train|generate|rounds \w+|pairs) (?:--config )?\S*/(round_\d+)/", said)
