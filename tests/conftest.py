@@ -25,6 +25,8 @@ SLOW_ROOMS = ("families", "gpu_path", "parallel", "system", "traces")
 """Folders whose tests start ranks, command lines, engines, a browser or Slurm."""
 RANK_ROOMS = ("families", "gpu_path", "parallel", "traces")
 """Folders whose tests start several ranks."""
+UNHURRIED_ROOMS = ("families", "traces")
+"""Those of them that watch no clock, and may run beside others."""
 
 current_platform()
 # How long an example takes says how busy the machine is, and nothing else.
@@ -84,8 +86,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @cache
 def worker_group(file: str) -> str:
-    """Which files share a worker: those with tests marked `parallel` do, and those marked
-    `engine`, so that one of each kind runs at a time; any other has its own.
+    """Which files share a worker: those with tests marked `parallel` do, those marked `engine`,
+    and each of the unhurried rooms, so that one of each kind runs at a time; any other has its own.
 
     The controller of xdist knows no marks, only names of tests, so the file's text is read.
     """
@@ -93,8 +95,10 @@ def worker_group(file: str) -> str:
     text = path.read_text()
     if "mark.engine" in text:
         return "engine"
-    alone = path.relative_to(TESTS).parts[0] in RANK_ROOMS or "mark.parallel" in text
-    return "parallel" if alone else file
+    room = path.relative_to(TESTS).parts[0]
+    if room in UNHURRIED_ROOMS:
+        return room
+    return "parallel" if room in RANK_ROOMS or "mark.parallel" in text else file
 
 
 class TieredScheduling(LoadScopeScheduling):  # type: ignore[misc]
