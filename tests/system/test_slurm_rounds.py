@@ -153,6 +153,7 @@ def test_the_job_fails_with_the_reason_of_the_run(slurm: SlurmCluster, tmp_path:
         "--nodes=2",
         "--ntasks-per-node=1",
         "--gpus-per-node=0",
+        "--cpus-per-task=2",
         "--mem=4000",
         f"--output={log}",
         f"--export=ALL,NEMO_GDPO_HOME={ROOT}",
