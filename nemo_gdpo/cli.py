@@ -16,6 +16,7 @@ from nemo_gdpo.errors import (
     Stopped,
     UserError,
 )
+from nemo_gdpo.importing import own_process
 from nemo_gdpo.launch.failures import report
 from nemo_gdpo.launch.signals import ALL_SIGNALS, StopRequest
 from nemo_gdpo.launch.slurm import step_status
@@ -53,6 +54,8 @@ _STOPPED = "stopped by {signal}; the same command starts again"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    if argv is None:
+        own_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     return step_status(_run_reported(arguments), os.environ)
 

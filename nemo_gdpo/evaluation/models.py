@@ -16,7 +16,6 @@ from nemo_gdpo.config.model_files import hugging_face_problems
 from nemo_gdpo.config.problem import Problem
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.files import file_sha256
 
 
@@ -183,8 +182,7 @@ def load_tokenizer(what: str, directory: Path) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
-    with uncollected():
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
     with loading(what, directory):
         return AutoTokenizer.from_pretrained(directory)

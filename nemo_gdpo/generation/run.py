@@ -27,6 +27,7 @@ from nemo_gdpo.generation.stops import Stops, split_stops
 from nemo_gdpo.generation.store import SKIPPED, Store
 from nemo_gdpo.generation.sweep import sampling_points
 from nemo_gdpo.generation.types import Completed, NotMade, Request, SamplingPoint
+from nemo_gdpo.importing import own_process
 from nemo_gdpo.io.files import file_sha256, write_file
 from nemo_gdpo.io.http import REFUSED_AT_FIRST, RefusedError
 from nemo_gdpo.io.processes import end_with_parent
@@ -383,5 +384,6 @@ def build_row(row: Completed, model_hash: str, versions: dict[str, str]) -> dict
 
 
 if __name__ == "__main__":
+    own_process()
     end_with_parent(signal.SIGKILL)  # it holds the lock, and each row is whole once it is written
     sys.exit(main(sys.argv[1:]))

@@ -77,8 +77,7 @@ def _nothing_compiled() -> Iterator[None]:
     """Leave megatron-core's fused functions as they are written while its package is imported.
 
     The package decorates most of them with `torch.compile` before `disable_jit_fuser` can be
-    called. Nothing here calls them compiled, and the decoration alone imports torch's compiler:
-    a quarter of the time that a process takes to start.
+    called. Nothing here calls them compiled, and the decoration alone imports torch's compiler.
     """
     real = torch.compile
     torch.compile = _as_written  # type: ignore[assignment]

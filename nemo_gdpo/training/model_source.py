@@ -30,7 +30,6 @@ from nemo_gdpo.conversion.live import load_hf_into_model, open_loadable
 from nemo_gdpo.conversion.model_config import MegatronModelConfig, padded_vocab_size
 from nemo_gdpo.conversion.resolve import fingerprint_of, is_hf_directory, resolve_checkpoint
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.late import sizes_of, wait_for_files
 from nemo_gdpo.io.remedies import unwritable
 from nemo_gdpo.models.preference_model import PreferenceModel
@@ -82,8 +81,7 @@ class ModelSource:
         Raises:
             UserError: it has none, or more tokens than the embedding has rows.
         """
-        with uncollected():
-            from transformers import AutoTokenizer
+        from transformers import AutoTokenizer
 
         try:
             with tempfile.TemporaryDirectory() as scratch:

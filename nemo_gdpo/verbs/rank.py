@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_gdpo.errors import EXIT_DONE, EXIT_REQUEUE, RunError, Stopped, UserError
-from nemo_gdpo.importing import uncollected
+from nemo_gdpo.importing import own_process, uncollected
 from nemo_gdpo.io.processes import end_with_parent
 from nemo_gdpo.launch.failures import guarded, report, report_alone, say
 from nemo_gdpo.launch.rank_log import record_failure
@@ -107,20 +107,22 @@ def _of_all_ranks(
     end_process(report_alone(error, rank=rank, disk_remedy=DISK_REMEDY))
 
 
+def _run_class() -> type[Run]:
+    with uncollected():
+        from nemo_gdpo.training.run import Run
+    return Run
+
+
 def _train(config: RunConfig) -> int:
     with uncollected():
         from nemo_gdpo.nemo.classes import model_class
-        from nemo_gdpo.training.run import Run
 
         nemo_class = model_class(config.objective.name)
-    return _trained(Run.build(config, nemo_class=nemo_class))
+    return _trained(_run_class().build(config, nemo_class=nemo_class))
 
 
 def _train_plain(config: RunConfig) -> int:
-    with uncollected():
-        from nemo_gdpo.training.run import Run
-
-    return _trained(Run.build(config))
+    return _trained(_run_class().build(config))
 
 
 def _trained(run: Run) -> int:
@@ -130,19 +132,14 @@ def _trained(run: Run) -> int:
 
 
 def _reference(config: RunConfig) -> int:
-    with uncollected():
-        from nemo_gdpo.training.run import Run
-
-    Run.build(config).compute_reference()
+    _run_class().build(config).compute_reference()
     return EXIT_DONE
 
 
 def _margins(config: RunConfig) -> int:
-    with uncollected():
-        from nemo_gdpo.training.margins import write_margins
-        from nemo_gdpo.training.run import Run
+    from nemo_gdpo.training.margins import write_margins
 
-    write_margins(Run.build(config))
+    write_margins(_run_class().build(config))
     return EXIT_DONE
 
 
@@ -176,5 +173,6 @@ def main(task: str, file: Path) -> int:
 
 
 if __name__ == "__main__":
+    own_process()
     end_with_parent(signal.SIGTERM)  # it keeps what it has, as at any signal
     sys.exit(main(sys.argv[1], Path(sys.argv[2])))

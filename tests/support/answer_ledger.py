@@ -12,6 +12,9 @@ from pathlib import Path
 from nemo_gdpo.labeling.events import Answer, Outcome
 from nemo_gdpo.labeling.ledger import Ledger
 
+OWN_METRICS = ("adpo/waiting",)
+"""Of a run with a ledger, which a simulation without one does not have."""
+
 
 def answer(path: Path, pairs: Path, how: str = "true") -> int:
     """Answer what is open in a ledger; returns the number of answers."""

@@ -19,6 +19,7 @@ import torch
 from nemo_gdpo.config.labeling import KEY_VARIABLE
 from nemo_gdpo.labeling.ledger import Ledger
 from nemo_gdpo.labeling.pairs import as_text
+from tests.support.answer_ledger import OWN_METRICS
 from tests.support.browser import chromium
 from tests.support.checkpoints import stored
 from tests.support.commands import Result, cli, common, metrics, steps, without_timing
@@ -34,8 +35,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 PAIRS, STEPS, OPEN = 8, 2, 4
-ANNOTATED = "adpo/waiting"
-"""A metric that only a run with a ledger has."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,12 @@ def asking(tmp_path_factory: pytest.TempPathFactory, studio: LabelStudio) -> Ask
 
 
 def test_it_trains_on_what_people_click(asking: Asking, personal_token: str) -> None:
+    token = personal_token
     simulated = asking.train("simulated")
     assert simulated.status == 0, simulated.err
 
     stopped = asking.live()
     assert stopped.status == 75, stopped.err
-    token = personal_token
     sent = asking.label("export", "label.title=Films", token=token)
     assert f"{OPEN} tasks sent to project" in sent
     project = sent.split("project ")[1].split(" ")[0]
@@ -142,7 +141,7 @@ def test_it_trains_on_what_people_click(asking: Asking, personal_token: str) -> 
                 assert f"{OPEN} tasks sent to project {project}, 0 were there" in again
 
     lines = [without_timing(metrics(asking.root / name)) for name in ("live", "simulated")]
-    assert [{k: v for k, v in one.items() if k != ANNOTATED} for one in lines[0]] == lines[1]
+    assert [{k: v for k, v in one.items() if k not in OWN_METRICS} for one in lines[0]] == lines[1]
     weights = [
         stored(asking.root / name / "checkpoints" / f"step_{STEPS:08d}")
         for name in ("live", "simulated")
@@ -151,4 +150,8 @@ def test_it_trains_on_what_people_click(asking: Asking, personal_token: str) -> 
         assert torch.equal(weights[0][name], value), name
     with Ledger(asking.ledger) as ledger:
         state = ledger.state()
-    assert {a.source for given in state.answers.values() for a in given} == {"person"}
+    answers = [answer for given in state.answers.values() for answer in given]
+    assert {(answer.source, answer.outcome) for answer in answers} == {
+        ("person", "left"),
+        ("person", "right"),
+    }

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nemo_gdpo.labeling.ledger import Ledger
+from tests.support.answer_ledger import OWN_METRICS
 from tests.support.checkpoints import stored
 from tests.support.commands import Result, common, metrics, several, steps, without_timing
 from tests.support.data import pairs, write_jsonl
@@ -19,8 +20,6 @@ from tests.support.models import save_model
 pytestmark = pytest.mark.parallel
 
 PAIRS, STEPS = 12, 3
-OWN = ("adpo/waiting",)
-"""Metrics that only a run with a ledger has."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Setting:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         lines = without_timing(metrics(self.root / name))
-        return [{k: v for k, v in line.items() if k not in OWN} for line in lines]
+        return [{k: v for k, v in line.items() if k not in OWN_METRICS} for line in lines]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         return stored(self.root / name / "checkpoints" / f"step_{STEPS:08d}")

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import DEADLINE
+
 from .interrupted_runs import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
 
 pytestmark = pytest.mark.parallel
-
-DEADLINE = 450.0
-"""Ray and two engines start in a minute, and in three on cores that are busy three times over."""
 
 
 def _pid_of_engine(log: Path, number: int) -> int | None:

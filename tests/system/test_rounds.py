@@ -10,52 +10,19 @@ import pytest
 
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
 from nemo_gdpo.rounds.plan import Plan
-from tests.support.commands import QUIET, Result, finish, started, steps
-from tests.support.data import write_jsonl
-from tests.support.models import save_model
+from tests.support.commands import Result, finish, started
+from tests.support.tiny_rounds import overrides, prepare, stages_done
 
 pytestmark = pytest.mark.engine
-
-TEXTS = ["good film", "dull review", "very long", "liked it"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("rounds")
-    save_model(place / "model", head_dim=32)
-    turns = [[{"role": "user", "content": text}] for text in TEXTS]
-    rows = [{"id": f"p{n}", "prompt": turn} for n, turn in enumerate(turns)]
-    write_jsonl(place / "prompts.jsonl", rows)
-    return place
+    return prepare(tmp_path_factory.mktemp("rounds"))
 
 
-def command(root: Path, output: str, *more: str) -> list[str]:
-    return [
-        f"model.restore_from_path={root / 'model'}",
-        f"rounds.prompts_path={root / 'prompts.jsonl'}",
-        f"output_dir={root / output}",
-        "rounds.rewards=[{kind: python, entry_point: 'tests.rounds.stand_in:words_of'}]",
-        "rounds.encoder=null",
-        "generation.num_samples=8",
-        "generation.max_tokens=48",
-        "generation.logprobs=cumulative",
-        # A random model ends by chance only.
-        "generation.stop=[e,a]",
-        "constraints.max_words=20",
-        "model.global_batch_size=4",
-        "model.micro_batch_size=2",
-        "data.packing=false",
-        "data.max_length=96",
-        "data.max_prompt_length=48",
-        "optim.lr=1e-3",
-        *QUIET[:1],
-        *steps(3),
-        *more,
-    ]
-
-
-def rounds(*overrides: str) -> Result:
-    with started("rounds", *overrides) as process:
+def rounds(*command: str) -> Result:
+    with started("rounds", *command) as process:
         out, err = process.communicate(timeout=1800)
     return Result(process.returncode, out, err)
 
@@ -64,7 +31,7 @@ GROUPS = ["objective=gflownet", "data.group_size=4", "rounds.replay.share=0.5", 
 
 
 def test_two_rounds_of_groups(root: Path) -> None:
-    done = rounds(*command(root, "groups", *GROUPS))
+    done = rounds(*overrides(root, "groups", *GROUPS))
     assert done.status == 0, done.err
     output = root / "groups"
     lines = [json.loads(line) for line in (output / "rounds.jsonl").read_text().splitlines()]
@@ -83,7 +50,7 @@ def test_two_rounds_of_groups(root: Path) -> None:
 
 def test_the_same_command_does_nothing_and_a_round_can_be_repeated(root: Path) -> None:
     output = root / "groups"
-    done = rounds(*command(root, "groups", *GROUPS))
+    done = rounds(*overrides(root, "groups", *GROUPS))
     assert done.status == 0, done.err
     assert "round 1 of" not in done.out
     again = output / "again"
@@ -95,7 +62,7 @@ def test_the_same_command_does_nothing_and_a_round_can_be_repeated(root: Path) -
 
 
 def test_a_round_of_pairs(root: Path) -> None:
-    done = rounds(*command(root, "pairs", "objective=dpo", "rounds.number=1"))
+    done = rounds(*overrides(root, "pairs", "objective=dpo", "rounds.number=1"))
     assert done.status == 0, done.err
     pairs = [
         json.loads(line)
@@ -103,11 +70,6 @@ def test_a_round_of_pairs(root: Path) -> None:
     ]
     assert pairs and all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
     assert (root / "pairs/round_001/train/hf/model.safetensors").is_file()
-
-
-def stages_done(output: Path) -> int:
-    path = output / "rounds.json"
-    return len(json.loads(path.read_text())["stages"]) if path.is_file() else 0
 
 
 def kept(output: Path) -> dict[str, bytes]:
@@ -128,10 +90,10 @@ def kept(output: Path) -> dict[str, bytes]:
 def test_killed_after_every_stage_and_resumed_is_uninterrupted(root: Path) -> None:
     """`kill -9` of the command alone: what it had started ends as well, and nothing is lost."""
     if not (root / "groups" / "report.html").is_file():
-        assert rounds(*command(root, "groups", *GROUPS)).status == 0
+        assert rounds(*overrides(root, "groups", *GROUPS)).status == 0
     output, kills = root / "killed", 0
     while True:
-        with started("rounds", *command(root, "killed", *GROUPS)) as process:
+        with started("rounds", *overrides(root, "killed", *GROUPS)) as process:
             before = stages_done(output)
             while process.poll() is None and stages_done(output) == before:
                 time.sleep(0.01)
@@ -142,7 +104,7 @@ def test_killed_after_every_stage_and_resumed_is_uninterrupted(root: Path) -> No
                 # Of the same session: the stage that had just begun.
                 wait_for_nobody(process.pid)
                 continue
-        assert process.returncode == 0, process.stderr
+            assert process.returncode == 0, process.communicate()[1]
         break
     assert kills == len(list(Plan(2).stages()))
     expected, found = kept(root / "groups"), kept(output)

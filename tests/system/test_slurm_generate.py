@@ -17,7 +17,7 @@ from .slurm_cluster import SlurmCluster, slurm_cluster
 pytestmark = pytest.mark.parallel
 
 SCRIPT = ROOT / "slurm" / "generate.sub"
-RUN_SECONDS = 600.0
+RUN_SECONDS = 240.0
 """One run of the job, on a machine that is busy."""
 
 

@@ -14,9 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.commands import started
-from tests.support.data import write_jsonl
-from tests.support.models import save_model
 from tests.support.ranks import ROOT
+from tests.support.tiny_rounds import overrides, prepare, stages_done
 
 from .slurm_cluster import SlurmCluster, slurm_cluster
 
@@ -25,8 +24,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 SCRIPT = ROOT / "slurm" / "rounds_llama3_8b.sub"
 SECONDS = 900.0
 """Twelve steps that start Python, three of them vLLM, on cores that are busy."""
-TEXTS = ("good film", "dull review", "very long", "liked it")
 ROUNDS = 3
+VERBS = {"score": "rounds score", "data": "rounds groups"}
+"""Stages whose verb has another name."""
 
 
 @pytest.fixture(scope="module")
@@ -37,67 +37,29 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("rounds")
-    save_model(place / "model", head_dim=32)  # the least that vLLM takes on a CPU
-    turns = [[{"role": "user", "content": text}] for text in TEXTS]
-    rows = [{"id": f"p{n}", "prompt": turn} for n, turn in enumerate(turns)]
-    write_jsonl(place / "prompts.jsonl", rows)
-    return place
+    return prepare(tmp_path_factory.mktemp("rounds"))
 
 
-def overrides(root: Path, output: str) -> list[str]:
-    """The experiment cut down to a tiny model on CPUs."""
-    return [
-        f"model.restore_from_path={root / 'model'}",
-        f"rounds.prompts_path={root / 'prompts.jsonl'}",
-        f"output_dir={root / output}",
+def cut_down(root: Path, output: str) -> list[str]:
+    """The experiment on one CPU a node."""
+    return overrides(
+        root,
+        output,
         f"rounds.number={ROUNDS}",
         "rounds.prompts_per_round=null",
-        "rounds.rewards=[{kind: python, entry_point: 'tests.rounds.stand_in:words_of'}]",
-        "rounds.encoder=null",
         "rounds.replay.cluster_share=1",
         "generation.backend=vllm",
         "generation.ray.replicas=1",
-        "generation.num_samples=6",
-        "generation.max_tokens=48",
-        # A random model ends by chance only.
-        "generation.stop=[e,a]",
-        "constraints.max_words=20",
         "data.group_size=4",
-        "data.max_length=96",
-        "data.max_prompt_length=48",
         "precision=fp32",
         "parallel=single",
-        "model.global_batch_size=4",
-        "model.micro_batch_size=2",
-        "optim.lr=1e-3",
         "optim.sched.warmup_steps=1",
-        "trainer.max_steps=3",
-        "trainer.max_epochs=null",
-        "logger.tensorboard=false",
-    ]
+    )
 
 
-@pytest.fixture(scope="module")
-def alone(root: Path) -> Path:
-    """The same on this machine, stage by stage."""
-    own = ["experiment=rounds_gflownet_llama3_8b", "trainer.devices=1", "trainer.num_nodes=1"]
-    with started("rounds", *own, *overrides(root, "alone")) as process:
-        _, said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, said[-3000:]
-    return root / "alone"
-
-
-def stages_done(output: Path) -> list[str]:
-    path = output / "rounds.json"
-    return list(json.loads(path.read_text())["stages"]) if path.is_file() else []
-
-
-def test_the_job_samples_while_it_trains_and_resumes(
-    slurm: SlurmCluster, root: Path, alone: Path, tmp_path: Path
-) -> None:
-    output, log = root / "job", tmp_path / "log"
-    job = slurm.sbatch(
+def submit(slurm: SlurmCluster, log: Path, *command: str) -> int:
+    """One rank on each of two nodes; returns the job's number."""
+    return slurm.sbatch(
         "--nodes=2",
         "--ntasks-per-node=1",
         "--gpus-per-node=0",
@@ -106,8 +68,25 @@ def test_the_job_samples_while_it_trains_and_resumes(
         f"--output={log}",
         f"--export=ALL,NEMO_GDPO_HOME={ROOT}",
         str(SCRIPT),
-        *overrides(root, "job"),
+        *command,
     )
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> Path:
+    """The same on this machine, stage by stage."""
+    own = ["experiment=rounds_gflownet_llama3_8b", "trainer.devices=1", "trainer.num_nodes=1"]
+    with started("rounds", *own, *cut_down(root, "alone")) as process:
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said[-3000:]
+    return root / "alone"
+
+
+def test_the_job_samples_while_it_trains_and_resumes(
+    slurm: SlurmCluster, root: Path, alone: Path, tmp_path: Path
+) -> None:
+    output, log = root / "job", tmp_path / "log"
+    job = submit(slurm, log, *cut_down(root, "job"))
     limit = time.monotonic() + SECONDS
     while "round_001/train" not in stages_done(output):
         assert time.monotonic() < limit, log.read_text()
@@ -132,6 +111,9 @@ def test_the_job_samples_while_it_trains_and_resumes(
     assert begun.index(("generate", "round_002")) < begun.index(("generate", "round_003"))
     assert begun.index(("generate", "round_002")) <= begun.index(("train", "round_001")) + 1
     # What was done before the signal is not done again.
+    for stage in between:
+        place, kind = stage.split("/")
+        assert begun.count((VERBS.get(kind, kind), place)) == 1
     assert len(stages_done(output)) == 4 * ROUNDS
 
     for number in range(1, ROUNDS + 1):
@@ -149,18 +131,8 @@ def test_the_job_samples_while_it_trains_and_resumes(
 
 def test_the_job_fails_with_the_reason_of_the_run(slurm: SlurmCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    job = slurm.sbatch(
-        "--nodes=2",
-        "--ntasks-per-node=1",
-        "--gpus-per-node=0",
-        "--cpus-per-task=2",
-        "--mem=4000",
-        f"--output={log}",
-        f"--export=ALL,NEMO_GDPO_HOME={ROOT}",
-        str(SCRIPT),
-        "model.restore_from_path=/none",
-        f"output_dir={tmp_path / 'out'}",
-    )
+    none = ("model.restore_from_path=/none", f"output_dir={tmp_path / 'out'}")
+    job = submit(slurm, log, *none)
     ended = slurm.finish(job, SECONDS)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
     assert ended["Restarts"] == "0"

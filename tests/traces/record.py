@@ -6,7 +6,8 @@ machine the files are equal to the bit from run to run, so that
     python -m tests.traces.record /tmp/traces && diff -r /tmp/traces tests/assets/traces
 
 shows whether a change of the code moved a trajectory at all. `test_traces.py` compares within 1e-5,
-since another processor may round otherwise. The files are never recorded again to make a test pass.
+a squared loss by its root, since another processor may round otherwise. The files are never
+recorded again to make a test pass.
 
 Every setting that a trajectory depends on is written out here: a default that changes must not move
 a trace.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tests.traces.record import KEPT, LAYOUTS, OBJECTIVES, STEPS, record
 pytestmark = pytest.mark.parallel
 
 TRACES = Path(__file__).parents[1] / "assets" / "traces"
+
+SQUARED = {"ipo", "gdpo_tb"}
 
 Trace = dict[str, list[dict[str, float]]]
 
@@ -26,16 +29,23 @@ def traces(
     return recorded, record(layout, tmp_path_factory.mktemp(layout))
 
 
+def comparable(objective: str, key: str, value: float) -> float:
+    """A loss that is the square of a difference of sums as that difference, as margins are one.
+
+    Between an Intel and an AMD processor the sums are 1e-5 apart, and squares relatively twice.
+    """
+    return math.sqrt(value) if key == "loss" and objective in SQUARED else value
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_repeats_the_recorded_trace(traces: tuple[Trace, Trace], objective: str) -> None:
     recorded, found = traces
     assert len(recorded[objective]) == len(found[objective]) == STEPS
     for step, (before, now) in enumerate(zip(recorded[objective], found[objective], strict=True)):
         for key in KEPT:
+            one, other = (comparable(objective, key, entry[key]) for entry in (now, before))
             # A margin is 0 before the first update, and a difference of sums near -70 later.
-            # Another processor sums float32 in another order: up to 1.3e-5 of a squared loss.
-            expected = pytest.approx(before[key], rel=5e-5, abs=1e-5)
-            assert now[key] == expected, f"step {step}: {key}"
+            assert one == pytest.approx(other, rel=1e-5, abs=1e-5), f"step {step}: {key}"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -13,7 +13,6 @@ from torch import Tensor
 from nemo_gdpo.conversion.bridge import ModelBridge
 from nemo_gdpo.conversion.compare.memory import available_bytes, check_fits
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.importing import uncollected
 
 MegatronLogits = Callable[[Path, Sequence[Tensor]], list[Tensor]]
 """(checkpoint, prompts [S]) -> logits float32 [S, V]; passed in, because conversion imports no
@@ -48,9 +47,8 @@ def hf_logits(directory: Path, bridge: ModelBridge, prompts: Sequence[Tensor]) -
         UserError: the model does not fit in memory, or transformers cannot load it.
     """
     check_fits(bridge, sum(map(len, prompts)), directory, available_bytes())
-    with uncollected():
-        from transformers import AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # this command has its own
     try:

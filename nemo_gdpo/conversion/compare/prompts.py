@@ -12,7 +12,6 @@ from torch import Tensor
 from nemo_gdpo.conversion.formats.assets import tokenizer_files
 from nemo_gdpo.conversion.model_config import MegatronModelConfig
 from nemo_gdpo.errors import UserError
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.jsonl import text_lines
 
 BUILT_IN = (
@@ -64,8 +63,7 @@ def load_tokenizer(assets: Path) -> Any | None:
     """
     if not assets.is_dir() or not tokenizer_files(assets):
         return None
-    with uncollected():
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(assets)

@@ -38,7 +38,6 @@ from nemo_gdpo.errors import UserError
 from nemo_gdpo.evaluation.errors import EvaluationError
 from nemo_gdpo.evaluation.models import greatest_length, load_strictly, loading
 from nemo_gdpo.generation.types import SamplingPoint
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.logprobs import selected_logprobs
 
 CHUNK_ELEMENTS = 1 << 24
@@ -101,8 +100,7 @@ class CausalModel:
     """
 
     def __init__(self, what: str, directory: Path, device: torch.device) -> None:
-        with uncollected():
-            from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         with loading(what, directory):
             config: Any = AutoConfig.from_pretrained(directory).get_text_config()

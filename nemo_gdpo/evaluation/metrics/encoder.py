@@ -22,7 +22,6 @@ from nemo_gdpo.evaluation.models import (
     load_tokenizer,
 )
 from nemo_gdpo.generation.rows import Row
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.arrays import Array, Cache, compute_cached, content_key, length_batches
 
 KEY = "evaluation.encoder"
@@ -93,8 +92,7 @@ class Encoder:
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
-        with uncollected():
-            from transformers import AutoModel
+        from transformers import AutoModel
 
         if not _pools_by_mean(directory):
             raise UserError(

@@ -25,7 +25,6 @@ from nemo_gdpo.evaluation.models import (
     load_strictly,
     load_tokenizer,
 )
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.arrays import Cache, content_key
 
 KEY = "evaluation.novelty.classifier"
@@ -111,8 +110,7 @@ class PairClassifier:
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
-        with uncollected():
-            from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification
 
         self._tokenizer = load_tokenizer(KEY, directory)
         self._model = load_strictly(KEY, directory, AutoModelForSequenceClassification, device)

@@ -30,7 +30,6 @@ from nemo_gdpo.evaluation.models import (
     load_tokenizer,
 )
 from nemo_gdpo.generation.rows import StoredPrompt
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.arrays import Cache, compute_cached, content_key, length_batches
 
 
@@ -192,8 +191,7 @@ class ModelReward:
         Raises:
             UserError: it is not such a model, or lacks the label.
         """
-        with uncollected():
-            from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification
 
         assert config.path is not None
         self.name = config.title

@@ -26,7 +26,6 @@ from nemo_gdpo.evaluation.models import (
     load_tokenizer,
 )
 from nemo_gdpo.generation.rows import StoredPrompt
-from nemo_gdpo.importing import uncollected
 from nemo_gdpo.io.arrays import Array, Cache, compute_cached, content_key, length_batches
 
 TOXICITY, CONTRADICTION = "toxicity", "contradiction"
@@ -79,8 +78,7 @@ class TextClassifier:
         device: torch.device,
         batch_tokens: int,
     ) -> None:
-        with uncollected():
-            from transformers import AutoModelForSequenceClassification
+        from transformers import AutoModelForSequenceClassification
 
         self.name, self._with_premise = name, with_premise
         self._cache, self._device, self._batch_tokens = cache, device, batch_tokens
