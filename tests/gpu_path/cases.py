@@ -13,7 +13,7 @@ from tests.support import models
 from tests.support.data import pairs, write_jsonl
 from tests.support.tiers import usual
 
-RANKS, STEPS, PAIRS, BATCH, LAYERS = 2, 3, 12, 4, 4
+RANKS, STEPS, PAIRS, BATCH, LAYERS = 2, 2, 8, 4, 4
 LEARNING_RATE = 1e-4
 FAMILIES = {"llama": "llama_untied", "gemma2": "gemma2", "gemma3": "gemma3", "qwen3": "qwen3"}
 """Name here -> kind in `tests.support.models`."""
@@ -38,7 +38,7 @@ SHARED = (*PACKED, "data.prefix_sharing=true")
 RESIDENT = ("reference=resident",)
 FULL = ("model.activations_checkpoint_granularity=full",)
 SELECTIVE = ("model.activations_checkpoint_granularity=selective",)
-SAVES = ("trainer.save_interval=2",)
+SAVES = ("trainer.save_interval=1",)
 EXPORTS = (*SAVES, "export_hf=true", "export_nemo=true")
 AUTO = ("model.attention_backend=auto",)
 ADAPTERS = ("lora.rank=4", "lora.alpha=8", "reference=adapter_off")
@@ -143,16 +143,22 @@ FOUR_BITS_EXACT = [
     ),
 ]
 _NIGHTLY = (
-    *("llama bf16 TP2 SP recompute full", "llama fp8_tensorwise TP2 SP packed resident"),
+    *(f"llama bf16 {name}" for name in (
+        "TP2 SP recompute full", "TP2 SP, Apex", "TP2 SP packed resident")),
+    *(f"llama fp8_tensorwise {name}" for name in (
+        "TP2 SP packed resident", "TP2 SP recompute full")),
     *(f"{model} fp8_mxfp8 {name}" for model, name in (
         ("llama", "DP2 recompute full"), ("gemma2", "TP2 SP packed"), ("gemma3", "PP2"),
         ("qwen3", "TP2 packed resident"))),
     *(f"{model} fp8_blockwise {name}" for model, name in (
         ("gemma3", "PP2"), ("qwen3", "TP2 packed resident"), ("llama", "DP2 recompute full"))),
     *(f"{model} bf16 PP2 packed" for model in ("gemma2", "qwen3")),
+    *(f"{model} bf16 TP2 SP" for model in ("gemma2", "qwen3")),
     *(f"{model} fp8_tensorwise TP2 SP" for model in ("gemma2", "qwen3")),
     *(f"{model} fp32 {name}" for model, name in (
-        ("gemma2", "TP2 SP shared"), ("gemma3", "TP2 SP"), ("llama", "TP2 SP shared adapters"))),
+        ("gemma2", "TP2 SP shared"), ("gemma3", "TP2 SP"), ("gemma3", "PP2 packed"),
+        ("llama", "TP2 SP shared"), ("llama", "TP2 SP shared adapters"),
+        ("llama", "TP2 SP adapters over nf4"), ("gemma3", "PP2 packed adapters"))),
 )  # fmt: skip
 """Cases whose parts others have as well; see `tests.support.tiers`."""
 BF16, FP8, ADAPTED, EXACT, FOUR_BITS, FOUR_BITS_EXACT = (

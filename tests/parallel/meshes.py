@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.parallel.settings import FAMILIES, GROUPED, OBJECTIVES
-from tests.support.tiers import usual
+from tests.support.tiers import EVERYTHING, usual
 
 
 @dataclass(frozen=True)
@@ -239,15 +239,14 @@ USUAL_FAMILIES = ("gemma3", "qwen2")
 """Windows, two rope bases, norms of outputs and heads; and biases."""
 
 
-def trains_usually(objective: str, model: str) -> bool:
-    """Whether `make test` trains a model with an objective: every family, but not with all."""
-    return model not in FAMILIES or model == "gemma3" or objective == "gdpo_db"
-
-
 def _is_usual(case: Case) -> bool:
-    if len(case.overrides) > 3 and case.model in FAMILIES and not case.adapters:
-        return case.model in USUAL_FAMILIES  # on four ranks
-    return trains_usually(case.objective, case.model)
+    """On one rank: every family, and one objective with all data; batching of two families."""
+    if case.model in FAMILIES and not case.adapters:
+        batched = case.name != "plain"
+        return case.objective == "gdpo_db" and (not batched or case.model in USUAL_FAMILIES)
+    if case.data in ("weighted", "unpaired"):
+        return case.objective == "gdpo_db" or case.name == "plain"
+    return True
 
 
 SELDOM = frozenset(
@@ -275,12 +274,35 @@ SELDOM = frozenset(
 """Settings on several ranks whose parts other cases have: left to `make test-all`."""
 
 
+SELDOM_CASES = frozenset(
+    {
+        *(f"dpo/tied/{mesh}" for mesh in ("TP2", "CP2", "TP2 DP2", "PP2 DP2")),
+        *(f"{objective}/tied/TP2 PP2 SP" for objective in ("ipo", "odpo", "adpo", "gdpo_subtb")),
+        *(f"gdpo_db/{family}/CP2" for family in ("gemma2", "gemma3")),
+        *(f"gdpo_db/tied with adapters/{mesh}" for mesh in ("TP2", "TP2 PP2 SP")),
+        *(f"gflownet_tb/tied, groups/{mesh}" for mesh in ("TP2 SP", "DP2")),
+    }
+)
+"""The same of single cases: another objective goes through the mesh, or the same one packed."""
+
+
 def _is_usual_mesh(case: Case) -> bool:
-    of_data = case.data != "weighted" or case.objective == "gdpo_db"
-    return case.name not in SELDOM and of_data and _is_usual(case)
+    if case.name in SELDOM or case.key in SELDOM_CASES:
+        return False
+    if case.data in ("weighted", "unpaired"):
+        return case.objective == "gdpo_db"
+    if len(case.overrides) <= 3 or case.adapters or case.model not in FAMILIES:
+        return True
+    return case.model in USUAL_FAMILIES  # on four ranks
 
 
 ONE = usual(ONE, _is_usual)
 TWO, FOUR = usual(TWO, _is_usual_mesh), usual(FOUR, _is_usual_mesh)
 LAUNCHES: dict[int, list[Case]] = {1: ONE, 2: TWO, 4: FOUR}
 """Number of ranks -> what they run."""
+_RUN = {size: {case.key for case in cases} for size, cases in LAUNCHES.items()}
+
+
+def is_run(size: int, key: str) -> bool:
+    """Whether a launch has a case. `make test-all` says yes to all: a wrong key fails there."""
+    return EVERYTHING or key in _RUN[size]

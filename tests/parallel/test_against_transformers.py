@@ -17,10 +17,9 @@ from transformers import LlamaForCausalLM
 from nemo_gdpo.conversion.convert import convert_megatron_to_hf
 from nemo_gdpo.conversion.merge import export_peft
 from tests.parallel import plain_training
-from tests.parallel.meshes import ADAPTED, USUAL_FAMILIES, trains_usually
+from tests.parallel.meshes import ADAPTED, is_run
 from tests.parallel.settings import FAMILIES, MODELS, OBJECTIVES, STEPS, dataset
 from tests.support import models
-from tests.support.tiers import EVERYTHING
 
 pytestmark = pytest.mark.parallel
 
@@ -31,13 +30,12 @@ Exported = Callable[[str, str, str], dict[str, Tensor]]
 
 ADAPTED_KINDS = [f"{model} with adapters" for model in ADAPTED]
 TRAINED = [
-    *(
-        (objective, kind)
-        for kind in ("tied", *FAMILIES)
-        for objective in OBJECTIVES
-        if EVERYTHING or trains_usually(objective, kind)
-    ),
-    *(("gdpo_db", kind) for kind in ADAPTED_KINDS),
+    (objective, kind)
+    for objective, kind in (
+        *((objective, kind) for kind in ("tied", *FAMILIES) for objective in OBJECTIVES),
+        *(("gdpo_db", kind) for kind in ADAPTED_KINDS),
+    )
+    if is_run(1, f"{objective}/{kind}/plain")
 ]
 MESHES = {
     "one rank": (1, "plain"),
@@ -47,18 +45,26 @@ MESHES = {
     "TP2 x PP2 with SP, packed": (4, "TP2 PP2 SP packed"),
 }
 GRADIENTS = [
-    *(("one rank", objective, kind) for objective, kind in TRAINED),
-    *(("TP2 x PP2 with SP", objective, "tied") for objective in OBJECTIVES),
-    *(
-        ("TP2 x PP2 with SP, packed", "gdpo_db", kind)
-        for kind in FAMILIES
-        if EVERYTHING or kind in USUAL_FAMILIES
-    ),
-    *(
-        (mesh, "gdpo_db", "tied with adapters")
-        for mesh in ("TP2", "TP2 with SP", "TP2 x PP2 with SP")
-    ),
-    ("TP2 x PP2 with SP, packed", "gdpo_db", "qwen2 with adapters"),
+    (mesh, objective, kind)
+    for mesh, objective, kind in (
+        *(("one rank", objective, kind) for objective, kind in TRAINED),
+        *(("TP2 x PP2 with SP", objective, "tied") for objective in OBJECTIVES),
+        *(("TP2 x PP2 with SP, packed", "gdpo_db", kind) for kind in FAMILIES),
+        *(
+            (mesh, "gdpo_db", "tied with adapters")
+            for mesh in ("TP2", "TP2 with SP", "TP2 x PP2 with SP")
+        ),
+        ("TP2 x PP2 with SP, packed", "gdpo_db", "qwen2 with adapters"),
+    )
+    if is_run(MESHES[mesh][0], f"{objective}/{kind}/{MESHES[mesh][1]}")
+]
+ON_FOUR = {"tied": "TP2 PP2 SP", "untied": "TP2 PP2", "llama3": "TP2 PP2"}
+"""Model -> the mesh of four ranks that it is run on; a family on another."""
+LOG_PROBS = [
+    (size, kind, name)
+    for kind in MODELS
+    for size, name in ((1, "plain"), (4, ON_FOUR.get(kind, "TP2 PP2 SP packed")))
+    if is_run(size, f"gdpo_db/{kind}/{name}")
 ]
 
 
@@ -130,19 +136,11 @@ def test_each_objective_changes_the_weights_in_its_own_way(exported: Exported) -
         assert cosine < 0.995, f"{one} and {other} pull in the same direction ({cosine:.4f})"
 
 
-@pytest.mark.parametrize(
-    ("size", "kind"),
-    [
-        (size, kind)
-        for size in (1, 4)
-        for kind in MODELS
-        if EVERYTHING or size == 1 or kind not in FAMILIES or kind in USUAL_FAMILIES
-    ],
-)
-def test_log_probs_of_every_token(world: World, folder: Path, kind: str, size: int) -> None:
+@pytest.mark.parametrize(("size", "kind", "name"), LOG_PROBS)
+def test_log_probs_of_every_token(
+    world: World, folder: Path, size: int, kind: str, name: str
+) -> None:
     """Label and tempered EOS, which are what is cached, at every response position."""
-    four = {"tied": "TP2 PP2 SP", "untied": "TP2 PP2", "llama3": "TP2 PP2"}
-    name = "plain" if size == 1 else four.get(kind, "TP2 PP2 SP packed")
     found = world(size)[f"gdpo_db/{kind}/{name}"]["reference"]
     model = models.load(folder / kind / "reference")
     data = dataset()

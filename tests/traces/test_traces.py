@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tiers import usual
 from tests.traces.record import KEPT, LAYOUTS, OBJECTIVES, STEPS, record
 
 pytestmark = pytest.mark.parallel
@@ -16,10 +17,13 @@ TRACES = Path(__file__).parents[1] / "assets" / "traces"
 
 SQUARED = {"ipo", "gdpo_tb"}
 
+USUAL = usual(LAYOUTS, {"one", "packed"}.__contains__)
+"""On two ranks they are repeated every night: tests/parallel compares every mesh with one rank."""
+
 Trace = dict[str, list[dict[str, float]]]
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=USUAL)
 def traces(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Trace, Trace]:

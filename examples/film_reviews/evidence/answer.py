@@ -11,18 +11,25 @@ from examples.film_reviews.evidence.claims import (
     Control,
     Judged,
     Verdict,
+    outcome_at,
 )
 from examples.film_reviews.evidence.protocol import OUTCOMES, Protocol
 from examples.film_reviews.evidence.records import Records, words
 
 
 def differences(verdict: Verdict) -> str:
-    """`at reward 0.210: +0.031 [+0.010, +0.052]; ...`, of the levels that could be asked."""
-    return "; ".join(
-        f"{level.where}: {level.difference.change()}"
-        for level in verdict.levels
-        if level.difference is not None
-    )
+    """`at reward 0.210: +0.031 [+0.010, +0.052]; ...`, of the levels that could be asked.
+
+    Where the levels do not agree, each says its outcome, also one that could not be asked.
+    """
+    said = []
+    for level in verdict.levels:
+        change = "" if level.difference is None else f": {level.difference.change()}"
+        if verdict.outcome == MIXED:
+            said.append(f"{level.where} {outcome_at(verdict.claim, level)}{change}")
+        elif change:
+            said.append(f"{level.where}{change}")
+    return "; ".join(said)
 
 
 def short_answer(records: Records, judged: Judged) -> list[str]:
@@ -58,7 +65,7 @@ def _meaning(verdict: Verdict) -> str:
     if verdict.outcome in OUTCOMES:
         text = verdict.claim.means[verdict.outcome]
     else:
-        text = f"{verdict.claim.text}: another outcome at another level, so neither yes nor no."
+        text = f"{verdict.claim.text}: the levels do not agree, so neither yes nor no."
     return f"**{verdict.outcome.capitalize()}**: {text}"
 
 

@@ -3,7 +3,7 @@
 held                 the interval lies above 0 (no_worse: above minus the margin)
 refuted              it lies below the margin (no_worse: below minus the margin)
 undecided            neither
-mixed                another outcome at another level
+mixed                the levels do not agree
 could not be asked   a side does not reach the level, or was not measured
 not run              an arm has no record, or no seed is common to all
 not claimed          the positive control failed
@@ -116,6 +116,11 @@ def outcome_of(claim: Claim, value: Interval) -> str:
     return UNDECIDED
 
 
+def outcome_at(claim: Claim, level: Level) -> str:
+    """Of one level."""
+    return UNASKED if level.difference is None else outcome_of(claim, level.difference)
+
+
 def _verdict(comparison: Comparison, protocol: Protocol, control: Control, claim: Claim) -> Verdict:
     records = comparison.records
     missing = [name for name in (claim.first, claim.second) if not records.has(name)]
@@ -126,10 +131,7 @@ def _verdict(comparison: Comparison, protocol: Protocol, control: Control, claim
     if not seeds:
         return Verdict(claim, NOT_RUN, notes=("no seed that all of its arms have",))
     levels = _levels(comparison, protocol, claim, seeds)
-    outcomes = {
-        UNASKED if level.difference is None else outcome_of(claim, level.difference)
-        for level in levels
-    }
+    outcomes = {outcome_at(claim, level) for level in levels}
     outcome = outcomes.pop() if len(outcomes) == 1 else MIXED
     if claim.y in protocol.control.guards and not control.passed:
         outcome = CONTROL_FAILED

@@ -162,8 +162,8 @@ def _rule(protocol: Protocol, stamp: str) -> list[str]:
         "`examples/film_reviews/evidence/protocol.yaml`, committed before the runs "
         f"({stamp}). **Held**: the 95 % interval of the difference, first side minus second, lies "
         "above 0. **Refuted**: it lies below the margin, so that no difference that would matter "
-        "can be hidden. **Undecided**: neither. **Mixed**: another outcome at another level. Where "
-        "losing a little is allowed, both bounds are minus the margin.",
+        "can be hidden. **Undecided**: neither. **Mixed**: the levels do not agree; each says its "
+        "own. Where losing a little is allowed, both bounds are minus the margin.",
         "",
         f"Of {claims} claims a few come out wrong by chance at 95 %. Take the main ones, in bold, "
         "as answers, and the others as hints. With few seeds a bootstrap over seeds is known to "
@@ -206,7 +206,7 @@ def _made(
         "```",
         "",
         f"- The runs are of {ran}.",
-        f"- Seeds: {protocol.power}.",
+        f"- Seeds: {protocol.power}",
         f"- Intervals: percentile bootstrap, {protocol.resamples:,} draws of seeds and prompts "
         "with replacement, the same for both sides.",
         f"- Equal reward: the level lies at {_shares(protocol)} of the gain that both sides reach; "

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from examples.film_reviews.evidence.answer import differences
 from examples.film_reviews.evidence.bootstrap import Interval
 from examples.film_reviews.evidence.claims import (
     CONTROL_FAILED,
@@ -18,9 +19,11 @@ from examples.film_reviews.evidence.claims import (
     UNASKED,
     UNDECIDED,
     Judged,
+    Verdict,
     judge,
     outcome_of,
 )
+from examples.film_reviews.evidence.curves import Level
 from examples.film_reviews.evidence.protocol import Claim, Protocol, read_protocol
 from tests.examples.evidence.made_records import base, made, point, record, run
 
@@ -105,6 +108,17 @@ def test_mixed(tmp_path: Path) -> None:
     # More diverse at reward 0.2, less at 0.38.
     found = judged(tmp_path, ((0.2, 0.7), (0.4, 0.2))).verdict("it")
     assert found.outcome == MIXED
+    first, second = differences(found).split("; ")
+    assert first.startswith("at reward 0.200 held: +0.100 [")
+    assert second.startswith("at reward 0.380 refuted: -0.170 [")
+
+
+def test_mixed_where_a_level_is_out_of_reach(tmp_path: Path) -> None:
+    near, far = Level("at reward 0.2", Interval(0.0, -0.01, 0.01)), Level("at reward 0.4", None)
+    verdict = Verdict(claim(), MIXED, (near, far))
+    assert differences(verdict) == (
+        "at reward 0.2 refuted: +0.000 [-0.010, +0.010]; at reward 0.4 could not be asked"
+    )
 
 
 def test_another_kind_of_claim(tmp_path: Path) -> None:

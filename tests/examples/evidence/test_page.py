@@ -67,7 +67,7 @@ def test_a_page_of_many_arms(tmp_path: Path, protocol: Protocol) -> None:
     assert "**It depends on what you need; these held:**" in text
     assert "**Held**: Where labels are dear choose ADPO" in text
     assert "(after the last update: +0.100 [+0.100, +0.100]; 5 seeds)" in text
-    assert "at reward 0.380: +0.180" in text
+    assert "at reward 0.380 held: +0.180" in text
     assert "- semantic diversity: -0.400 [-0.400, -0.400], 5 seeds" in text
     assert "**Passed.**" in text
     assert "committed 2026-11-27; SHA-256 `" + protocol.sha256[:16] in text
