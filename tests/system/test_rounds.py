@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemo_gdpo.conversion.fingerprint import weights_fingerprint
+from nemo_gdpo.conversion.formats.peft import look_at_peft
 from nemo_gdpo.rounds.plan import Plan
 from tests.support.commands import Result, finish, started
 from tests.support.tiny_rounds import overrides, prepare, stages_done
@@ -78,6 +80,7 @@ def kept(output: Path) -> dict[str, bytes]:
         *(path for kind in ("samples/*.jsonl", "scored/*.jsonl", "data/groups.jsonl")
           for path in output.glob(f"round_*/{kind}")),
         *output.glob("round_*/train/hf/model.safetensors"),
+        *output.glob("round_*/train/peft/adapter_model.safetensors"),
         output / "rounds.jsonl",
     ]  # fmt: skip
     return {
@@ -86,16 +89,16 @@ def kept(output: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.nightly
-def test_killed_after_every_stage_and_resumed_is_uninterrupted(root: Path) -> None:
-    """`kill -9` of the command alone: what it had started ends as well, and nothing is lost."""
-    if not (root / "groups" / "report.html").is_file():
-        assert rounds(*overrides(root, "groups", *GROUPS)).status == 0
-    output, kills = root / "killed", 0
+def run_killed(root: Path, name: str, *given: str, every: int = 1) -> int:
+    """Run, with a `kill -9` after every stage or some of them; returns how many there were.
+
+    Of the command alone: what it had started ends as well.
+    """
+    output, kills = root / name, 0
     while True:
-        with started("rounds", *overrides(root, "killed", *GROUPS)) as process:
-            before = stages_done(output)
-            while process.poll() is None and stages_done(output) == before:
+        with started("rounds", *overrides(root, name, *given)) as process:
+            before = len(stages_done(output))
+            while process.poll() is None and len(stages_done(output)) < before + every:
                 time.sleep(0.01)
             if process.poll() is None:
                 process.kill()
@@ -105,12 +108,48 @@ def test_killed_after_every_stage_and_resumed_is_uninterrupted(root: Path) -> No
                 wait_for_nobody(process.pid)
                 continue
             assert process.returncode == 0, process.communicate()[1]
-        break
-    assert kills == len(list(Plan(2).stages()))
-    expected, found = kept(root / "groups"), kept(output)
+        return kills
+
+
+@pytest.mark.nightly
+def test_killed_after_every_stage_and_resumed_is_uninterrupted(root: Path) -> None:
+    if not (root / "groups" / "report.html").is_file():
+        assert rounds(*overrides(root, "groups", *GROUPS)).status == 0
+    assert run_killed(root, "killed", *GROUPS) == len(list(Plan(2).stages()))
+    expected, found = kept(root / "groups"), kept(root / "killed")
     assert len(expected) == 11
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
+
+
+ADAPTER = [*GROUPS, "lora.rank=4", "lora.alpha=8", "reference=adapter_off", "optim.lr=0.02"]
+
+
+@pytest.mark.nightly
+def test_rounds_of_an_adapter(root: Path) -> None:
+    """vLLM adds what a round has trained to the first model, and the next round goes on from it."""
+    base = weights_fingerprint(root / "model")
+    done = rounds(*overrides(root, "adapter", *ADAPTER))
+    assert done.status == 0, done.err
+    output = root / "adapter"
+    adapters = [look_at_peft(output / f"round_00{n}" / "train" / "peft").sha256 for n in (1, 2)]
+    assert adapters[0] != adapters[1]
+    hashes = [
+        json.loads((output / f"round_00{n}/samples/manifest.json").read_text())["model"]["hash"]
+        for n in (1, 2)
+    ]
+    assert hashes == [base, hashlib.sha256(f"{base}+{adapters[0]}".encode()).hexdigest()]
+    first, second = (
+        json.loads(line) for line in (output / "rounds.jsonl").read_text().splitlines()
+    )
+    assert first["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert abs(second["kl"]) > 1e-3
+    # Killed after three of the eight stages, and after three more.
+    assert run_killed(root, "adapter-killed", *ADAPTER, every=3) == 2
+    expected, found = kept(output), kept(root / "adapter-killed")
+    assert any("peft" in name for name in expected) and found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert weights_fingerprint(root / "model") == base
 
 
 def wait_for_nobody(session: int) -> None:

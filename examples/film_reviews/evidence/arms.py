@@ -96,6 +96,12 @@ ARMS = (
 )
 """All arms, by importance. An arm stands before the one that takes its number of labels."""
 BY_NAME = {arm.name: arm for arm in ARMS}
+NO_ARMS = {
+    "gdpo-no-eos": "without the probability of ending nothing gives the flow of a state that is "
+    "not the end, and of subtb's sub-trajectories the whole response is left: that is tb, which "
+    "is compared with subtb",
+}
+"""Names that the protocol asks for -> why there is no such arm."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from examples.film_reviews.evidence import tables
 from examples.film_reviews.evidence.answer import control_lines, defaults_lines, short_answer
+from examples.film_reviews.evidence.arms import NO_ARMS
 from examples.film_reviews.evidence.claims import Judged, judge
 from examples.film_reviews.evidence.curves import Comparison
 from examples.film_reviews.evidence.plots import PLOTS, ablation_plot, along_runs, labels_plot
@@ -179,6 +180,7 @@ def _left_out(records: Records, judged: Judged) -> list[str]:
     asked = [name for v in judged.verdicts for name in (v.claim.first, v.claim.second)]
     absent = [f"`{name}`" for name in dict.fromkeys(asked) if not records.has(name)]
     lines = [f"- Asked for by the protocol and not run: {', '.join(absent)}."] if absent else []
+    lines += [f"- `{name}` has no arm: {why}." for name, why in NO_ARMS.items() if name in asked]
     lines += [
         f"- Takes no part in comparisons, since noise has the most diversity of all: `{arm}` at "
         f"update {at[0]}, temperature {at[1]:g} ({why})."

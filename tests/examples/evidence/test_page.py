@@ -72,6 +72,7 @@ def test_a_page_of_many_arms(tmp_path: Path, protocol: Protocol) -> None:
     assert "**Passed.**" in text
     assert "committed 2026-11-27; SHA-256 `" + protocol.sha256[:16] in text
     assert "no record of spl" in text and "not run: `gdpo-subtb`, `gdpo-db`," in text
+    assert "- `gdpo-no-eos` has no arm: without the probability of ending" in text
     assert "- Toxicity: not measured." in text
     assert "| `writer.layers` | 6 |" in text and "- 2 cores of a test." in text
     row = next(line for line in text.splitlines() if line.startswith("| `base` |"))
