@@ -131,7 +131,7 @@ def main(folder: Path) -> None:
     with mock.patch.object(run_module, "leave_world", lambda: None):
         found["stages"] = all_stages(folder, found["succeeds"])
         for number, case in enumerate(FAILURES):
-            for victim in (0,) if case.main_only else (0, 1):
+            for victim in case.victims:
                 output = folder / f"run{number}-{victim}"
                 if case.resumes:
                     output = copied(folder, 10 * number + victim)

@@ -26,7 +26,7 @@ def _ranks(root: Path, case: str) -> tuple[list[dict[str, Any]], list[int], list
     return [json.loads(line.removeprefix("found ")) for line in lines], codes, said
 
 
-@pytest.mark.parametrize("case", ["plain", "zero"])
+@pytest.mark.parametrize("case", [pytest.param("plain", marks=pytest.mark.nightly), "zero"])
 def test_it_is_the_checkpoint_of_its_step(tmp_path: Path, case: str) -> None:
     """Two more updates change every tensor, in place, before a byte is written."""
     found, codes, said = _ranks(tmp_path, case)
@@ -67,6 +67,7 @@ def test_a_failure_in_the_background_is_told_by_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000001"]
 
 
+@pytest.mark.nightly
 def test_an_error_of_training_waits_for_it(tmp_path: Path) -> None:
     found, codes, said = _ranks(tmp_path, "error")
     assert codes == [0, 0], said

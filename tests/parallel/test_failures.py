@@ -39,7 +39,7 @@ def _of(ranks: Ranks, case: Failing, victim: int) -> list[Mapping[str, Any]]:
     return [rank["fails"][f"{case.key} on {victim}"] for rank in ranks]
 
 
-CASES = [(case, victim) for case in FAILURES for victim in ((0,) if case.main_only else (0, 1))]
+CASES = [(case, victim) for case in FAILURES for victim in case.victims]
 
 
 @pytest.mark.parametrize(

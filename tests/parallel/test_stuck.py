@@ -41,7 +41,7 @@ STUCK = [
 
 
 def _is_usual(case: tuple[str, int, str, str]) -> bool:
-    return case[:2] in {("computation", 0), ("stopped", 2), ("main stage", 0)}
+    return case[:2] in {("computation", 0), ("own stage", 1)}
 
 
 @pytest.mark.parametrize(("case", "victim", "stage", "missing"), usual(STUCK, _is_usual))

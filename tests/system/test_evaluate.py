@@ -262,6 +262,7 @@ def test_a_signal_keeps_what_was_computed(tmp_path: Path, model: Path) -> None:
     assert first == second
 
 
+@pytest.mark.nightly
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, model: Path) -> None:
     run = many(tmp_path / "in", model, count=10)
     arguments = command(tmp_path / "out", f"evaluation.reference_model={model}", a=run)

@@ -177,6 +177,7 @@ def test_samples_follow_the_distribution(trained: Trained, tmp_path: Path) -> No
         assert chi_squared < 20.5, (temperature, counts[kept.indices], expected)  # p = 0.001, 5 df
 
 
+@pytest.mark.nightly
 def test_greedy_is_transformers_greedy(trained: Trained, tmp_path: Path) -> None:
     overrides = trained.overrides(tmp_path, "generation=greedy", "generation.logprobs=none")
     overrides = [o for o in overrides if not o.startswith(("generation.num", "generation.temp"))]

@@ -16,7 +16,7 @@ from tests.support.models import save_model
 
 from .sampled_runs import PROMPTS, Rows, generate, rows
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 
 
 @dataclass(frozen=True)

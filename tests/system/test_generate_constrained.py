@@ -43,6 +43,7 @@ def outputs(directory: Path) -> list[str]:
     return [text for row in rows(directory).values() for text in row["outputs"]]
 
 
+@pytest.mark.nightly
 def test_an_expression_is_honoured(root: Path) -> None:
     (root / "asked.yaml").write_text(json.dumps({"constraints": {"regex": PATTERN}}))
     done = generate(*command(root, "regex"), "--config", str(root / "asked.yaml"))
@@ -56,6 +57,7 @@ def test_an_expression_is_honoured(root: Path) -> None:
     assert "0 of 16 samples broke regex" in done.out
 
 
+@pytest.mark.nightly
 def test_without_enforcement_the_same_model_breaks_it(root: Path) -> None:
     (root / "free.yaml").write_text(
         json.dumps({"constraints": {"regex": PATTERN, "enforce": False}})

@@ -63,6 +63,7 @@ def test_a_model_of_no_numbers_is_not_sampled_from(model: Path, tmp_path: Path) 
     assert not list((tmp_path / "out").glob("generations-*.jsonl"))
 
 
+@pytest.mark.nightly
 def test_one_prompt_of_no_numbers_leaves_the_others(model: Path, tmp_path: Path) -> None:
     """A token of its own whose embedding is broken, and that is never drawn."""
     word = " bad"

@@ -113,6 +113,7 @@ def test_the_same_seeds_give_the_same_answers_as_the_engine(
     assert 'engine.engine is "vllm" there and "server" here' in refused.err
 
 
+@pytest.mark.nightly
 def test_the_server_is_killed_in_the_middle(
     server: Server, trained: Trained, sampled: Sampled, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_the_same_command_does_nothing_and_a_round_can_be_repeated(root: Path) -
     assert ours == (output / "round_002/data/groups.jsonl").read_bytes()
 
 
+@pytest.mark.nightly
 def test_a_round_of_pairs(root: Path) -> None:
     done = rounds(*overrides(root, "pairs", "objective=dpo", "rounds.number=1"))
     assert done.status == 0, done.err

@@ -339,6 +339,7 @@ def test_ctrl_c_in_a_terminal_on_one_rank(tmp_path: Path, model: Path, data: Pat
     assert_stopped(result, "of 5000 steps; the checkpoint")
 
 
+@pytest.mark.nightly
 def test_two_local_ranks_before_training(tmp_path: Path, model: Path, data: Path) -> None:
     output = tmp_path / "run"
     with started("train", *common(model, data, output, *steps(5000), "parallel=pp2")) as process:

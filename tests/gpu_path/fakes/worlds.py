@@ -12,6 +12,7 @@ from typing import Any
 from tests.gpu_path.fakes.calls import Call
 from tests.gpu_path.fakes.jobs import Job
 from tests.support.ranks import ROOT, clean_environment
+from tests.support.tiers import usual
 
 GDPO = "gdpo_llama3_8b"
 PIPELINE = ("parallel=tp4_pp2",)
@@ -52,6 +53,12 @@ PACKED_WORLDS: dict[str, list[Job]] = {
         Job(GDPO, rank, "fp8_tensorwise", 3, overrides=PACKED) for rank in (0, 1)
     ],
 }
+_NIGHTLY = {"adpo", "blockwise", "tensorwise pipeline", "packed tensorwise"}
+"""Combinations of what other worlds have one by one; see `tests.support.tiers`."""
+WORLDS, PACKED_WORLDS = (
+    {name: some[name] for name in usual(some, lambda name: name not in _NIGHTLY)}
+    for some in (WORLDS, PACKED_WORLDS)
+)
 ALL_WORLDS = WORLDS | PACKED_WORLDS
 
 
