@@ -156,6 +156,7 @@ def test_ranks_of_a_launcher_that_is_killed_save_and_end(
     assert metrics(output)[-1]["step"] == int(found.path.name[-8:]) - 1
 
 
+@pytest.mark.nightly
 def test_a_signal_while_the_reference_is_computed(root: Path, model: Path) -> None:
     """What is finished is kept, and the run can be queued again."""
     many = write_jsonl(root / "many.jsonl", pairs(6000))

@@ -14,7 +14,7 @@ from tests.support.commands import DEADLINE
 
 from .interrupted_runs import SLOW, Sampling, arguments, count_rows, logged, read_rows, same_samples
 
-pytestmark = pytest.mark.parallel
+pytestmark = [pytest.mark.parallel, pytest.mark.nightly]
 
 
 def _pid_of_engine(log: Path, number: int) -> int | None:
