@@ -119,6 +119,7 @@ def peak(*arguments: str) -> int:
     return int(found["peak"])
 
 
+@pytest.mark.nightly
 def test_peak_memory_both_ways(workplace: Path) -> None:
     size = sparse_model(workplace / "hf")
     assert size >= 4 * GIB

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.ranks import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 
 def test_every_layout_trains_the_same_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.commands import metrics
 from tests.support.nf4 import rounded
 from tests.support.ranks import run_ranks
 
-pytestmark = pytest.mark.parallel
+pytestmark = [pytest.mark.parallel, pytest.mark.nightly]
 
 
 def save_rounded(source: Path, target: Path, dtype: torch.dtype) -> None:

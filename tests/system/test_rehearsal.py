@@ -12,7 +12,7 @@ from tests.support.commands import Result, common, metrics, several, steps, with
 from tests.support.data import pairs, write_jsonl
 from tests.support.models import save_model
 
-pytestmark = pytest.mark.parallel
+pytestmark = [pytest.mark.parallel, pytest.mark.nightly]
 
 RECIPES = ("tensorwise", "blockwise", "delayed")
 UNCHECKED = "trainer.check_initial_loss=false"

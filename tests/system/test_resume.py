@@ -265,6 +265,7 @@ def test_sigterm_on_one_rank(root: Path, model: Path, data: Path, whole: dict[st
         assert torch.equal(exported[0][name], exported[1][name]), name
 
 
+@pytest.mark.nightly
 def test_sigusr1_on_two_pipeline_ranks(root: Path, model: Path, data: Path) -> None:
     output, uninterrupted = root / "pp2-stopped", root / "pp2"
     stopped_at(model, data, output, signal.SIGUSR1, *PP2, *DISTRIBUTED)

@@ -95,6 +95,7 @@ def test_runs_that_start_together_share_or_keep_apart(tmp_path: Path, model: Pat
     assert found[0.1] != found[0.5]
 
 
+@pytest.mark.nightly
 def test_killed_it_loses_what_was_not_written(tmp_path: Path, model: Path, data: Path) -> None:
     """And a byte that the disk has lost costs the batch that it was of."""
     output = tmp_path / "killed"
@@ -142,6 +143,7 @@ def test_killed_it_loses_what_was_not_written(tmp_path: Path, model: Path, data:
     assert "continuing" not in done["unknown"].out
 
 
+@pytest.mark.nightly
 def test_another_rope_base_is_another_model(tmp_path: Path, model: Path, data: Path) -> None:
     """With the same weights: no resume, and no reference, of the one is the other's."""
     changed = shutil.copytree(model, tmp_path / "changed")

@@ -95,6 +95,7 @@ def sum_of_logps(model: Any, prompt: torch.Tensor, answer: torch.Tensor) -> torc
     return logps.gather(1, answer[:, None]).sum()
 
 
+@pytest.mark.nightly
 def test_two_training_steps(hf: Path, megatron: Path, tmp_path: Path) -> None:
     """DPO's losses at steps 1 and 2, computed with plain transformers and torch's AdamW.
 
