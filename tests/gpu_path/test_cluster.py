@@ -230,7 +230,7 @@ def _of_layers(calls: dict[str, int]) -> dict[str, int]:
     return {kind: count for kind, count in calls.items() if not kind.startswith(kinds)}
 
 
-@pytest.mark.parametrize("name", ["tensorwise", "blockwise", "tensorwise pipeline"])
+@pytest.mark.parametrize("name", [name for name in WORLDS if "wise" in name])
 def test_fp8_layers_quantise_and_others_do_not(name: str, found: Found) -> None:
     for job, result in zip(WORLDS[name], found[name], strict=True):
         quantised = sum(n for kind, n in result["calls"].items() if kind.startswith("quantize"))
