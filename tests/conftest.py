@@ -87,11 +87,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @cache
 def worker_group(file: str) -> str:
     """Which files share a worker: those with tests marked `parallel` do, those marked `engine`,
-    and each of the unhurried rooms, so that one of each kind runs at a time; any other has its own.
+    those of real Slurm, and each of the unhurried rooms, so that one of each kind runs at a time;
+    any other has its own.
 
     The controller of xdist knows no marks, only names of tests, so the file's text is read.
     """
     path = TESTS.parent / file
+    if path.parent.name == "system" and path.name.startswith("test_slurm_"):
+        return "slurm"
     text = path.read_text()
     if "mark.engine" in text:
         return "engine"

@@ -390,6 +390,7 @@ def small_disk(whole: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.nightly
 def test_a_full_disk(small_disk: Path, submit: Callable[..., Job], whole: Path) -> None:
     """The second checkpoint does not fit; when there is room, the job goes on from the first."""
     job = submit()
@@ -404,6 +405,7 @@ def test_a_full_disk(small_disk: Path, submit: Callable[..., Job], whole: Path) 
     assert_undisturbed(job, whole, restarts=1)
 
 
+@pytest.mark.nightly
 def test_a_second_job_in_the_same_directory(submit: Callable[..., Job], whole: Path) -> None:
     """It is refused at once and not queued again, and the first one is not disturbed."""
     first = submit()
