@@ -80,10 +80,16 @@ def _unasked(main: list[Verdict]) -> list[str]:
         (UNASKED, "**Could not be asked**"),
         (NOT_RUN, "**Not measured**, because an arm was not run"),
     ):
-        texts = [verdict.claim.text for verdict in main if verdict.outcome == outcome]
+        texts = [_text(verdict) for verdict in main if verdict.outcome == outcome]
         if texts:
             found.append(f"- {head}: {'; '.join(texts)}.")
     return found
+
+
+def _text(verdict: Verdict) -> str:
+    """The claim; where a run spoke against asking it, with what it was."""
+    why = f" ({'; '.join(verdict.notes)})" if verdict.outcome == UNASKED and verdict.notes else ""
+    return f"{verdict.claim.text}{why}"
 
 
 def control_lines(control: Control, protocol: Protocol) -> list[str]:
