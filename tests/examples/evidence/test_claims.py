@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from examples.film_reviews.evidence.answer import differences
+from examples.film_reviews.evidence.answer import differences, short_answer
 from examples.film_reviews.evidence.bootstrap import Interval
 from examples.film_reviews.evidence.claims import (
     CONTROL_FAILED,
@@ -118,6 +118,15 @@ def test_mixed_where_a_level_is_out_of_reach(tmp_path: Path) -> None:
     verdict = Verdict(claim(), MIXED, (near, far))
     assert differences(verdict) == (
         "at reward 0.2 refuted: +0.000 [-0.010, +0.010]; at reward 0.4 could not be asked"
+    )
+
+
+def test_a_main_claim_that_could_not_be_asked_says_why(tmp_path: Path) -> None:
+    main = claim(id="kl", x="kl", y="reward", main=True)
+    found = judged(tmp_path, ((0.37, 0.6),), main)
+    *_, line = short_answer(made(tmp_path / "more", base(1)), found)
+    assert line.startswith(
+        "- **Could not be asked**: GDPO is better (anywhere: KL and reward of gdpo were not"
     )
 
 
