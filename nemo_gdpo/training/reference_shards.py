@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nemo_gdpo.io.files import write_file
+from nemo_gdpo.io.tensor_file import with_ordered_metadata
 
 _NAME = re.compile(r"shard-(\d+)-(\d+)-(\d+)-of-(\d+)\.safetensors")
 PATTERN = "shard-*.safetensors"
@@ -129,7 +130,8 @@ class ShardWriter:
             "lengths": torch.tensor([v.shape[0] for _, v in self._rows], dtype=torch.int64),
             "values": torch.cat(values).contiguous(),
         }
-        content = save(tensors, metadata={KEY: self._digest, CONTENT: content_of(tensors)})
+        metadata = {KEY: self._digest, CONTENT: content_of(tensors)}
+        content = with_ordered_metadata(save(tensors, metadata=metadata))
         write_file(self._directory / place.name, content)
         sha256 = hashlib.sha256(content).hexdigest()
         self.written.append(Shard(place.name, len(content), sha256, rows.numpy()))

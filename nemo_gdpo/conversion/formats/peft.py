@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nemo_gdpo.config.lora import ADAPTER_CONFIG
@@ -27,6 +27,7 @@ from nemo_gdpo.conversion.engine import check_shapes
 from nemo_gdpo.conversion.model_config import read_json_object
 from nemo_gdpo.errors import UserError
 from nemo_gdpo.io.files import file_sha256
+from nemo_gdpo.io.tensor_file import with_ordered_metadata
 
 ADAPTER_MODEL = "adapter_model.safetensors"
 BASE_SHA256 = "base_sha256"
@@ -107,7 +108,8 @@ def write_peft(
         text = json.dumps(settings, indent=2) + "\n"
         (staging.path / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
         header = {"format": "pt", BASE_SHA256: base_sha256}
-        save_file(tensors, staging.path / ADAPTER_MODEL, metadata=header)
+        content = with_ordered_metadata(save(tensors, metadata=header))
+        (staging.path / ADAPTER_MODEL).write_bytes(content)
 
 
 @dataclass(frozen=True)
