@@ -22,6 +22,14 @@ _NAMES = {"I64": "<i8", "F64": "<f8", "I32": "<i4", "BOOL": "|b1"}
 _MOST_HEADER = 1 << 20
 
 
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What a safetensors file begins with: the header's length, and the header up to a multiple of
+    8 bytes."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_columns(file: IO[bytes], columns: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write columns block by block; they may be mapped.
 
@@ -45,9 +53,7 @@ def write_columns(file: IO[bytes], columns: Mapping[str, npt.NDArray[Any]]) -> N
             "shape": list(column.shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(header_bytes(header))
     for name in order:
         flat = columns[name].reshape(-1)
         for start in range(0, len(flat), BLOCK):
@@ -66,9 +72,7 @@ def with_ordered_metadata(content: bytes) -> bytes:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+    return header_bytes(header) + content[8 + length :]
 
 
 def map_columns(path: Path) -> dict[str, npt.NDArray[Any]]:

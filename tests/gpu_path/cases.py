@@ -144,9 +144,9 @@ FOUR_BITS_EXACT = [
 ]
 _NIGHTLY = (
     *(f"llama bf16 {name}" for name in (
-        "TP2 SP recompute full", "TP2 SP, Apex", "TP2 SP packed resident")),
+        "TP2 SP recompute full", "TP2 SP, Apex")),
     *(f"llama fp8_tensorwise {name}" for name in (
-        "TP2 SP packed resident", "TP2 SP recompute full", "TP2 SP recompute part")),
+        "TP2 SP packed resident", "TP2 SP recompute part")),
     "llama bf16 TP2 SP adapters",
     *(f"{model} fp8_mxfp8 {name}" for model, name in (
         ("llama", "DP2 recompute full"), ("gemma2", "TP2 SP packed"), ("gemma3", "PP2"),

@@ -178,7 +178,9 @@ def _picture(names: Sequence[str]) -> list[str]:
 
 def _left_out(records: Records, judged: Judged) -> list[str]:
     asked = [name for v in judged.verdicts for name in (v.claim.first, v.claim.second)]
-    absent = [f"`{name}`" for name in dict.fromkeys(asked) if not records.has(name)]
+    absent = [
+        f"`{name}`" for name in dict.fromkeys(asked) if not (records.has(name) or name in NO_ARMS)
+    ]
     lines = [f"- Asked for by the protocol and not run: {', '.join(absent)}."] if absent else []
     lines += [f"- `{name}` has no arm: {why}." for name, why in NO_ARMS.items() if name in asked]
     lines += [

@@ -7,7 +7,6 @@ type, shape and byte range, then the bytes of the tensors in that order.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +17,7 @@ from torch import Tensor
 from nemo_gdpo.conversion.engine import TensorSpec
 from nemo_gdpo.conversion.formats.hf_source import INDEX, SINGLE
 from nemo_gdpo.io.progress_file import ProgressFile
+from nemo_gdpo.io.tensor_file import header_bytes
 
 MAX_SHARD_BYTES = 5_000_000_000
 _NAMES = {
@@ -52,9 +52,7 @@ def _header(shard: Sequence[TensorSpec]) -> bytes:
             "data_offsets": [start, end],
         }
         start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8
-    return struct.pack("<Q", len(text)) + text
+    return header_bytes(entries)
 
 
 def _write_tensor(file: BinaryIO, spec: TensorSpec, name: str, tensor: Tensor) -> None:
